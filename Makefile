@@ -1,0 +1,66 @@
+# Everything goes through .venv, which is set up on first use and kept in step with the locks:
+# RUNTIME is what Tidegate needs, wheels only; TOOLS adds what tests and checks need (a C compiler too).
+PYTHON ?= python3
+BIN := .venv/bin
+RUNTIME := .venv/.runtime
+TOOLS := .venv/.tools
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format lock bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(TOOLS) ## set up .venv (PYTHON=python3.13 picks another interpreter, after make clean)
+
+demo: $(RUNTIME) ## a rollout from start to end (SCENARIO=healthy|drift|slow|errors|pins, ARGS=…)
+	@$(BIN)/tidegate demo $(if $(SCENARIO),--scenario $(SCENARIO)) $(ARGS)
+
+test: $(TOOLS) ## all tests (ARGS="-k ramp" picks some)
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(TOOLS) ## style, types, import rules, generated schemas
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/python -m schemas.generate --check
+
+format: $(TOOLS) ## rewrite the source in the project's style
+	@$(BIN)/ruff check --fix --quiet
+	@$(BIN)/ruff format --quiet
+
+lock: $(TOOLS) ## renew the locks after a change to pyproject.toml (ARGS=--upgrade for newer versions)
+	@$(PIP) uv
+	@$(COMPILE) $(ARGS) --group dev --output-file requirements.lock
+	@$(COMPILE) --group build --constraint requirements.lock --output-file requirements-runtime.lock
+
+bench: $(TOOLS) ## throughput of the worker on a real Kafka (ARGS=…)
+	@$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove .venv and what the tools left
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# While pip works the stamp stands aside: a setup that breaks off leaves none, and the next one
+# starts from nothing.
+$(RUNTIME): requirements-runtime.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Tidegate needs Python 3.11 or newer, and $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>/dev/null || echo not there)." \
+			"Name another: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up .venv"
+	@if [ -f $@ ]; then rm $@; else $(PYTHON) -m venv --clear .venv; fi
+	@$(PIP) --require-hashes -r requirements-runtime.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TOOLS): requirements.lock $(RUNTIME)
+	@echo "Adding the tools for tests and checks"
+	@mv $(RUNTIME) $(RUNTIME).aside
+	@$(PIP) --require-hashes -r requirements.lock
+	@mv $(RUNTIME).aside $(RUNTIME)
+	@touch $@

@@ -1,0 +1,328 @@
+"""Gates and abort rules: one small function each, from the metrics of both arms to a result.
+
+All gates and all rules are evaluated and listed, also when the first fails.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from gates.metrics import (
+    MISSING_MAX,
+    UNKNOWN,
+    ArmMetrics,
+    Interval,
+    difference,
+    drift_interval,
+    mean_surely_under,
+    mostly_present,
+    rate_interval,
+    rate_surely_over,
+    uplift,
+    uplift_interval,
+)
+from gates.sums import COVERAGE_BITS
+from schemas.decision import GateResult, RuleResult
+from schemas.manifest import Flag
+
+SLACK = 1e-9
+"""Equality passes a gate and fires no rule; floating point may miss equality by this much."""
+INFORMATION_ALPHA = 0.05
+QUALITY_GATES = ("delta_s.median_max", "delta_s.p95_max", "coverage_min", "lambda_convergent")
+SOFT_GATES = {
+    "latency_p95_over_budget": "latency_p95_uplift_max",
+    "cost_per_solved_over_budget": "cost_uplift_max",
+}
+"""The gate that each soft rule watches."""
+
+Status = Literal["pass", "fail", "unknown", "waived", "not_applicable", "off"]
+
+
+def rounded(value: float | None, digits: int = 12) -> float | None:
+    """A number as records show it: what lies below the rounding differs between math libraries."""
+    return None if value is None else round(value, digits) + 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both arms of one unit, and the flag whose rules apply."""
+
+    flag: Flag
+    canary: ArmMetrics
+    baseline: ArmMetrics
+
+    def gates(self) -> list[GateResult]:
+        """The eight gates, in the order of the manifest."""
+        gates = self.flag.gates
+        results = [
+            self._delta_s("delta_s.median_max", gates.delta_s.median_max, 0.5),
+            self._delta_s("delta_s.p95_max", gates.delta_s.p95_max, 0.95),
+            self._coverage(gates.coverage_min),
+            self._lambda(gates.lambda_convergent),
+            self._latency(gates.latency_p95_uplift_max),
+            self._error_rate(gates.error_rate_max),
+            self._tool_success(gates.tool_success_min),
+            self._cost(gates.cost_uplift_max),
+        ]
+        return self._waive(results)
+
+    def _enough(self, canary: int, baseline: int) -> bool:
+        least = self.flag.window.min_requests
+        return canary >= least and baseline >= least
+
+    @property
+    def _enough_served(self) -> bool:
+        return self._enough(self.canary.rows, self.baseline.rows)
+
+    @property
+    def _enough_quality(self) -> bool:
+        return self._enough(self.canary.quality_rows, self.baseline.quality_rows)
+
+    def _delta_s(self, gate: str, limit: float | None, q: float) -> GateResult:
+        c, b = self.canary.delta_s, self.baseline.delta_s
+        observed = difference(c.quantile(q), b.quantile(q))
+        known = (
+            self._enough_quality
+            and mostly_present(self.canary.quality_rows, c.count)
+            and mostly_present(self.baseline.quality_rows, b.count)
+        )
+        return _result(
+            gate,
+            limit,
+            _at_most(observed if known else None, limit),
+            observed,
+            (c.quantile(q), b.quantile(q)),
+            (c.count, b.count),
+            drift_interval(c, b, q, INFORMATION_ALPHA),
+        )
+
+    def _coverage(self, limit: float | None) -> GateResult:
+        quality = self.canary.quality
+        rows, observed = quality["coverage_rows"], quality.coverage
+        known = self._enough_quality and mostly_present(self.canary.quality_rows, rows)
+        return _result(
+            "coverage_min",
+            limit,
+            _at_least(observed if known else None, limit),
+            observed,
+            (observed, self.baseline.quality.coverage),
+            (rows, self.baseline.quality["coverage_rows"]),
+            rate_interval(quality["coverage_sum"] / (1 << COVERAGE_BITS), rows, INFORMATION_ALPHA),
+        )
+
+    def _lambda(self, wanted: bool) -> GateResult:
+        c, b = self.canary.lambda_, self.baseline.lambda_
+        least = self.flag.window.min_lambda_groups
+        if self.flag.policy.lambda_source == "probes":
+            good, n, share, other, n_other = c.convergent, c.complete, c.share, b.share, b.complete
+            known = n >= least
+        else:
+            (good, n, share), (_, n_other, other) = (_convergent_rows(a) for a in (self.canary, self.baseline))
+            known = n >= least and mostly_present(self.canary.quality_rows, n)
+        status: Status = "unknown"
+        if known and self._enough_quality:
+            status = "pass" if good == n else "fail"
+        return _result(
+            "lambda_convergent",
+            True if wanted else None,
+            status,
+            share,
+            (share, other),
+            (n, n_other),
+            rate_interval(good, n, INFORMATION_ALPHA),
+        )
+
+    def _latency(self, limit: float | None) -> GateResult:
+        c, b = self.canary.served.latency, self.baseline.served.latency
+        observed = uplift(c.quantile(0.95), b.quantile(0.95))
+        return _result(
+            "latency_p95_uplift_max",
+            limit,
+            _at_most(observed if self._enough_served else None, limit),
+            observed,
+            (c.quantile(0.95), b.quantile(0.95)),
+            (c.count, b.count),
+            uplift_interval(c, b, 0.95, INFORMATION_ALPHA),
+        )
+
+    def _error_rate(self, limit: float | None) -> GateResult:
+        observed = self.canary.error_rate
+        return _result(
+            "error_rate_max",
+            limit,
+            _at_most(observed if self._enough_served else None, limit),
+            observed,
+            (observed, self.baseline.error_rate),
+            (self.canary.rows, self.baseline.rows),
+            rate_interval(self.canary.served["errors"], self.canary.rows, INFORMATION_ALPHA),
+        )
+
+    def _tool_success(self, limit: float | None) -> GateResult:
+        c, b = self.canary.served, self.baseline.served
+        calls, observed = c["tool_calls"], self.canary.tool_success
+        known = self._enough_served and c["tool_missing"] <= MISSING_MAX * self.canary.rows
+        status = _at_least(observed if known else None, limit)
+        if not any(arm[counter] for arm in (c, b) for counter in ("tool_calls", "tool_missing")):
+            status = "not_applicable" if self._enough_served else "unknown"
+        return _result(
+            "tool_success_min",
+            limit,
+            status,
+            observed,
+            (observed, self.baseline.tool_success),
+            (calls, b["tool_calls"]),
+            rate_interval(c["tool_ok"], calls, INFORMATION_ALPHA),
+        )
+
+    def _cost(self, limit: float | None) -> GateResult:
+        c, b = self.canary, self.baseline
+        observed = uplift(c.cost_per_solved, b.cost_per_solved)
+        known = (
+            self._enough_served
+            and bool(b.cost_per_solved)
+            and all(mostly_present(arm.rows, arm.served["cost_rows"]) for arm in (c, b))
+        )
+        status = _at_most(observed if known else None, limit)
+        if known and not c.served["solved"]:
+            status = "fail"
+        return _result(
+            "cost_uplift_max",
+            limit,
+            status,
+            observed,
+            (c.cost_per_solved, b.cost_per_solved),
+            (c.served["solved"], b.served["solved"]),
+            UNKNOWN,
+        )
+
+    def _waive(self, results: list[GateResult]) -> list[GateResult]:
+        """Let a dearer canary pass where it is better: the cost gate alone fails and quality gained."""
+        gain, cost = self.flag.policy.quality_gain, results[-1]
+        if (
+            gain is None
+            or [r.gate for r in results if r.status == "fail"] != ["cost_uplift_max"]
+            or cost.observed is None
+            or cost.observed > gain.max_cost_uplift + SLACK
+        ):
+            return results
+        c, b = self.canary, self.baseline
+        median = difference(c.delta_s.quantile(0.5), b.delta_s.quantile(0.5))
+        tail = difference(c.delta_s.quantile(0.95), b.delta_s.quantile(0.95))
+        coverage = difference(c.quality.coverage, b.quality.coverage)
+        flips = difference(c.lambda_.flip_rate, b.lambda_.flip_rate) or 0.0
+        if median is None or tail is None or coverage is None:
+            return results
+        gained = -median >= gain.delta_s_median_gain - SLACK or coverage >= gain.coverage_gain - SLACK
+        if gained and max(median, tail, -coverage, flips) <= SLACK:
+            results[-1] = _replace_status(cost, "waived")
+        return results
+
+    def rules(self, gates: Iterable[GateResult], alpha: float | None) -> list[RuleResult]:
+        """The abort rules of the manifest, hard ones first.
+
+        ``alpha`` None: the window has ended and a rule fires on the value itself. Otherwise the window is open
+        and a hard rule fires only on an anytime bound at level ``alpha``, which the caller has split over the
+        rules; soft rules wait for the window's end.
+        """
+        by_id = {gate.gate: gate for gate in gates}
+        soft = [
+            self._soft(rule.kind, rule.value, by_id[SOFT_GATES[rule.kind]], ended=alpha is None)
+            for rule in self.flag.abort_rules.soft
+        ]
+        return self.hard_rules(alpha) + soft
+
+    def hard_rules(self, alpha: float | None) -> list[RuleResult]:
+        """The hard rules alone; ``alpha`` as for ``rules``."""
+        return [self._hard(rule.kind, rule.value, alpha) for rule in self.flag.abort_rules.hard]
+
+    def _hard(self, kind: str, limit: float, alpha: float | None) -> RuleResult:
+        c, b, quality = self.canary, self.baseline, self.canary.quality
+        least = self.flag.window.min_requests
+        surely = False
+        if kind == "delta_s_p95_over":
+            n, enough = c.delta_s.count, min(c.delta_s.count, b.delta_s.count) >= least
+            observed = difference(c.delta_s.quantile(0.95), b.delta_s.quantile(0.95))
+            over = observed is not None and observed > limit + SLACK
+            if over and enough and alpha is not None:
+                lower = drift_interval(c.delta_s, b.delta_s, 0.95, alpha)[0]
+                surely = lower is not None and lower > limit + SLACK
+        elif kind == "coverage_under":
+            n, observed = quality["coverage_rows"], quality.coverage
+            enough, over = n >= least, observed is not None and observed < limit - SLACK
+            if over and enough and alpha is not None:
+                total = quality["coverage_sum"] / (1 << COVERAGE_BITS)
+                surely = mean_surely_under(total, n, limit, alpha)
+        elif kind == "lambda_flip_rate_over":
+            n, observed = c.quality_rows, c.lambda_.flip_rate
+            enough, over = n >= least, observed is not None and observed > limit + SLACK
+            if over and enough and alpha is not None:
+                surely = any(rate_surely_over(k, units, limit, alpha / 2) for k, units in c.lambda_.tests)
+        else:
+            n, observed = c.rows, c.error_rate
+            enough, over = n >= least, observed is not None and observed > limit + SLACK
+            if over and enough and alpha is not None:
+                surely = rate_surely_over(c.served["errors"], n, limit, alpha)
+        return RuleResult(
+            kind=kind,
+            severity="hard",
+            value=limit,
+            observed=rounded(observed),
+            n=n,
+            fired=enough and over and (alpha is None or surely),
+        )
+
+    def _soft(self, kind: str, limit: float | None, gate: GateResult, *, ended: bool) -> RuleResult:
+        over = gate.observed is None or (limit is not None and gate.observed > limit + SLACK)
+        return RuleResult(
+            kind=kind,
+            severity="soft",
+            value=limit,
+            observed=gate.observed,
+            n=gate.n_canary,
+            fired=ended and gate.status == "fail" and over,
+        )
+
+
+def _convergent_rows(arm: ArmMetrics) -> tuple[int, int, float | None]:
+    rows = arm.quality["lambda_rows"]
+    good = rows - arm.quality["lambda_bad_rows"]
+    return good, rows, good / rows if rows else None
+
+
+def _at_most(observed: float | None, limit: float | None) -> Status:
+    if observed is None or limit is None:
+        return "unknown"
+    return "pass" if observed <= limit + SLACK else "fail"
+
+
+def _at_least(observed: float | None, limit: float | None) -> Status:
+    if observed is None or limit is None:
+        return "unknown"
+    return "pass" if observed >= limit - SLACK else "fail"
+
+
+def _result(
+    gate: str,
+    limit: float | bool | None,
+    status: Status,
+    observed: float | None,
+    values: tuple[float | None, float | None],
+    counts: tuple[int, int],
+    bounds: Interval,
+) -> GateResult:
+    return GateResult(
+        gate=gate,
+        status="off" if limit is None else status,
+        observed=rounded(observed),
+        threshold=limit,
+        canary=rounded(values[0]),
+        baseline=rounded(values[1]),
+        n_canary=counts[0],
+        n_baseline=counts[1],
+        lower=rounded(bounds[0], 6),
+        upper=rounded(bounds[1], 6),
+    )
+
+
+def _replace_status(result: GateResult, status: Status) -> GateResult:
+    return GateResult(**{f: getattr(result, f) for f in result.__struct_fields__} | {"status": status})

@@ -1,0 +1,245 @@
+"""What is kept of the events of one arm: counters, digests, λ groups, pins and sticky ids, all mergeable.
+
+Everything but the digests is the same in whatever order it is added up (integers, sets, maxima), and the digests
+are merged in a fixed order, so the sums of a window depend on its events alone.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Generic, Self, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gates.digest import Digest
+
+T = TypeVar("T")
+Ids = NDArray[np.uint64]
+Ints = NDArray[np.int64]
+
+COUNTERS = (
+    "requests",
+    "exposures",
+    "errors",
+    "rate_limited",
+    "tool_calls",
+    "tool_ok",
+    "tool_missing",
+    "cost_rows",
+    "cost_high",
+    "cost_low",
+    "solved",
+    "coverage_rows",
+    "coverage_sum",
+    "lambda_rows",
+    "lambda_bad_rows",
+    "lambda_events",
+    "lambda_flips",
+    "lambda_misspelt",
+)
+"""``tool_missing``: requests with calls but no ``tool_ok``. ``cost_rows``: requests with both cost and solved.
+``lambda_rows``: requests with a λ state; ``lambda_events``: those of them without probe tags."""
+
+HIGH_BITS, LOW_BITS = 12, 45
+"""Cost is summed exactly: the high part in units of 2^-12, the low part in units of 2^-57."""
+COVERAGE_BITS = 40
+"""Coverage is summed in units of 2^-40."""
+
+SAMPLE_CAP = 1 << 17
+"""Sticky ids held for one arm of one stage; beyond it every second, fourth, … id by hash is followed."""
+PIN_SETS_CAP = 32
+"""Distinct sets of pins listed for one arm; beyond it only their count grows."""
+
+CONVERGED, FLIPPED = 1, 2
+RUNS_PER_GROUP = 6
+_MAX = 2**63 - 1
+
+
+def cost_parts(cost: NDArray[np.float64]) -> tuple[Ints, Ints]:
+    """Split finite costs in [0, 1e9] into integers whose sums do not depend on the order of addition."""
+    scaled = cost * float(1 << HIGH_BITS)
+    high = np.floor(scaled)
+    low = np.rint((scaled - high) * float(1 << LOW_BITS))
+    return high.astype(np.int64), low.astype(np.int64)
+
+
+class IdSample:
+    """A set of 64-bit hashes of sticky ids, thinned by hash value once it outgrows ``SAMPLE_CAP``.
+
+    Level k keeps the hashes below 2^(64-k), the same ones whatever the order of arrival, so questions about the
+    set are answered exactly for one id in 2^k.
+    """
+
+    __slots__ = ("_ids", "_new", "_waiting", "level")
+
+    def __init__(self, level: int = 0, ids: Ids | None = None) -> None:
+        self.level = level
+        self._ids: Ids = np.empty(0, np.uint64) if ids is None else ids
+        self._new: list[Ids] = []
+        self._waiting = 0
+
+    def add(self, ids: Ids) -> None:
+        """Add hashes, repeats allowed."""
+        if len(ids):
+            self._new.append(ids)
+            self._waiting += len(ids)
+            if self._waiting > max(4096, len(self._ids)):
+                self._settle()
+
+    def merge(self, other: "IdSample") -> None:
+        """Add another sample's ids; the coarser of the two levels holds."""
+        if other.level > self.level:
+            self._settle()
+            self.level = other.level
+            self._ids = self._thin(self._ids)
+        self.add(other.ids)
+
+    @property
+    def ids(self) -> Ids:
+        """The distinct hashes, ascending."""
+        self._settle()
+        return self._ids
+
+    def within(self, level: int) -> Ids:
+        """The distinct hashes that a sample of that (coarser or equal) level keeps."""
+        ids = self.ids
+        return ids[: np.searchsorted(ids, np.uint64((1 << (64 - level)) - 1), side="right")]
+
+    def _settle(self) -> None:
+        if not self._new:
+            return
+        # Levels only grow with the set, so thinning late or early ends at the same level.
+        self._ids = self._thin(np.unique(np.concatenate([self._ids, *self._new])))
+        self._new, self._waiting = [], 0
+        while len(self._ids) > SAMPLE_CAP:
+            self.level += 1
+            self._ids = self._thin(self._ids)
+
+    def _thin(self, ids: Ids) -> Ids:
+        return ids[ids <= np.uint64((1 << (64 - self.level)) - 1)] if self.level else ids
+
+    def dump(self) -> tuple[int, bytes]:
+        """Level and ascending little-endian hashes."""
+        return self.level, self.ids.astype("<u8").tobytes()
+
+    @classmethod
+    def load(cls, state: Any) -> Self:
+        """Read back what ``dump`` gave."""
+        level, ids = state
+        return cls(level, np.frombuffer(ids, "<u8"))
+
+
+def shared(one: IdSample, other: IdSample) -> tuple[Ids, int]:
+    """The hashes in both samples, and the level at which they were looked at."""
+    level = max(one.level, other.level)
+    return np.intersect1d(one.within(level), other.within(level), assume_unique=True), level
+
+
+class PinSet(msgspec.Struct, array_like=True):
+    """How often one set of pins was seen, and where first: (pane, partition, offset)."""
+
+    count: int
+    first: tuple[int, int, int]
+
+
+class Sums(msgspec.Struct, array_like=True):
+    """The events of one arm and source in one span of time."""
+
+    counters: list[int] = msgspec.field(default_factory=lambda: [0] * len(COUNTERS))
+    delta_s: Digest = msgspec.field(default_factory=Digest)
+    latency: Digest = msgspec.field(default_factory=Digest)
+    groups: dict[int, int] = msgspec.field(default_factory=dict)
+    pins: dict[str, PinSet] = msgspec.field(default_factory=dict)
+    sticky: IdSample = msgspec.field(default_factory=IdSample)
+
+    def __getitem__(self, counter: str) -> int:
+        return self.counters[COUNTERS.index(counter)]
+
+    def count(self, row: Iterable[int]) -> None:
+        """Add a row of counters in the order of ``COUNTERS``."""
+        self.counters = [a + b for a, b in zip(self.counters, row, strict=True)]
+        self._carry()
+
+    def _carry(self) -> None:
+        high, low = COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
+        self.counters[high] = min(self.counters[high] + (self.counters[low] >> LOW_BITS), _MAX)
+        self.counters[low] &= (1 << LOW_BITS) - 1
+
+    def probe(self, group: int, run: int, state: int) -> None:
+        """Note one run (0..5) of a λ group; a repeated run keeps its worse state."""
+        self.groups[group] = _worse(self.groups.get(group, 0), state << 2 * run)
+
+    def see_pins(self, pins: str, count: int, first: tuple[int, int, int]) -> None:
+        """Note ``count`` requests with a set of pins, the first of them at (pane, partition, offset)."""
+        known = self.pins.get(pins)
+        if known is not None:
+            known.count += count
+            known.first = min(known.first, first)
+        elif len(self.pins) < PIN_SETS_CAP:
+            self.pins[pins] = PinSet(count, first)
+
+    def merge(self, other: "Sums") -> None:
+        """Add the sums of another span, all but its sticky ids, which are followed per stage."""
+        self.count(other.counters)
+        self.delta_s.merge(other.delta_s)
+        self.latency.merge(other.latency)
+        for group, runs in other.groups.items():
+            self.groups[group] = _worse(self.groups.get(group, 0), runs)
+        for pins, seen in other.pins.items():
+            self.see_pins(pins, seen.count, seen.first)
+
+    @property
+    def cost(self) -> float:
+        """Σ cost, rounded once."""
+        total = (self["cost_high"] << LOW_BITS) + self["cost_low"]
+        return total / (1 << (HIGH_BITS + LOW_BITS))
+
+    @property
+    def coverage(self) -> float | None:
+        """Mean coverage; None without values."""
+        rows = self["coverage_rows"]
+        return self["coverage_sum"] / (rows << COVERAGE_BITS) if rows else None
+
+
+def _worse(one: int, other: int) -> int:
+    """Slot-wise maximum of two packed λ groups: 2 bits a run, 0 missing, 1 convergent, 2 not."""
+    flipped = (one | other) & 0xAAA
+    return flipped | ((one | other) & 0x555 & ~(flipped >> 1))
+
+
+def complete(runs: int) -> bool:
+    """Whether all six runs of a λ group were seen."""
+    return (runs | runs >> 1) & 0x555 == 0x555
+
+
+def flipped(runs: int) -> bool:
+    """Whether any run of a λ group was anything but convergent."""
+    return bool(runs & 0xAAA)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Digest | IdSample):
+        return value.dump()
+    raise NotImplementedError(type(value))
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind in (Digest, IdSample):
+        return kind.load(value)
+    raise NotImplementedError(kind)
+
+
+class StateCodec(Generic[T]):
+    """MessagePack of a state struct, digests and samples included."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
+        self._decoder = msgspec.msgpack.Decoder(kind, dec_hook=_decode)
+
+    def dump(self, state: T) -> bytes:
+        """The state's bytes."""
+        return self._encoder.encode(state)
+
+    def load(self, blob: bytes) -> T:
+        """The state back; msgspec.MsgspecError if the bytes are no such state."""
+        return self._decoder.decode(blob)

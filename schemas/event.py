@@ -1,0 +1,154 @@
+"""One telemetry event: what a service says about one request, one assignment, or the time.
+
+The struct is the single definition. The worker's column decoder derives its lean wire struct from it, the
+publisher validates with it, and the JSON Schema is generated from it. ``parse`` is the only judge of validity.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.errors import EventError
+
+PINS = ("MODEL_VER", "PROMPT_VER", "INDEX_HASH", "RERANK_CONF", "TOK_VER", "ANALYZER_CONF")
+"""The six version pins every request should carry."""
+
+CONVERGENT = frozenset(("→", "->", "convergent"))
+KNOWN_LAMBDA = CONVERGENT | {"←", "<-", "divergent", "<>", "recursive", "×", "x", "chaotic"}
+
+MAX_TS = 2**53 - 1
+MAX_COST = 1e9
+FUTURE_MS = 60_000
+"""How far ``ts`` may lie ahead of the record's own timestamp."""
+
+Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of a tool inside a request."""
+
+    name: str
+    args_hash: str | None = None
+    idempotency_key: str | None = None
+    effect_id: str | None = None
+    write: bool | None = None
+
+
+class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One record of the telemetry topic, keyed by ``sticky_id``; ``null`` means absent."""
+
+    ts: Annotated[int, Meta(ge=0, le=MAX_TS, description="event time, ms since the epoch, UTC")]
+    kind: Annotated[
+        Literal["request", "exposure", "tick"],
+        Meta(description="exposure: an assignment was made; tick: only moves the watermark"),
+    ] = "request"
+    event_id: Annotated[Name | None, Meta(description="unique per event; required but for ticks")] = None
+    flag: Annotated[Name | None, Meta(description="required but for ticks")] = None
+    arm: Annotated[Literal["baseline", "canary"] | None, Meta(description="required but for ticks")] = None
+    sticky_id: Annotated[
+        Name | None,
+        Meta(description="what the assignment sticks to; record key; required but for ticks"),
+    ] = None
+    tenant: str | None = None
+    region: str | None = None
+    endpoint: str | None = None
+    cohort: str | None = None
+    surface: str | None = None
+    source: Annotated[
+        Literal["traffic", "gold", "shadow", "warmup"] | None,
+        Meta(description="default traffic; shadow: mirrored, not served; warmup: counts for nothing"),
+    ] = None
+    versions: Annotated[dict[str, str] | None, Meta(description="the six pins and any other version")] = None
+    delta_s: Annotated[float, Meta(ge=0, le=2, description="1 - cosine(answer, anchor)")] | None = None
+    coverage: Annotated[float, Meta(ge=0, le=1, description="share of the target section retrieved")] | None = None
+    lambda_state: Annotated[
+        str | None, Meta(description="→ ← <> ×, -> <- x, or the words; anything else counts as ×")
+    ] = None
+    query_id: Annotated[str | None, Meta(description="probe tag: with paraphrase and seed, one λ run")] = None
+    paraphrase: Annotated[int, Meta(ge=1, le=3)] | None = None
+    seed: Annotated[int, Meta(ge=1, le=2)] | None = None
+    latency_ms: Annotated[float, Meta(ge=0, description="required for requests; failed ones count too")] | None = None
+    error: Annotated[bool | None, Meta(description="error or status is required for requests")] = None
+    status: Annotated[Count | None, Meta(description="HTTP status; >= 500 or a final 429 is an error")] = None
+    attempts: Count | None = None
+    rate_limited: Annotated[bool | None, Meta(description="a 429 was met, even if retried to success")] = None
+    tool_calls: Count | None = None
+    tool_ok: Annotated[Count | None, Meta(description="at most tool_calls")] = None
+    tools: list[ToolCall] | None = None
+    cost: Annotated[float, Meta(ge=0, le=MAX_COST)] | None = None
+    solved: bool | None = None
+    cache_namespace: str | None = None
+    cache_hit: bool | None = None
+    assignment_key: str | None = None
+    bucket: Annotated[float, Meta(ge=0, le=1)] | None = None
+    evaluated_by: Literal["server", "client"] | None = None
+    manifest_hash: str | None = None
+    applied_seq: Count | None = None
+    reason_status: Literal["ok", "failed"] | None = None
+    output_mode: Literal["full", "cite_only"] | None = None
+
+
+_decoder = msgspec.json.Decoder(TelemetryEvent)
+
+
+def _fault(event: TelemetryEvent) -> str | None:
+    """The first rule across fields that the event breaks."""
+    if event.kind == "tick":
+        return None
+    for field in ("event_id", "flag", "arm", "sticky_id"):
+        if getattr(event, field) is None:
+            return f"`{field}` is required for kind `{event.kind}`"
+    if event.kind == "request":
+        if event.latency_ms is None:
+            return "`latency_ms` is required for kind `request`"
+        if event.error is None and event.status is None:
+            return "`error` or `status` is required for kind `request`"
+    if (event.tool_ok or 0) > (event.tool_calls or 0):
+        return "`tool_ok` is larger than `tool_calls`"
+    return None
+
+
+def parse(value: bytes | None, timestamp: int | None = None) -> TelemetryEvent:
+    """Decode one record's value and check everything that can be checked on it alone.
+
+    ``timestamp`` is the record's own timestamp in ms, None where there is none (then a ``ts`` in the future
+    is not noticed). Raises EventError, whose message names the field.
+    """
+    if value is None:
+        raise EventError("not JSON: the record has no value")
+    try:
+        event = _decoder.decode(value)
+        # Lone surrogates decode but cannot be written as UTF-8 again.
+        msgspec.json.encode(event)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise EventError(str(error)) from None
+    except RecursionError:
+        raise EventError("JSON is nested too deeply") from None
+    fault = _fault(event)
+    if fault:
+        raise EventError(fault)
+    if timestamp is not None and event.ts > timestamp + FUTURE_MS:
+        raise EventError(f"future_timestamp: `ts` is {event.ts - timestamp} ms ahead of the record's timestamp")
+    return event
+
+
+def encode(event: TelemetryEvent | Mapping[str, Any]) -> bytes:
+    """The record value for an event, or for a mapping of its fields.
+
+    Raises EventError with the name of the field if the event would be dead-lettered.
+    """
+    if not isinstance(event, TelemetryEvent):
+        for name, number in event.items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise EventError(f"`{name}` is not finite")
+        try:
+            event = msgspec.convert(dict(event), TelemetryEvent)
+        except msgspec.MsgspecError as error:
+            raise EventError(str(error)) from None
+    value = msgspec.json.encode(event)
+    parse(value)
+    return value

@@ -1,0 +1,199 @@
+"""``python -m schemas.generate [--check]``: the JSON Schemas and the AsyncAPI document.
+
+They are made from the definitions in this package and committed, so that other languages need no
+Python. ``--check`` writes nothing and exits 1, naming each file that is not what it would write.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from schemas.decision import Command, Decision
+from schemas.event import TelemetryEvent
+from schemas.manifest import Manifest
+
+FOLDER = Path(__file__).parent
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+BASE = "https://tidegate.dev/schemas"
+KAFKA = "0.5.0"
+"""Version of the AsyncAPI bindings for Kafka."""
+
+
+def _present(*fields: str) -> dict[str, Any]:
+    """A schema in which the fields are there and not null."""
+    some = {field: {"not": {"type": "null"}} for field in fields}
+    return {"required": list(fields), "properties": some}
+
+
+def _event_rules() -> dict[str, Any]:
+    """What depends on ``kind``; the struct's types cannot say it, ``schemas.event.parse`` does."""
+    is_tick = {"properties": {"kind": {"const": "tick"}}, "required": ["kind"]}
+    is_request = {"properties": {"kind": {"const": "request"}}}
+    outcome = {"anyOf": [_present("error"), _present("status")]}
+    return {
+        "allOf": [
+            {"if": is_tick, "else": _present("event_id", "flag", "arm", "sticky_id")},
+            {"if": is_request, "then": {"allOf": [_present("latency_ms"), outcome]}},
+        ]
+    }
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each record, draft 2020-12, by file name."""
+    made = {
+        "telemetry-event": msgspec.json.schema(TelemetryEvent) | _event_rules(),
+        "manifest": Manifest.model_json_schema(),
+        "decision": msgspec.json.schema(Decision),
+        "command": msgspec.json.schema(Command),
+    }
+    return {
+        f"{name}.schema.json": {
+            "$schema": DIALECT,
+            "$id": f"{BASE}/{name}.schema.json",
+            "title": f"Tidegate {name.replace('-', ' ')}",
+        }
+        | schema
+        for name, schema in made.items()
+    }
+
+
+def _message(title: str, key: str, payload: object, **more: object) -> dict[str, Any]:
+    kafka = {"key": {"type": "string", "description": key}, "bindingVersion": KAFKA}
+    return {"title": title, "payload": payload, **more, "bindings": {"kafka": kafka}}
+
+
+def _headers(properties: dict[str, Any]) -> dict[str, Any]:
+    said = "where the record stood, as UTF-8 text, after the record's own headers"
+    return {"type": "object", "description": said, "properties": properties}
+
+
+def _record(name: str) -> dict[str, str]:
+    return {"$ref": f"./json/{name}.schema.json"}
+
+
+def asyncapi() -> dict[str, Any]:
+    """The topics as an AsyncAPI 3.0 document, seen from the services around the worker."""
+    event = _record("telemetry-event")
+    unit = "`flag|region`"
+    stood: dict[str, Any] = {
+        "tidegate.topic": {"type": "string"},
+        "tidegate.partition": {"type": "string", "pattern": "^[0-9]+$"},
+        "tidegate.offset": {"type": "string", "pattern": "^[0-9]+$"},
+    }
+    error = {"tidegate.error": {"type": "string", "description": "the field and what is wrong"}}
+    untouched = {"description": "the record's value, unchanged, whatever it was"}
+    topics = {
+        "telemetry": ("send", "Say what happened to each request; ticks move the time.", "delete"),
+        "late": ("receive", "Events whose pane was closed already; counted, never added.", "delete"),
+        "dead-letter": ("receive", "Records that are no valid event, unchanged.", "delete"),
+        "decisions": ("receive", "Every decision with every number it rests on.", "delete"),
+        "control": ("receive", "Apply the weights; drop repeats by `command_id`.", "compact"),
+    }
+    messages = {
+        "telemetry": _message("Telemetry event", "the event's `sticky_id`", event),
+        "late": _message("Late event", "the event's `sticky_id`", event, headers=_headers(stood)),
+        "dead-letter": _message(
+            "Dead letter",
+            "the record's own key",
+            untouched,
+            headers=_headers(stood | error),
+            contentType="application/octet-stream",
+        ),
+        "decisions": _message("Decision", unit, _record("decision")),
+        "control": _message("Command", unit, _record("command")),
+    }
+    channels = {
+        name: {
+            "address": f"tidegate.{name}",
+            "description": what,
+            "messages": {name: {"$ref": f"#/components/messages/{name}"}},
+            "bindings": {
+                "kafka": {
+                    "topicConfiguration": {"cleanup.policy": [cleanup]},
+                    "bindingVersion": KAFKA,
+                }
+            },
+        }
+        for name, (_, what, cleanup) in topics.items()
+    }
+    operations = {
+        operation: {
+            "action": topics[name][0],
+            "summary": summary,
+            "channel": {"$ref": f"#/channels/{name}"},
+            "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
+        }
+        for operation, name, summary in (
+            ("publishTelemetry", "telemetry", "A service publishes what happened."),
+            ("applyCommands", "control", "A router or flag server applies commands."),
+            ("auditDecisions", "decisions", "An auditor reads decisions and checks the chain."),
+            ("inspectLate", "late", "An operator looks at what came too late."),
+            ("inspectDeadLetters", "dead-letter", "An operator looks at what could not be read."),
+        )
+    }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Tidegate",
+            "version": "1.0.0",
+            "description": "Telemetry in; decisions, and promote and abort commands, out.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"messages": messages},
+    }
+
+
+class _Plain(yaml.SafeDumper):
+    """A dumper that writes repeated values out instead of naming them with anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def files() -> dict[Path, str]:
+    """The text of every generated file by its path under ``schemas/``."""
+    texts = {
+        Path("json") / name: json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in json_schemas().items()
+    }
+    document = yaml.dump(asyncapi(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100)
+    header = "# Written by `python -m schemas.generate`; do not edit.\n"
+    return texts | {Path("asyncapi.yaml"): header + document}
+
+
+def stale(folder: Path, texts: Mapping[Path, str]) -> list[Path]:
+    """The files under ``folder`` that are missing or not what ``texts`` says."""
+    return [
+        path
+        for path, text in texts.items()
+        if not (folder / path).is_file() or (folder / path).read_text(encoding="utf-8") != text
+    ]
+
+
+def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
+    """Write or check the files; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m schemas.generate", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on drift")
+    check = parser.parse_args(arguments).check
+    texts = files()
+    old = stale(folder, texts)
+    for path in old:
+        if check:
+            print(f"{folder / path} is stale: run python -m schemas.generate", file=sys.stderr)
+        else:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(texts[path], encoding="utf-8")
+    return 1 if check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,592 @@
+"""The flag manifest: the page's YAML in, resolved flags out.
+
+Every default is the page's ("Feature Flags and Safe Launch"). A manifest that could be misread is
+refused with the YAML path of the first fault in file order and the way out: a misspelt rule that is
+silently ignored would be the worst failure of all.
+"""
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from schemas.canonical import sha256_of
+from schemas.document import Document, Fault, Loc, cut, dotted
+from schemas.errors import ManifestError
+from schemas.event import PINS
+
+FlagKind = Literal["kill_switch", "progressive_rollout", "quality_gated", "safety_guard", "cost_guard"]
+HardKind = Literal["delta_s_p95_over", "coverage_under", "lambda_flip_rate_over", "error_rate_over"]
+SoftKind = Literal["latency_p95_over_budget", "cost_per_solved_over_budget"]
+
+DEFAULT_STAGES = (0.05, 0.25, 0.50, 1.0)
+_KINDS = {"hard": get_args(HardKind), "soft": get_args(SoftKind)}
+SLACK = 1e-9
+"""What weights may be off from summing to 1, for floating point."""
+
+MAX_DURATION_MS = 366 * 86_400_000
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+LESS_IS_LOOSER = frozenset(("coverage_min", "tool_success_min", "coverage_under"))
+GATE_OF_RULE = {
+    "delta_s_p95_over": "delta_s.p95_max",
+    "coverage_under": "coverage_min",
+    "error_rate_over": "error_rate_max",
+    "latency_p95_over_budget": "latency_p95_uplift_max",
+    "cost_per_solved_over_budget": "cost_uplift_max",
+}
+"""The gate that a rule's value is measured against; the flip rate has none."""
+
+
+def _fault(problem: str, fix: str, *at: str | int) -> PydanticCustomError:
+    """A refusal at ``at`` below the value under validation; a ValueError, ``problem; fix``."""
+    context = {"problem": problem, "fix": fix, "at": list(at)}
+    return PydanticCustomError("manifest", "{problem}; {fix}", context)
+
+
+def parse_duration(text: object) -> int:
+    """Milliseconds in ``500ms``, ``90s``, ``15m``, ``1h`` or ``1d``, up to 366 days.
+
+    Raises ValueError with the way out; a bare number is refused because it does not say its unit.
+    """
+    match = re.fullmatch(r"([0-9]{1,15})(ms|s|m|h|d)", text) if isinstance(text, str) else None
+    if match is None:
+        bare = not isinstance(text, bool) and re.fullmatch(r"[0-9]{1,15}", str(text))
+        example = f"{text}s" if bare else "90s, 15m or 1h"
+        fix = f"write a whole number and its unit: {example}"
+        raise _fault(f"{_said(text)} is no duration", fix)
+    length = int(match[1]) * _UNIT_MS[match[2]]
+    if length > MAX_DURATION_MS:
+        raise _fault(f"{text} is longer than 366 days", "write a shorter duration")
+    return length
+
+
+def _flag_name(name: str) -> str:
+    bad = [c for c in name if c == "|" or unicodedata.category(c) in ("Cc", "Zl", "Zp")]
+    if bad or not name.strip():
+        what = f"has {json.dumps(bad[0])} in it" if bad else "is blank"
+        raise _fault(f"this flag name {what}", "rename the flag: text without `|` and control characters")
+    return name
+
+
+def _delta_s_off(value: object) -> object:
+    return {"median_max": None, "p95_max": None} if value is None else value
+
+
+def _null_is_false(value: object) -> object:
+    return False if value is None else value
+
+
+def _off_is_none(value: object) -> object:
+    return None if value is False or value == "off" else value
+
+
+def _looser(name: str, value: float, than: float) -> bool:
+    return value < than if name in LESS_IS_LOOSER else value > than
+
+
+def _no_duplicates(ids: tuple[str, ...]) -> tuple[str, ...]:
+    for i, one in enumerate(ids):
+        if one in ids[:i]:
+            raise _fault(f"{cut(one)} is listed twice", "remove one", i)
+    if "all" in ids and len(ids) > 1:
+        raise _fault('"all" stands beside other ids', 'keep either ["all"] or the ids')
+    return ids
+
+
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Drift = Annotated[Number, Field(ge=0, le=2)]
+Uplift = Annotated[Number, Field(ge=0)]
+Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)]
+Bool = Annotated[bool, Strict()]
+Text = Annotated[str, Strict(), Field(min_length=1)]
+Ids = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_no_duplicates)]
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}),
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Scope(_Part):
+    """What the flag covers; ``("all",)`` is everything."""
+
+    tenants: Ids = ("all",)
+    regions: Ids = ("all",)
+    """Each region is a unit of its own, staged on its own."""
+    endpoints: Ids = ("all",)
+    cohorts: Ids = ("all",)
+    surfaces: Ids = ("all",)
+
+
+class Traffic(_Part):
+    """The ramp: the canary's weight, stage by stage."""
+
+    baseline_weight: Share = Field(0.95, exclude=True)
+    """1 - canary_weight."""
+    canary_weight: Share = Field(0.05, exclude=True)
+    """The first stage."""
+    stages: tuple[Share, ...] = Field((), min_length=1)
+    """Rising from canary_weight; left out: canary_weight, then the larger of 0.05, 0.25, 0.5, 1."""
+    shadow: Bool = False
+    """A stage of canary weight 0 comes first, judged on shadow rows."""
+
+    @model_validator(mode="after")
+    def _one_ramp(self) -> "Traffic":
+        given = self.model_fields_set
+        canary, baseline = self.canary_weight, self.baseline_weight
+        if "canary_weight" not in given:
+            # 12 digits, so that 1 - 0.95 is the 0.05 that its author meant.
+            rest = round(1 - baseline, 12)
+            canary = rest if "baseline_weight" in given else (*self.stages, canary)[0]
+        elif "baseline_weight" in given and abs(canary + baseline - 1) > SLACK:
+            raise _fault(
+                f"the weights {baseline:.10g} and {canary:.10g} sum to {canary + baseline:.10g}, not 1",
+                f"write canary_weight: {1 - baseline:.10g}, or leave one of the two out",
+                "canary_weight",
+            )
+        stages = self.stages or (canary, *(stage for stage in DEFAULT_STAGES if stage > canary))
+        if abs(stages[0] - canary) > SLACK:
+            raise _fault(
+                f"the first stage is {stages[0]:.10g}, but canary_weight is {canary:.10g}",
+                f"start the stages at {canary:.10g} or change the weights",
+                "stages",
+                0,
+            )
+        for i in range(1, len(stages)):
+            if stages[i] <= stages[i - 1]:
+                raise _fault(
+                    f"stage {stages[i]:.10g} is not above the one before it, {stages[i - 1]:.10g}",
+                    "list the stages in rising order",
+                    "stages",
+                    i,
+                )
+        baseline = round(1 - stages[0], 12)
+        return self.model_copy(update={"canary_weight": stages[0], "baseline_weight": baseline, "stages": stages})
+
+
+class Window(_Part):
+    """The evaluation window."""
+
+    length_ms: Duration = Field(900_000, alias="length", json_schema_extra={"default": "15m"})
+    """A whole number of panes."""
+    settle_ms: Duration = Field(10_000, alias="settle", json_schema_extra={"default": "10s"})
+    """How long a new stage settles before its first window."""
+    hold_windows: Count = 1
+    """Green windows in a row that a stage needs before the next."""
+    min_requests: Count = 20
+    """Rows in either arm below which a gate is unknown."""
+    min_lambda_groups: Count = 1
+    """Complete probe groups (events, with lambda_source traffic) below which λ is unknown."""
+    late_max: Share = 0.01
+    """Share of late events above which the window is unstable."""
+
+    @model_validator(mode="after")
+    def _whole_panes(self, info: ValidationInfo) -> "Window":
+        pane_ms = (info.context or {}).get("pane_ms", 1)
+        if self.length_ms < pane_ms or self.length_ms % pane_ms:
+            panes = max(1, -(-self.length_ms // pane_ms))
+            problem = f"the window is no multiple of the pane, {_duration(pane_ms)}"
+            raise _fault(problem, f"write length: {_duration(panes * pane_ms)}", "length")
+        return self
+
+
+class DeltaS(_Part):
+    """ΔS drift of the canary against the baseline."""
+
+    median_max: Drift | None = 0.03
+    p95_max: Drift | None = 0.10
+
+
+class Gates(_Part):
+    """What must hold to graduate; a gate left out has the page's limit, null turns it off."""
+
+    delta_s: Annotated[DeltaS, BeforeValidator(_delta_s_off, json_schema_input_type=DeltaS | None)] = DeltaS()
+    coverage_min: Share | None = 0.70
+    lambda_convergent: Annotated[Bool, BeforeValidator(_null_is_false, json_schema_input_type=bool | None)] = True
+    latency_p95_uplift_max: Uplift | None = 0.15
+    error_rate_max: Share | None = 0.005
+    tool_success_min: Share | None = 0.99
+    cost_uplift_max: Uplift | None = 0.10
+
+    def limits(self) -> dict[str, float | bool | None]:
+        """Limits by gate id, the YAML path under ``gates``, in the page's order.
+
+        None or False is off.
+        """
+        return {
+            "delta_s.median_max": self.delta_s.median_max,
+            "delta_s.p95_max": self.delta_s.p95_max,
+            **{name: value for name, value in self if name != "delta_s"},
+        }
+
+
+class HardRule(_Part):
+    """Aborts as soon as it fires."""
+
+    kind: HardKind
+    value: Number
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "HardRule":
+        top = 2 if self.kind == "delta_s_p95_over" else 1
+        if not 0 <= self.value <= top:
+            raise _fault(f"{self.value:.10g} is out of range", f"write a value from 0 to {top}", "value")
+        return self
+
+
+class SoftRule(_Part):
+    """Freezes the ramp; a second strike rolls back."""
+
+    kind: SoftKind
+    value: Uplift | None = None
+    """Left out: the gate's limit; None once resolved if that gate is off."""
+
+
+Rule = HardRule | SoftRule
+
+
+class AbortRules(_Part):
+    """When the ramp stops; a list left out is the page's, an empty one is none."""
+
+    hard: tuple[HardRule, ...] = (
+        HardRule(kind="delta_s_p95_over", value=0.15),
+        HardRule(kind="coverage_under", value=0.60),
+        HardRule(kind="lambda_flip_rate_over", value=0.20),
+        HardRule(kind="error_rate_over", value=0.01),
+    )
+    soft: tuple[SoftRule, ...] = tuple(SoftRule(kind=kind) for kind in get_args(SoftKind))
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> "AbortRules":
+        for severity, rules in self:
+            kinds = [rule.kind for rule in rules]
+            for i, kind in enumerate(kinds):
+                if kind in kinds[:i]:
+                    raise _fault(f"a second rule {kind}", "keep one rule of a kind", severity, i, "kind")
+        return self
+
+
+class QualityGain(_Part):
+    """When a failed cost gate is waived: how dear it may be, and what quality must have gained."""
+
+    max_cost_uplift: Uplift = 0.30
+    delta_s_median_gain: Drift = 0.03
+    coverage_gain: Share = 0.05
+
+
+class Policy(_Part):
+    """How to judge where the page leaves a choice."""
+
+    on_gate_fail: Literal["rollback", "hold"] = "rollback"
+    on_pin_drift: Literal["hold", "abort"] = "hold"
+    quality_gain: Annotated[
+        QualityGain | None,
+        BeforeValidator(_off_is_none, json_schema_input_type=QualityGain | Literal[False, "off"] | None),
+    ] = QualityGain()
+    quality_source: Literal["gold_if_present", "gold", "traffic"] = "gold_if_present"
+    lambda_source: Literal["probes", "traffic"] = "probes"
+    sticky_violations_max: Annotated[int, Strict(), Field(ge=0, le=1_000_000_000)] = 0
+    early_abort_alpha: Annotated[Number, Field(gt=0, le=0.5)] = 0.05
+    """Chance that a healthy canary is ever aborted before a window's end, in the whole rollout."""
+    assignment: Literal["reported", "sha256"] = "reported"
+    """sha256: the arm must follow from the sticky id."""
+
+
+class Flag(_Part):
+    """One flag; what is left out has the page's value, or ours where the page is silent."""
+
+    kind: FlagKind = "progressive_rollout"
+    scope: Scope = Scope()
+    versions: dict[Text, Text] = {}
+    """The canary's pins."""
+    baseline_versions: dict[Text, Text] = {}
+    """The baseline's pins; left out: locked from the unit's first baseline event."""
+    traffic: Traffic = Field(default={}, validate_default=True)
+    window: Window = Field(default={}, validate_default=True)
+    gates: Gates = Gates()
+    abort_rules: AbortRules = AbortRules()
+    policy: Policy = Policy()
+
+    _name: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Flag":
+        if self.traffic.stages[0] == 0 and self.kind != "kill_switch":
+            raise _fault(
+                "a canary weight of 0 shows nothing",
+                "start above 0; traffic.shadow: true adds a stage at 0 before it",
+                "traffic",
+                "canary_weight",
+            )
+        self._check_hard_rules()
+        return self.model_copy(update={"abort_rules": self._resolved_rules()})
+
+    def _check_hard_rules(self) -> None:
+        limits = self.gates.limits()
+        for i, rule in enumerate(self.abort_rules.hard):
+            gate = GATE_OF_RULE.get(rule.kind)
+            limit = limits[gate] if gate else None
+            if gate is None or limit is None or not _looser(gate, limit, rule.value):
+                continue
+            way = "at most" if gate in LESS_IS_LOOSER else "at least"
+            fix = f"set {rule.kind} to {way} {limit:.10g} in abort_rules.hard, or change the gate"
+            if "hard" in self.abort_rules.model_fields_set:
+                problem = f"the hard limit {rule.value:.10g} is stricter than its gate, {gate} {limit:.10g}"
+                raise _fault(problem, fix, "abort_rules", "hard", i, "value")
+            problem = f"the gate's {limit:.10g} is looser than the page's {rule.kind} {rule.value:.10g}"
+            raise _fault(problem, fix, "gates", *gate.split("."))
+
+    def _resolved_rules(self) -> AbortRules:
+        """The abort rules with each soft rule's value filled in from its gate."""
+        limits = self.gates.limits()
+        soft = []
+        for i, rule in enumerate(self.abort_rules.soft):
+            limit = limits[GATE_OF_RULE[rule.kind]]
+            if rule.value is None:
+                rule = rule.model_copy(update={"value": limit})
+            elif limit is not None and rule.value < limit:
+                problem = f"{rule.value:.10g} is below its gate's limit, {limit:.10g}"
+                fix = f"write at least {limit:.10g}, or leave value out"
+                raise _fault(problem, fix, "abort_rules", "soft", i, "value")
+            soft.append(rule)
+        return self.abort_rules.model_copy(update={"soft": tuple(soft)})
+
+    @property
+    def name(self) -> str:
+        """The flag's key in the manifest."""
+        return self._name
+
+    def resolved(self) -> dict[str, Any]:
+        """The flag as JSON builtins, every default spelled out, durations in ms."""
+        return {"name": self._name, **self.model_dump(mode="json")}
+
+    @cached_property
+    def manifest_hash(self) -> str:
+        """SHA-256 over the canonical JSON of ``resolved()``."""
+        return sha256_of(self.resolved())
+
+    @cached_property
+    def relaxed(self) -> tuple[str, ...]:
+        """Ids, sorted, of gates and abort rules that are off, missing or looser than the page's."""
+        mine, page = _strictness(self), _strictness(PAGE)
+        looser = (name for name, limit in page.items() if name not in mine or _looser(name, mine[name], limit))
+        return tuple(sorted(looser))
+
+    @cached_property
+    def unpinned(self) -> tuple[str, ...]:
+        """The pins, of the six, that ``versions`` does not name."""
+        return tuple(pin for pin in PINS if pin not in self.versions)
+
+
+def _strictness(flag: Flag) -> dict[str, float]:
+    """The limit of every gate and rule that is on."""
+    rules: tuple[Rule, ...] = (*flag.abort_rules.hard, *flag.abort_rules.soft)
+    limits = flag.gates.limits() | {rule.kind: rule.value for rule in rules}
+    return {name: limit for name, limit in limits.items() if limit is not None and limit is not False}
+
+
+PAGE = Flag.model_validate({})
+"""A flag with nothing written: the page's targets and rules."""
+
+
+class Manifest(_Part):
+    """A manifest file: flags by name, in file order."""
+
+    flags: Annotated[Mapping[Annotated[str, AfterValidator(_flag_name)], Flag], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _named(self) -> "Manifest":
+        for name, flag in self.flags.items():
+            flag._name = name
+        return self
+
+
+def _duration(ms: int) -> str:
+    """The shortest way to write a duration in the manifest."""
+    units = reversed(_UNIT_MS.items())
+    return next(f"{ms // size}{unit}" for unit, size in units if ms % size == 0)
+
+
+def _said(value: object) -> str:
+    """What a value is, in the words of a message."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"the text {cut(value)}"
+        case int() | float():
+            return cut(str(value))[1:-1]
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+    return f"a {type(value).__name__}"
+
+
+def _models(annotation: Any) -> Iterator[type[_Part]]:
+    if isinstance(annotation, type) and issubclass(annotation, _Part):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _known(at: Loc) -> list[str]:
+    """The keys that the mapping at a path may have."""
+    model: type[_Part] = Manifest
+    for i, part in enumerate(at):
+        # The part after `flags` is a name of the user's.
+        if isinstance(part, str) and i != 1:
+            fields = {field.alias or name: field for name, field in model.model_fields.items()}
+            model = next(_models(fields[part].annotation))
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _nearest(word: object, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else ()
+    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
+
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "less_than_equal": ("le", "at most"),
+    "greater_than": ("gt", "above"),
+}
+_NO_FLAGS = ("there are no flags", "write flags: and below it a flag's name and its keys")
+
+
+def _explain(error: ErrorDetails, document: Document) -> Fault:
+    """Path, problem and way out of one of pydantic's errors."""
+    at, value, context = error["loc"], error["input"], error.get("ctx", {})
+    if at and at[-1] == "[key]":
+        at = at[:-1]
+    key = at[-1] if at else ""
+    section = at[2] if len(at) > 2 else ""
+    said = _said(value)
+    match error["type"]:
+        case "manifest":
+            return Fault((*at, *context["at"]), context["problem"], context["fix"])
+        case _ if at == ("flags",) and not value:
+            return Fault(at, *_NO_FLAGS)
+        case "missing" if at == ("flags",):
+            return Fault(at, *_NO_FLAGS)
+        case "missing" if key == "value":
+            page = [rule.value for rule in PAGE.abort_rules.hard if rule.kind == value.get("kind")]
+            fix = f"write value: {page[0]:.10g}, the page's, or another" if page else "write value: N"
+            return Fault(at, "a hard rule needs a value", fix)
+        case "missing":
+            return Fault(at, "missing", f"write {key}: and one of {', '.join(_KINDS[str(at[3])])}")
+        case "extra_forbidden":
+            what = "gate" if section == "gates" else "key"
+            return Fault(at, f"unknown {what}", _nearest(key, _known(at[:-1])))
+        case "literal_error":
+            for severity, kinds in _KINDS.items():
+                if section == "abort_rules" and value in kinds:
+                    return Fault(at, f"{value} is a {severity} rule", f"move it to {severity}")
+            what = "rule kind" if section == "abort_rules" else str(key)
+            known = re.findall(r"'([^']*)'", context["expected"])
+            return Fault(at, f"unknown {what}, {said}", _nearest(value, known))
+        case "greater_than_equal" | "less_than_equal" | "greater_than" as kind:
+            bound, words = _BOUNDS[kind]
+            fix = f"write a number that is {words} {context[bound]:.10g}"
+            return Fault(at, f"{said} is out of range", fix)
+        case "too_short":
+            return Fault(at, "an empty list", "list at least one, or leave the key out")
+        case "string_too_short":
+            return Fault(at, "an empty text", "write something, or leave it out")
+        case "string_type":
+            written = document.text(at)
+            fix = f"quote it: {cut(written)}" if written else "write text in quotes"
+            return Fault(at, f"expected text, got {said}", fix)
+        case "bool_type":
+            return Fault(at, f"expected true or false, got {said}", "write true or false")
+        case "int_type":
+            return Fault(at, f"expected a whole number, got {said}", "write digits without quotes")
+        case "finite_number":
+            return Fault(at, f"{said} is not finite", "write a finite number")
+        case "float_type":
+            off = ", or null to turn the gate off" if section == "gates" else ""
+            return Fault(at, f"expected a number, got {said}", f"write digits without quotes{off}")
+        case "tuple_type":
+            one = cut(value) if isinstance(value, str) else "..."
+            return Fault(at, f"expected a list, got {said}", f"write [{one}]")
+        case "model_type" | "mapping_type" | "dict_type":
+            fix = "write keys below it, or {} for the defaults"
+            return Fault(at, f"expected a mapping, got {said}", fix)
+        case other:
+            return Fault(at, f"{error['msg']} ({other})", "see docs/manifest.md")
+
+
+def load_manifest(text: str | bytes, *, pane_ms: int = 10_000, name: str = "manifest") -> Manifest:
+    """Read a manifest; ``pane_ms`` is the worker's pane, of which windows are multiples.
+
+    ``name`` stands in messages where no YAML path can: for text that is not YAML, or empty. Raises
+    ManifestError for the first fault in file order, and nothing else, whatever the text.
+    """
+    try:
+        document = Document(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except UnicodeDecodeError as error:
+        problem, fix = f"not UTF-8 at byte {error.start}", "save the file as UTF-8"
+        raise ManifestError(name, problem, fix) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "this file"
+        said = ", ".join(" ".join(part.split()) for part in (error.context, error.problem) if part)
+        raise ManifestError(name, f"not valid YAML: {said}", f"mend {where}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        problem = f"not valid YAML: {' '.join(str(error).split())}"
+        raise ManifestError(name, problem, "remove what does not belong in a text file") from None
+    except RecursionError:
+        problem, fix = "nested too deeply", "a manifest is at most six levels deep"
+        raise ManifestError(name, problem, fix) from None
+    faults = document.faults
+    if document.value is None and not faults:
+        raise ManifestError(name, "the manifest is empty", _NO_FLAGS[1])
+    try:
+        manifest = Manifest.model_validate(document.value, context={"pane_ms": pane_ms})
+        if not faults:
+            return manifest
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        # A list whose only item was refused counts as too short, too.
+        real = (one for one in details if one["type"] != "too_short" or not one["input"])
+        faults = faults + [_explain(one, document) for one in real]
+    first = min(faults, key=lambda fault: document.rank(fault.at))
+    raise ManifestError(dotted(first.at) or name, first.problem, first.fix)
+
+
+def read_manifest(path: str | Path, *, pane_ms: int = 10_000) -> Manifest:
+    """``load_manifest`` of a file; a file that cannot be read is a ManifestError too."""
+    try:
+        text = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ManifestError(str(path), f"cannot be read: {reason}", "name a readable file") from None
+    return load_manifest(text, pane_ms=pane_ms, name=str(path))

@@ -1,0 +1,395 @@
+"""The worker: Faust deliveries into the two state machines, their results and states back to Kafka.
+
+Nothing is decided here. Both agents follow the same numbered steps; each comment names the crash it survives.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+import aiokafka
+import faust
+import structlog
+from aiohttp import web
+from aiokafka.errors import KafkaError
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
+from faust.types import TP
+
+from schemas.event import TelemetryEvent, encode
+from schemas.manifest import Flag
+from streams import checkpoints
+from streams.columns import GroupTable
+from streams.fetch import FetchedRun, RunScheduler, install
+from streams.health import Metrics, serve
+from streams.panes import PartitionState, partial_codec
+from streams.settings import Settings
+from streams.topics import check_topics
+from streams.windows import GateState, split
+
+log = structlog.get_logger("tidegate")
+
+WRITE_BYTES_PER_SECOND = 1 << 20
+"""States larger than this are saved less often, so that saving stays cheap beside reading."""
+UNCONFIRMED_MAX = 2_000
+"""Records sent and not yet confirmed at which an agent waits."""
+
+
+class Keeper:
+    """One partition of one agent: its state, what it sent, and its checkpoints."""
+
+    def __init__(self, worker: "Worker", agent: str, topic: Any, tp: TP, state: Any) -> None:
+        self.worker, self.agent, self.topic, self.tp, self.state = worker, agent, topic, tp, state
+        self.unconfirmed: list[Awaitable[Any]] = []
+        self.saved_next = state.next
+        self.saved_at = self.heard_at = time.monotonic()
+        self.pause = worker.settings.checkpoint_every / 1000
+        self.saving: asyncio.Task[None] | None = None
+        self.turn = 0
+        # Held from a step to the sending of its results: no checkpoint may fall between.
+        self.lock = asyncio.Lock()
+        self.whole = True
+
+    async def send(self, topic: Any, key: bytes | None, value: bytes | None, **where: Any) -> None:
+        """Send a result; it is confirmed before the next checkpoint is written."""
+        self.unconfirmed.append(await topic.send(key=key, value=value, **where))
+        if len(self.unconfirmed) >= UNCONFIRMED_MAX:
+            await self.confirm(self._taken())
+
+    def _taken(self) -> list[Awaitable[Any]]:
+        taken, self.unconfirmed = self.unconfirmed, []
+        return taken
+
+    async def confirm(self, sent: list[Awaitable[Any]]) -> None:
+        """Wait until the broker has all of these."""
+        for one in sent:
+            await one
+
+    def maybe_save(self) -> None:
+        """Start a checkpoint if it is time for one and none is under way."""
+        due = time.monotonic() - self.saved_at >= self.pause
+        if due and self.saving is None and self.state.next != self.saved_next:
+            self.saving = asyncio.create_task(self._save())
+
+    async def save_now(self) -> None:
+        """Write the last checkpoint before the partition or the process goes."""
+        if self.saving is not None:
+            await self.saving
+        if self.state.next != self.saved_next and not self.worker.failed:
+            self.saving = asyncio.create_task(self._save())
+            await self.saving
+
+    async def _save(self) -> None:
+        try:
+            # 1. State, position and the list of what was sent are taken between two steps, so that a checkpoint
+            #    that forgot a pane always has that pane's partial on its list.
+            async with self.lock:
+                if self.worker.failed or not self.whole:
+                    return
+                state, position, sent = self.state.dump(), self.state.next, self._taken()
+            # 2. What was sent must be on disk first. A crash here: the older checkpoint sends it again.
+            await self.confirm(sent)
+            # 3. The state itself. A crash here: the older checkpoint is still the newest.
+            self.turn += 1
+            confirmed = await checkpoints.write(self._send_checkpoint, state, self.turn)
+            # 4. Only a confirmed one counts as saved.
+            await confirmed
+            self.saved_next, self.saved_at = position, time.monotonic()
+            self.pause = max(self.worker.settings.checkpoint_every / 1000, len(state) / WRITE_BYTES_PER_SECOND)
+            self.worker.metrics.checkpoints.inc()
+            self.worker.metrics.checkpoint_bytes.labels(self.agent).set(len(state))
+            # 5. The group's offset is for dashboards; nothing reads it back.
+            await self.worker.publish_position(self.tp, position)
+        except Exception as error:
+            await self.worker.fail(error)
+        finally:
+            self.saving = None
+
+    async def _send_checkpoint(self, key: bytes, value: bytes) -> Awaitable[Any]:
+        sent: Awaitable[Any] = await self.topic.send(key=key, value=value, partition=self.tp.partition)
+        return sent
+
+
+class Worker:
+    """The Faust app and what its agents share. Raises nothing: a failure ends the process, see ``fail``."""
+
+    def __init__(self, settings: Settings, flags: Mapping[str, Flag]) -> None:
+        self.settings, self.flags = settings, flags
+        self.table = GroupTable(flags)
+        self.metrics = Metrics()
+        self.keepers: dict[TP, Keeper] = {}
+        self.failed: Exception | None = None
+        self.partitions, self.gates = 0, 0
+        self.assigned = asyncio.Event()
+        self.sources = {settings.telemetry_topic, settings.partials_topic}
+        self._runner: web.AppRunner | None = None
+        install({settings.telemetry_topic})
+        self.app = faust.App(
+            settings.application_id,
+            broker=[f"kafka://{server}" for server in settings.broker.split(",")],
+            broker_credentials=_credentials(settings),
+            ConsumerScheduler=RunScheduler,
+            consumer_max_fetch_size=settings.fetch_bytes,
+            consumer_auto_offset_reset="earliest",
+            consumer_group_instance_id=settings.instance_id,
+            broker_session_timeout=settings.session_timeout / 1000,
+            broker_heartbeat_interval=settings.heartbeat / 1000,
+            stream_buffer_maxsize=16,
+            stream_wait_empty=False,
+            stream_recovery_delay=0.0,
+            table_standby_replicas=0,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            value_serializer="raw",
+            key_serializer="raw",
+            producer_acks=-1,
+            producer_linger=0.005,
+            producer_max_request_size=4 << 20,
+        )
+        self.app.conf.web_enabled = False
+        self.app.transport.Consumer = _consumer_of(self)  # type: ignore[misc]  # Faust's own hook
+        self._topics()
+        self.app.agent(self.telemetry, concurrency=1, name="window")(self._window_agent)
+        self.app.agent(self.partials, concurrency=1, name="gate")(self._gate_agent)
+        self.app.timer(min(1.0, settings.checkpoint_every / 1000))(self._idle)
+        self.app.task(self._serve)
+        self.app.on_partitions_revoked.connect(self._save_all)
+        self.app.on_before_shutdown.connect(self._shut_down)
+
+    def _topics(self) -> None:
+        settings = self.settings
+
+        def topic(name: str) -> Any:
+            # acks=False: Faust never commits; positions are in the checkpoints.
+            return self.app.topic(name, key_serializer="raw", value_serializer="raw", acks=False)
+
+        self.telemetry = topic(settings.telemetry_topic)
+        self.partials = topic(settings.partials_topic)
+        self.late = topic(settings.late_topic)
+        self.dead_letters = topic(settings.dead_letter_topic)
+        self.decisions = topic(settings.decisions_topic)
+        self.control = topic(settings.control_topic)
+        self.window_checkpoints = topic(settings.window_checkpoints_topic)
+        self.gate_checkpoints = topic(settings.gate_checkpoints_topic)
+
+    async def fail(self, error: Exception) -> None:
+        """End the process without another checkpoint: what comes after would rest on work that was not done."""
+        if self.failed is None:
+            self.failed = error
+            log.error("failed", error=str(error), kind=type(error).__name__)
+            await self.app.crash(error)
+
+    async def restore(self, tps: list[TP], begins: Mapping[TP, int]) -> dict[TP, int]:
+        """Load the states of newly assigned partitions; the offsets to read on from."""
+        started = time.monotonic()
+        if not self.partitions:
+            self.partitions, self.gates = await check_topics(self.settings)
+        clockwork = self.settings.clockwork
+        positions: dict[TP, int] = {}
+        for source, topic, agent in (
+            (self.settings.telemetry_topic, self.window_checkpoints, "window"),
+            (self.settings.partials_topic, self.gate_checkpoints, "gate"),
+        ):
+            mine = [tp for tp in tps if tp.topic == source]
+            blobs = await checkpoints.read(self.settings, topic.get_topic_name(), [tp.partition for tp in mine])
+            for tp in mine:
+                blob = blobs.get(tp.partition)
+                state: Any
+                if agent == "window" and blob:
+                    state = PartitionState.load(blob, tp.partition, clockwork, self.table)
+                elif agent == "window":
+                    state = PartitionState.fresh(tp.partition, clockwork, self.table, begins.get(tp, 0))
+                elif blob:
+                    state = GateState.load(blob, tp.partition, self.gates, self.partitions, clockwork, self.flags)
+                else:
+                    first = begins.get(tp, 0)
+                    state = GateState.fresh(tp.partition, self.gates, self.partitions, clockwork, self.flags, first)
+                self.keepers[tp] = Keeper(self, agent, topic, tp, state)
+                positions[tp] = state.next
+        for tp in self.keepers.keys() - set(tps):
+            del self.keepers[tp]
+        self.assigned.set()
+        log.info(
+            "assigned",
+            telemetry=sorted(tp.partition for tp in positions if tp.topic == self.settings.telemetry_topic),
+            gates=sorted(tp.partition for tp in positions if tp.topic == self.settings.partials_topic),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return positions
+
+    async def publish_position(self, tp: TP, offset: int) -> None:
+        """Show consumer lag to dashboards."""
+        try:
+            thread = self.app.consumer._thread  # type: ignore[attr-defined]
+            commit = thread._ensure_consumer().commit
+            await thread.call_thread(commit, {aiokafka.TopicPartition(*tp): offset})
+        except (KafkaError, ValueError) as error:
+            log.debug("position not published", topic=tp.topic, partition=tp.partition, error=str(error))
+
+    async def _window_agent(self, stream: Any) -> None:
+        async for event in stream.events():
+            await self._guarded(self._window, event)
+
+    async def _gate_agent(self, stream: Any) -> None:
+        async for event in stream.events():
+            await self._guarded(self._gate, event)
+
+    async def _guarded(self, step: Any, event: Any) -> None:
+        """Faust would count an event as done whose agent raised; here the process ends instead."""
+        keeper = self.keepers.get(event.message.tp)
+        if keeper is None or self.failed:
+            return
+        try:
+            async with keeper.lock:
+                # A step that is cancelled half way leaves a state whose results were not all sent.
+                whole, keeper.whole = keeper.whole, False
+                await step(keeper, event)
+                keeper.whole = whole
+        except Exception as error:
+            await self.fail(error)
+        else:
+            keeper.maybe_save()
+
+    async def _window(self, keeper: Keeper, event: Any) -> None:
+        fetched: FetchedRun = event.value
+        state: PartitionState = keeper.state
+        keeper.heard_at = time.monotonic()
+        result = state.step(fetched.run)
+        self.metrics.stepped(len(fetched.records), result)
+        for partial in result.partials:
+            key = b"%d|%d" % (partial.partition, partial.pane)
+            for gate, part in enumerate(split(partial, self.gates)):
+                await keeper.send(self.partials, key, partial_codec.dump(part), partition=gate)
+        for offset in result.late:
+            await self._forward(keeper, self.late, fetched, offset, None)
+        for offset, error in result.dead:
+            await self._forward(keeper, self.dead_letters, fetched, offset, error)
+
+    async def _forward(self, keeper: Keeper, topic: Any, fetched: FetchedRun, offset: int, error: str | None) -> None:
+        record = fetched.records[offset - fetched.run.first]
+        headers = [
+            *record.headers,
+            ("tidegate.topic", keeper.tp.topic.encode()),
+            ("tidegate.partition", b"%d" % keeper.tp.partition),
+            ("tidegate.offset", b"%d" % offset),
+        ]
+        if error is not None:
+            headers.append(("tidegate.error", error.encode(errors="replace")))
+        await keeper.send(topic, record.key, record.value, partition=keeper.tp.partition, headers=headers)
+
+    async def _gate(self, keeper: Keeper, event: Any) -> None:
+        state: GateState = keeper.state
+        partial = partial_codec.load(event.value)
+        for decision, command in state.step(event.message.offset, partial):
+            key = decision.key.encode()
+            await keeper.send(self.decisions, key, decision.to_bytes(), partition=keeper.tp.partition)
+            if command is not None:
+                await keeper.send(self.control, key, command.to_bytes(), partition=keeper.tp.partition)
+            self.metrics.decisions.labels(decision.verdict).inc()
+            self.metrics.weighed(state)
+            log.info(
+                "decided",
+                flag=decision.flag,
+                region=decision.region,
+                verdict=decision.verdict,
+                reasons=decision.reasons,
+                window_end=decision.window.end,
+                seq=command and command.seq,
+            )
+
+    async def _idle(self) -> None:
+        """What has to happen although no record comes: late checkpoints, ticks, gauges."""
+        if self.failed:
+            return
+        for keeper in list(self.keepers.values()):
+            keeper.maybe_save()
+            self.metrics.reached(keeper.agent, keeper.tp.partition, keeper.state.next, keeper.state.watermark)
+        try:
+            await self._tick()
+        except KafkaError as error:
+            log.warning("no tick", error=str(error))
+
+    async def _tick(self) -> None:
+        """Move the time of silent partitions that are read to their end, once the topic has come alive."""
+        after = self.settings.tick_idle_after
+        if after is None:
+            return
+        now = time.monotonic()
+        silent = [
+            keeper
+            for keeper in self.keepers.values()
+            if keeper.agent == "window" and (now - keeper.heard_at) * 1000 >= after
+        ]
+        if not silent:
+            return
+        everywhere = [TP(self.settings.telemetry_topic, p) for p in range(self.partitions)]
+        ends = await self.app.consumer.highwaters(*everywhere)
+        if not any(ends.values()):
+            return
+        tick = encode(TelemetryEvent(ts=int(time.time() * 1000), kind="tick"))
+        for keeper in silent:
+            if ends.get(keeper.tp) == keeper.state.next:
+                keeper.heard_at = now
+                await self.telemetry.send(key=None, value=tick, partition=keeper.tp.partition)
+
+    async def _serve(self) -> None:
+        host, port = self.settings.http_host, self.settings.http_port
+        self._runner = await serve(
+            host, port, self.metrics, lambda: {"manifest": bool(self.flags), "partitions": self.assigned.is_set()}
+        )
+        log.info("serving", address="http://{}:{}".format(*self._runner.addresses[0][:2]))
+        await self.assigned.wait()
+        log.info("ready", flags=sorted(self.flags))
+
+    async def _save_all(self, *_: Any, **__: Any) -> None:
+        if not self.failed:
+            await asyncio.gather(*(keeper.save_now() for keeper in list(self.keepers.values())))
+
+    async def _shut_down(self, *_: Any, **__: Any) -> None:
+        await self._save_all()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        log.info("stopped")
+
+
+def _consumer_of(worker: Worker) -> type[Consumer]:
+    """Faust's consumer, reading on from the checkpoints instead of from committed offsets."""
+
+    class Thread(AIOKafkaConsumerThread):
+        def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+            consumer = super()._create_worker_consumer(transport)
+            # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
+            consumer._fetch_max_wait_ms = worker.settings.fetch_wait
+            return consumer
+
+    class CheckpointConsumer(Consumer):
+        def _new_consumer_thread(self) -> Thread:
+            return Thread(self, loop=self.loop, beacon=self.beacon)
+
+        async def seek_to_committed(self) -> Mapping[TP, int]:
+            """After every assignment, with the flow stopped: load the states and seek to their positions."""
+            positions = dict(await super().seek_to_committed())
+            try:
+                mine = [tp for tp in positions if tp.topic in worker.sources]
+                begins = await self.earliest_offsets(*mine) if mine else {}
+                restored = await worker.restore(mine, begins)
+                await self.seek_wait(restored)
+                return positions | restored
+            except Exception as error:
+                await worker.fail(error)
+                raise
+
+    return CheckpointConsumer
+
+
+def _credentials(settings: Settings) -> Any:
+    if settings.security_protocol == "PLAINTEXT":
+        return None
+    if settings.security_protocol == "SSL":
+        return faust.SSLCredentials(context=settings.ssl_context)
+    return faust.SASLCredentials(
+        username=settings.sasl_username,
+        password=settings.kafka["sasl_plain_password"],
+        mechanism=settings.sasl_mechanism,
+        ssl_context=settings.ssl_context,
+    )

@@ -1,0 +1,120 @@
+"""A state on a compacted topic: one record, or several with a closing one where it is large.
+
+A checkpoint holds state and position at once, so the two cannot disagree; whatever else is lost, the newest closing
+record is a valid prefix of the work.
+"""
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import aiokafka
+import msgspec
+from aiokafka import TopicPartition
+from aiokafka.structs import RecordMetadata
+
+from schemas.errors import StateError
+from streams.settings import Settings
+
+CHUNK_BYTES = 512 * 1024
+READ_SECONDS = 60
+
+Send = Callable[[bytes, bytes], Awaitable[Awaitable[RecordMetadata]]]
+"""Send (key, value) to the checkpoint partition; awaiting the result's result confirms it."""
+
+
+class Closing(msgspec.Struct, array_like=True):
+    """The record that makes a checkpoint valid: the state itself, or the offsets of its chunks."""
+
+    state: bytes
+    chunks: list[int]
+    sha256: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Closing)
+
+
+async def write(send: Send, state: bytes, turn: int) -> Awaitable[RecordMetadata]:
+    """Write a checkpoint; awaiting the result confirms it.
+
+    ``turn`` counts a writer's checkpoints: chunks of two in a row have different keys, so compaction keeps the last
+    whole one while the next is being written.
+    """
+    digest = hashlib.sha256(state).digest()
+    if len(state) <= CHUNK_BYTES:
+        return await send(b"state", _encoder.encode(Closing(state, [], digest)))
+    chunks = []
+    for index, at in enumerate(range(0, len(state), CHUNK_BYTES)):
+        chunks.append(await send(b"chunk/%d/%d" % (turn % 2, index), state[at : at + CHUNK_BYTES]))
+    offsets = [(await chunk).offset for chunk in chunks]
+    return await send(b"state", _encoder.encode(Closing(b"", offsets, digest)))
+
+
+async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, bytes]:
+    """The newest state of each partition that has one.
+
+    Raises StateError if a state is there but cannot be read whole: going on without it would count events twice.
+    """
+    if not partitions:
+        return {}
+    reader = aiokafka.AIOKafkaConsumer(
+        **settings.kafka, group_id=None, auto_offset_reset="earliest", fetch_max_wait_ms=settings.fetch_wait
+    )
+    await reader.start()
+    try:
+        tps = [TopicPartition(topic, partition) for partition in partitions]
+        reader.assign(tps)
+        ends, begins = await reader.end_offsets(tps), await reader.beginning_offsets(tps)
+        found = {}
+        for tp in tps:
+            state = await _newest(reader, tp, begins[tp], ends[tp])
+            if state is not None:
+                found[tp.partition] = state
+        return found
+    finally:
+        await reader.stop()
+
+
+async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> bytes | None:
+    back = 1
+    while begin < end:
+        start = max(begin, end - back)
+        records = await _records(reader, tp, start, end)
+        closing = [(offset, value) for offset, (key, value) in records.items() if key == b"state"]
+        if closing:
+            return await _whole(reader, tp, *closing[-1])
+        if start == begin:
+            raise StateError(f"{tp.topic}-{tp.partition}: records, but no checkpoint among them")
+        back *= 4
+    return None
+
+
+async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, value: bytes) -> bytes:
+    where = f"{tp.topic}-{tp.partition} offset {offset}"
+    try:
+        closing = _decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"{where}: not a checkpoint: {error}") from None
+    state = closing.state
+    if closing.chunks:
+        records = await _records(reader, tp, closing.chunks[0], closing.chunks[-1] + 1)
+        state = b"".join(records[chunk][1] for chunk in closing.chunks if chunk in records)
+    if hashlib.sha256(state).digest() != closing.sha256:
+        raise StateError(f"{where}: the checkpoint is not whole")
+    return state
+
+
+async def _records(
+    reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, start: int, end: int
+) -> dict[int, tuple[bytes, bytes]]:
+    """Key and value of the records in [start, end) by offset; compaction may have left gaps."""
+    reader.seek(tp, start)
+    found: dict[int, tuple[bytes, bytes]] = {}
+    give_up = time.monotonic() + READ_SECONDS
+    while await reader.position(tp) < end:
+        for records in (await reader.getmany(tp, timeout_ms=200)).values():
+            found |= {r.offset: (r.key, r.value) for r in records if r.offset < end}
+        if time.monotonic() > give_up:
+            raise StateError(f"{tp.topic}-{tp.partition}: offsets {start} to {end} were not read in {READ_SECONDS} s")
+    return found

@@ -1,0 +1,341 @@
+"""From records to columns: a run of JSON values decoded in one go, then one numpy array a field.
+
+Numbers that differ per event become columns. Everything that repeats (flag, arm, scope, source, λ, pins, outcome)
+is looked up once per distinct combination: a ``Group`` says what such an event counts for.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, get_type_hints
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from gates.sums import CONVERGED, COUNTERS, FLIPPED, Ids, Ints
+from schemas.errors import EventError
+from schemas.event import CONVERGENT, FUTURE_MS, KNOWN_LAMBDA, PINS, TelemetryEvent, parse
+from schemas.manifest import Flag, Scope
+
+GROUPS_CAP = 1 << 16
+"""Distinct combinations remembered; beyond it the table is emptied and fills again."""
+
+_REPEATING = (
+    "kind",
+    "flag",
+    "arm",
+    "tenant",
+    "region",
+    "endpoint",
+    "cohort",
+    "surface",
+    "source",
+    "lambda_state",
+    "paraphrase",
+    "seed",
+    "error",
+    "status",
+    "rate_limited",
+    "tool_calls",
+    "tool_ok",
+    "solved",
+)
+_NOT_VALID, NOTHING, UNKNOWN_FLAG = -1, -2, -3
+_ROW_COUNTERS = ("cost_rows", "cost_high", "cost_low", "coverage_rows", "coverage_sum")
+
+
+def _wire_struct() -> type[Any]:
+    """The event with its versions left as raw bytes: they are read once per group."""
+    hints = get_type_hints(TelemetryEvent, include_extras=True)
+    hints["versions"] = msgspec.Raw
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(TelemetryEvent):
+        default = msgspec.Raw() if field.name == "versions" else field.default
+        fields.append((field.name, hints[field.name]) + (() if field.required else (default,)))
+    return msgspec.defstruct("WireEvent", fields, kw_only=True, frozen=True, gc=False)
+
+
+_decoder = msgspec.json.Decoder(_wire_struct())
+_pins_decoder = msgspec.json.Decoder(dict[str, str] | None)
+_repeating = attrgetter(*_REPEATING)
+_xxh3 = xxhash.xxh3_64_intdigest
+
+
+@dataclass(frozen=True)
+class Group:
+    """What every event of one combination counts for.
+
+    ``cell``: index of (unit, arm, source) in ``GroupTable.cells``, or a negative reason why it counts for nothing.
+    ``run``: which of a λ group's six runs it is if it has a query id, else -1.
+    """
+
+    cell: int
+    counters: tuple[int, ...] = (0,) * len(COUNTERS)
+    untagged: tuple[int, ...] = (0,) * len(COUNTERS)
+    pins: int = -1
+    run: int = -1
+    state: int = 0
+    tick: bool = False
+    request: bool = False
+    solved_known: bool = False
+    sticky: bool = False
+
+
+class _Codes(dict[Any, int]):
+    """Group codes by combination; a missing one is worked out and kept."""
+
+    def __init__(self, table: "GroupTable") -> None:
+        super().__init__()
+        self._table = table
+
+    def __missing__(self, key: Any) -> int:
+        code = self[key] = self._table.intern(dict(zip(_REPEATING, key[0], strict=True)), key[1])
+        return code
+
+
+class GroupTable:
+    """Combinations met so far, as codes into arrays. A cache: it holds nothing that the log does not."""
+
+    def __init__(self, flags: Mapping[str, Flag]) -> None:
+        self._flags = flags
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every combination."""
+        self.codes = _Codes(self)
+        self._groups: list[Group] = []
+        self._cells: dict[tuple[str, str, str], int] = {}
+        self._pins: dict[str, int] = {}
+        self.pin_names: list[str] = []
+        self.cells: list[tuple[str, str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def refresh(self) -> None:
+        """Rebuild the arrays after new combinations came in."""
+        groups = self._groups
+        self.cell = np.array([g.cell for g in groups], np.int64)
+        self.counters = np.array([g.counters for g in groups], np.int64)
+        self.untagged = np.array([g.untagged for g in groups], np.int64)
+        self.pins = np.array([g.pins for g in groups], np.int64)
+        self.run = np.array([g.run for g in groups], np.int64)
+        self.state = np.array([g.state for g in groups], np.int64)
+        self.tick = np.array([g.tick for g in groups], np.bool_)
+        self.request = np.array([g.request for g in groups], np.bool_)
+        self.solved_known = np.array([g.solved_known for g in groups], np.bool_)
+        self.sticky = np.array([g.sticky for g in groups], np.bool_)
+
+    def intern(self, event: dict[str, Any], versions: bytes) -> int:
+        """Work out a combination seen for the first time."""
+        self._groups.append(self._group(event, versions))
+        return len(self._groups) - 1
+
+    def _group(self, event: dict[str, Any], versions: bytes) -> Group:
+        try:
+            pins = (_pins_decoder.decode(versions) if versions else None) or {}
+        except (msgspec.MsgspecError, UnicodeError):
+            return Group(_NOT_VALID)
+        if event["kind"] == "tick":
+            return Group(NOTHING, tick=True)
+        request = event["kind"] == "request"
+        outcome = event["error"] is not None or event["status"] is not None
+        if (
+            event["flag"] is None
+            or event["arm"] is None
+            or (request and not outcome)
+            or (event["tool_ok"] or 0) > (event["tool_calls"] or 0)
+        ):
+            return Group(_NOT_VALID)
+        flag = self._flags.get(event["flag"])
+        if flag is None:
+            return Group(UNKNOWN_FLAG, request=request)
+        source = event["source"] or "traffic"
+        if source == "warmup" or not in_scope(flag.scope, event):
+            return Group(NOTHING, request=request)
+        return self._counting(flag, event, pins, source, request=request)
+
+    def _counting(
+        self, flag: Flag, event: dict[str, Any], pins: dict[str, str], source: str, *, request: bool
+    ) -> Group:
+        cell_key = f"{flag.name}|{event['region'] or ''}", event["arm"], source
+        if cell_key not in self._cells:
+            self._cells[cell_key] = len(self.cells)
+            self.cells.append(cell_key)
+        cell, sticky = self._cells[cell_key], source == "traffic"
+        if not request:
+            return Group(cell, _counters(exposures=1), sticky=sticky)
+        too_many = event["status"] == 429
+        state = event["lambda_state"]
+        bad = state is not None and state not in CONVERGENT
+        calls, good = event["tool_calls"] or 0, event["tool_ok"]
+        counters = _counters(
+            requests=1,
+            errors=bool(event["error"]) or too_many or (event["status"] or 0) >= 500,
+            rate_limited=bool(event["rate_limited"]) or too_many,
+            tool_calls=calls if good is not None else 0,
+            tool_ok=good or 0,
+            tool_missing=calls > 0 and good is None,
+            solved=bool(event["solved"]),
+            lambda_rows=state is not None,
+            lambda_bad_rows=bad,
+            lambda_misspelt=state is not None and state not in KNOWN_LAMBDA,
+        )
+        kept = {k: v for k, v in sorted(pins.items()) if k in PINS or k in flag.versions or k in flag.baseline_versions}
+        name = msgspec.json.encode(kept).decode()
+        if name not in self._pins:
+            self._pins[name] = len(self.pin_names)
+            self.pin_names.append(name)
+        tagged = event["paraphrase"] is not None and event["seed"] is not None
+        return Group(
+            cell,
+            counters,
+            untagged=_counters(lambda_events=state is not None, lambda_flips=bad),
+            pins=self._pins[name],
+            run=(event["paraphrase"] - 1) * 2 + event["seed"] - 1 if tagged else -1,
+            state=0 if state is None else FLIPPED if bad else CONVERGED,
+            request=True,
+            solved_known=event["solved"] is not None,
+            sticky=sticky,
+        )
+
+
+def _counters(**counts: int) -> tuple[int, ...]:
+    return tuple(int(counts.pop(name, 0)) for name in COUNTERS)
+
+
+def in_scope(scope: Scope, event: Mapping[str, Any]) -> bool:
+    """Whether an event's tenant, region, endpoint, cohort and surface are all among the flag's."""
+    for names, field in (
+        (scope.tenants, "tenant"),
+        (scope.regions, "region"),
+        (scope.endpoints, "endpoint"),
+        (scope.cohorts, "cohort"),
+        (scope.surfaces, "surface"),
+    ):
+        if "all" not in names and (event[field] or "") not in names:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The valid records of a run, one entry each, in offset order; ``dead`` names the others.
+
+    ``row``: index in the run. ``code``: group. ``event`` and ``sticky``: 64-bit xxh3 of the ids.
+    ``delta_s``, ``coverage``, ``latency``, ``cost``: NaN where absent. ``query``: 64-bit xxh3 of the query id by
+    position, for probes only.
+    """
+
+    row: Ints
+    ts: Ints
+    code: Ints
+    event: Ids
+    sticky: Ids
+    delta_s: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+    latency: NDArray[np.float64]
+    cost: NDArray[np.float64]
+    query: dict[int, int]
+    dead: list[tuple[int, str]]
+
+
+def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, table: GroupTable) -> Columns:
+    """Decode a run of record values.
+
+    ``timestamps``: the records' own, ms; None where a file gives none. A record that breaks the schema goes to
+    ``dead`` with the error, in row order; the others are not touched by it.
+    """
+    if len(table) > GROUPS_CAP:
+        table.clear()
+    known = len(table)
+    dead: dict[int, str] = {}
+    events, rows = _decode_joined(values)
+    if events is None:
+        events, rows = _decode_singly(values, dead)
+    versions = [bytes(e.versions) for e in events]
+    codes = table.codes
+    code = np.array([codes[key] for key in zip(map(_repeating, events), versions, strict=True)], np.int64)
+    if len(table) > known or known == 0:
+        table.refresh()
+    row = np.array(rows, np.int64)
+    ts = np.array([e.ts for e in events], np.int64)
+    latency = np.array([e.latency_ms for e in events], np.float64)
+    event = np.array(_hashes([e.event_id for e in events]), np.uint64)
+    sticky = np.array(_hashes([e.sticky_id for e in events]), np.uint64)
+    valid = _valid(table, code, event, sticky, latency)
+    if timestamps is not None and len(row):
+        stamps = np.array(timestamps, np.int64)[row]
+        valid &= (stamps < 0) | (ts <= stamps + FUTURE_MS)
+    delta_s = np.array([e.delta_s for e in events], np.float64)
+    coverage = np.array([e.coverage for e in events], np.float64)
+    cost = np.array([e.cost for e in events], np.float64)
+    query: dict[int, int] = {}
+    if len(code):
+        probes = np.flatnonzero(table.run[code] >= 0)
+        query = {i: _xxh3(q.encode()) for i in probes.tolist() if (q := events[i].query_id) is not None}
+    if not valid.all():
+        for i in np.flatnonzero(~valid).tolist():
+            at = rows[i]
+            stamp = timestamps[at] if timestamps is not None and timestamps[at] >= 0 else None
+            dead[at] = _why(values[at], stamp)
+        keep = np.flatnonzero(valid)
+        moved = {old: new for new, old in enumerate(keep.tolist())}
+        query = {moved[i]: q for i, q in query.items() if i in moved}
+        row, ts, code, event, sticky = row[keep], ts[keep], code[keep], event[keep], sticky[keep]
+        delta_s, coverage, latency, cost = delta_s[keep], coverage[keep], latency[keep], cost[keep]
+    return Columns(row, ts, code, event, sticky, delta_s, coverage, latency, cost, query, sorted(dead.items()))
+
+
+def _valid(table: GroupTable, code: Ints, event: Ids, sticky: Ids, latency: NDArray[np.float64]) -> NDArray[np.bool_]:
+    if not len(code):
+        return np.ones(0, np.bool_)
+    cell = table.cell[code]
+    valid: NDArray[np.bool_] = cell != _NOT_VALID
+    # An absent id hashes to 0; of ticks nothing but the time is asked.
+    nameless = np.flatnonzero((event == 0) | (sticky == 0))
+    ticks = table.tick[code[nameless]]
+    valid[nameless[~ticks]] = False
+    valid &= ~(table.request[code] & np.isnan(latency))
+    return valid
+
+
+def _decode_joined(values: Sequence[bytes | None]) -> tuple[list[Any] | None, list[int]]:
+    """All values in one call, if it is sure that each line is one value."""
+    n = len(values)
+    try:
+        joined = b"\n".join(values)  # type: ignore[arg-type]  # a null value raises TypeError
+        # JSON has no "}\n{" inside a value, so lines that all run from { to } can only break between values:
+        # n results then are n records.
+        if joined[:1] == b"{" and joined[-1:] == b"}" and joined.count(b"\n") == joined.count(b"}\n{") == n - 1:
+            events = _decoder.decode_lines(joined)
+            if len(events) == n:
+                return events, list(range(n))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError):
+        pass
+    return None, []
+
+
+def _decode_singly(values: Sequence[bytes | None], dead: dict[int, str]) -> tuple[list[Any], list[int]]:
+    events, rows = [], []
+    for row, value in enumerate(values):
+        try:
+            events.append(_decoder.decode(value))  # type: ignore[arg-type]
+            rows.append(row)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError):
+            dead[row] = _why(value, None)
+    return events, rows
+
+
+def _why(value: bytes | None, timestamp: int | None) -> str:
+    try:
+        parse(value, timestamp)
+    except EventError as error:
+        return str(error)
+    raise AssertionError(f"the column decoder and the schema disagree about {value!r}")
+
+
+def _hashes(ids: Iterable[str | None]) -> list[int]:
+    return [_xxh3(i.encode()) if i else 0 for i in ids]

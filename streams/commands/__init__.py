@@ -1,0 +1,58 @@
+"""The ``tidegate`` command: one module a subcommand, loaded when it is called."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from schemas.errors import TidegateError
+
+SUBCOMMANDS = {
+    "demo": "watch a canary ramp, or be stopped, on an embedded broker",
+    "worker": "run the gate evaluator beside a Kafka",
+    "simulate": "publish modelled telemetry over a real trace's arrivals",
+    "replay": "decide from files what a worker would have decided",
+    "lint": "check a manifest and show what it resolves to",
+    "topics": "create or check the topics",
+    "watch": "show decisions and commands as they come",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        module = importlib.import_module(f"streams.commands.{cmd_name}")
+        command: click.Command = module.command
+        command.short_help = SUBCOMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUBCOMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tidegate")
+def cli() -> None:
+    """Decide from a stream of telemetry whether a canary may go on.
+
+    Start with `tidegate demo`. Settings come from TIDEGATE_* variables; `tidegate worker --help` lists them.
+
+    Exit codes: 0 done; 1 a difference or a failed check was found; 2 bad arguments, manifest or input.
+    """
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        return cli.main(arguments, prog_name="tidegate")
+    except TidegateError as error:
+        click.echo(f"tidegate: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)

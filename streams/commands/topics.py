@@ -1,0 +1,33 @@
+"""``tidegate topics``: create or check the topics."""
+
+import asyncio
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from streams.settings import load_settings
+from streams.topics import check_topics, create_topics, topics
+
+
+@click.command()
+@click.option("--create", is_flag=True, help="make the topics that are missing")
+@click.option("--broker", help="Kafka bootstrap servers")
+def command(create: bool, broker: str | None) -> None:
+    """Show what the topics have to be like, and check those that are there.
+
+    Partitions, replicas and retention come from TIDEGATE_PARTITIONS, TIDEGATE_GATE_PARTITIONS,
+    TIDEGATE_REPLICATION_FACTOR and TIDEGATE_RETENTION. Exits with 2 if a topic is missing or would break results.
+    """
+    settings = load_settings(broker=broker)
+    console = Console()
+    table = Table("topic", "partitions", "cleanup", "config", "for", box=None, pad_edge=False)
+    for topic in topics(settings):
+        config = ", ".join(f"{key}={value}" for key, value in topic.config.items())
+        table.add_row(topic.name, str(topic.partitions), topic.cleanup, config, topic.what)
+    console.print(table, highlight=False)
+    if create:
+        made = asyncio.run(create_topics(settings))
+        console.print(f"made: {', '.join(made)}" if made else "nothing to make: every topic is there")
+    p, g = asyncio.run(check_topics(settings))
+    console.print(f"[green]all topics are there: {p} telemetry partitions, {g} gates[/green]", highlight=False)

@@ -1,0 +1,79 @@
+"""What a worker tells of itself: /livez, /readyz and Prometheus /metrics."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from streams.panes import Step
+from streams.windows import GateState
+
+
+@dataclass
+class Metrics:
+    """The worker's counters and gauges; no label holds anything a client may choose."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        r = self.registry
+        self.records = Counter("tidegate_records", "telemetry records read", registry=r)
+        self.accepted = Counter("tidegate_events_accepted", "events counted for a unit", registry=r)
+        self.late = Counter("tidegate_events_late", "events whose pane was closed", registry=r)
+        self.duplicates = Counter("tidegate_events_duplicate", "events dropped as repeats", registry=r)
+        self.dead_letters = Counter("tidegate_dead_letters", "records that are no events", registry=r)
+        self.unknown_flag = Counter("tidegate_events_unknown_flag", "events of flags without a manifest", registry=r)
+        self.partials = Counter("tidegate_partials", "panes closed", registry=r)
+        self.decisions = Counter("tidegate_decisions", "decisions written", ["verdict"], registry=r)
+        self.checkpoints = Counter("tidegate_checkpoints", "states saved", registry=r)
+        self.checkpoint_bytes = Gauge("tidegate_checkpoint_bytes", "size of the last state", ["agent"], registry=r)
+        self.watermark = Gauge("tidegate_watermark_ms", "event time reached, ms", ["agent", "partition"], registry=r)
+        self.position = Gauge("tidegate_position", "next offset", ["agent", "partition"], registry=r)
+        self.canary_weight = Gauge("tidegate_canary_weight", "share of traffic", ["flag", "region"], registry=r)
+
+    def stepped(self, records: int, step: Step) -> None:
+        """Count what a run gave."""
+        self.records.inc(records)
+        self.accepted.inc(step.accepted)
+        self.late.inc(len(step.late))
+        self.duplicates.inc(step.duplicates)
+        self.dead_letters.inc(len(step.dead))
+        self.unknown_flag.inc(step.unknown_flag)
+        self.partials.inc(len(step.partials))
+
+    def reached(self, agent: str, partition: int, position: int, watermark: int | None) -> None:
+        """Show how far a partition has come."""
+        self.position.labels(agent, partition).set(position)
+        if watermark is not None:
+            self.watermark.labels(agent, partition).set(watermark)
+
+    def weighed(self, gate: GateState) -> None:
+        """Show the weights of a gate's units."""
+        for name, ramp in gate.ramps.items():
+            self.canary_weight.labels(*name.split("|", 1)).set(ramp.unit.weight)
+
+
+async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapping[str, bool]]) -> web.AppRunner:
+    """Start the HTTP server; its address is in the runner's ``addresses``. ``ready``: what has to be true."""
+
+    async def livez(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        checks = ready()
+        lines = "".join(f"{name}: {'ok' if ok else 'not yet'}\n" for name, ok in checks.items())
+        return web.Response(text=lines, status=200 if all(checks.values()) else 503)
+
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/livez", livez)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", show)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner

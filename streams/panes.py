@@ -1,0 +1,344 @@
+"""One partition's state machine: runs of records in, closed panes out.
+
+The state is a function of the records in offset order: not of the clock, nor of how the records were cut into
+runs, nor of restarts. ``step`` says what to send on; the caller sends it and then saves ``dump``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gates.ramp import Clockwork
+from gates.sums import COUNTERS, COVERAGE_BITS, Ints, StateCodec, Sums, cost_parts
+from gates.window import PaneUnit
+from schemas.errors import HoleError, StateError
+from streams.columns import UNKNOWN_FLAG, Columns, GroupTable, decode
+
+STEP = 2048
+"""Records worked on at a time: small enough for the processor's cache."""
+NEVER = -(2**53)
+"""Before the first valid record no pane is closed and no time is known."""
+
+_COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
+_COVERAGE = COUNTERS.index("coverage_rows"), COUNTERS.index("coverage_sum")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive records of one partition. ``timestamps``: the records' own, ms, -1 or None where there are none."""
+
+    first: int
+    values: Sequence[bytes | None]
+    timestamps: Sequence[int] | None = None
+
+    @property
+    def next(self) -> int:
+        """The offset after the last."""
+        return self.first + len(self.values)
+
+
+class Partial(msgspec.Struct, array_like=True):
+    """What one partition saw in one pane, sent on when the pane closes.
+
+    ``previous``: panes below it were closed by the partial before, so a gap shows. Panes between ``previous`` and
+    ``pane`` are empty.
+    """
+
+    partition: int
+    pane: int
+    previous: int
+    dead_letters: int
+    units: dict[str, PaneUnit]
+
+
+class Pane(msgspec.Struct, array_like=True):
+    """An open pane."""
+
+    units: dict[str, PaneUnit] = msgspec.field(default_factory=dict)
+    dead_letters: int = 0
+
+    def of(self, unit: str) -> PaneUnit:
+        """One unit, made on first use."""
+        return self.units.setdefault(unit, PaneUnit())
+
+
+class Snapshot(msgspec.Struct, array_like=True):
+    """The whole state of one partition; ``event_ids`` and ``event_panes`` are parallel arrays of bytes."""
+
+    partition: int
+    pane_ms: int
+    lateness_ms: int
+    next: int = 0
+    largest_ts: int = NEVER
+    closed: int = NEVER
+    open: dict[int, Pane] = msgspec.field(default_factory=dict)
+    early_dead_letters: int = 0
+    event_ids: bytes = b""
+    event_panes: bytes = b""
+
+
+_codec = StateCodec(Snapshot)
+partial_codec = StateCodec(Partial)
+
+
+@dataclass
+class Step:
+    """What a run gave: partials in order; rows (offset, and error for dead letters) to send on; counts to show."""
+
+    partials: list[Partial] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+    dead: list[tuple[int, str]] = field(default_factory=list)
+    accepted: int = 0
+    duplicates: int = 0
+    unknown_flag: int = 0
+
+    def add(self, other: "Step") -> None:
+        """Append the next step's results."""
+        self.partials += other.partials
+        self.late += other.late
+        self.dead += other.dead
+        self.accepted += other.accepted
+        self.duplicates += other.duplicates
+        self.unknown_flag += other.unknown_flag
+
+
+class PartitionState:
+    """The panes of one partition. ``table`` may be shared by the partitions of one process."""
+
+    def __init__(self, snapshot: Snapshot, table: GroupTable) -> None:
+        self._state = snapshot
+        self._table = table
+        self._seen: dict[int, int] = dict(
+            zip(
+                np.frombuffer(snapshot.event_ids, "<u8").tolist(),
+                np.frombuffer(snapshot.event_panes, "<i8").tolist(),
+                strict=True,
+            )
+        )
+        snapshot.event_ids = snapshot.event_panes = b""
+
+    @classmethod
+    def fresh(cls, partition: int, clockwork: Clockwork, table: GroupTable, first: int = 0) -> "PartitionState":
+        """The state before the first record, which is at offset ``first``."""
+        return cls(Snapshot(partition, clockwork.pane_ms, clockwork.lateness_ms, next=first), table)
+
+    @classmethod
+    def load(cls, blob: bytes, partition: int, clockwork: Clockwork, table: GroupTable) -> "PartitionState":
+        """The state that ``dump`` gave. Raises StateError if the bytes are none, or of other settings of time."""
+        try:
+            snapshot = _codec.load(blob)
+        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            raise StateError(f"the state of partition {partition} cannot be read: {error}") from None
+        found = snapshot.partition, snapshot.pane_ms, snapshot.lateness_ms
+        wanted = partition, clockwork.pane_ms, clockwork.lateness_ms
+        if found != wanted:
+            raise StateError(
+                f"the state of partition {partition} was written with (partition, pane ms, lateness ms) = {found}, "
+                f"not {wanted}; give the old settings or start a new application id"
+            )
+        return cls(snapshot, table)
+
+    def dump(self) -> bytes:
+        """The whole state, position included."""
+        state = self._state
+        n = len(self._seen)
+        state.event_ids = np.fromiter(self._seen.keys(), "<u8", n).tobytes()
+        state.event_panes = np.fromiter(self._seen.values(), "<i8", n).tobytes()
+        try:
+            return _codec.dump(state)
+        finally:
+            state.event_ids = state.event_panes = b""
+
+    @property
+    def next(self) -> int:
+        """The offset of the next record to step over."""
+        return self._state.next
+
+    @property
+    def watermark(self) -> int | None:
+        """Largest accepted ``ts`` − lateness, ms; None before the first."""
+        largest = self._state.largest_ts
+        return None if largest == NEVER else largest - self._state.lateness_ms
+
+    @property
+    def open_panes(self) -> int:
+        """Number of panes that hold something."""
+        return len(self._state.open)
+
+    def step(self, run: Run) -> Step:
+        """Take in a run; records below ``next`` are skipped. Raises HoleError if records are missing before it."""
+        total = Step()
+        skip = max(self.next - run.first, 0)
+        if run.first > self.next:
+            raise HoleError(f"records {self.next} to {run.first - 1} of partition {self._state.partition} are missing")
+        for at in range(skip, len(run.values), STEP):
+            values = run.values[at : at + STEP]
+            stamps = None if run.timestamps is None else run.timestamps[at : at + STEP]
+            total.add(self._step(run.first + at, values, stamps))
+        return total
+
+    def _step(self, first: int, values: Sequence[bytes | None], timestamps: Sequence[int] | None) -> Step:
+        state, table = self._state, self._table
+        columns = decode(values, timestamps, table)
+        result = Step(dead=[(first + row, error) for row, error in columns.dead])
+        largest = np.maximum.accumulate(np.maximum(columns.ts, state.largest_ts))
+        closed = np.maximum((largest - state.lateness_ms) // state.pane_ms, state.closed)
+        self._count_dead(columns, largest)
+        if len(columns.row):
+            pane = columns.ts // state.pane_ms
+            cell = table.cell[columns.code]
+            result.unknown_flag = int((cell == UNKNOWN_FLAG).sum())
+            counted = np.flatnonzero(cell >= 0)
+            late = counted[pane[counted] < closed[counted]]
+            if len(late):
+                self._count_late(cell[late], largest[late] // state.pane_ms)
+                result.late = (columns.row[late] + first).tolist()
+                counted = counted[pane[counted] >= closed[counted]]
+            fresh = self._drop_duplicates(columns, counted, pane, closed, cell)
+            result.accepted, result.duplicates = len(fresh), len(counted) - len(fresh)
+            if len(fresh):
+                self._count(first, columns, fresh, pane[fresh], cell[fresh])
+            state.largest_ts = int(largest[-1])
+            result.partials = self._close(np.unique(closed[closed > state.closed]).tolist())
+        state.next = first + len(values)
+        return result
+
+    def _count_dead(self, columns: Columns, largest: Ints) -> None:
+        """Dead letters belong to the pane of the largest ``ts`` before them, or of the first ``ts`` of all."""
+        state = self._state
+        for row, _ in columns.dead:
+            before = int(np.searchsorted(columns.row, row)) - 1
+            known = int(largest[before]) if before >= 0 else state.largest_ts
+            if known == NEVER:
+                state.early_dead_letters += 1
+            else:
+                self._pane(known // state.pane_ms).dead_letters += 1
+        if state.early_dead_letters and len(columns.ts):
+            self._pane(int(columns.ts[0]) // state.pane_ms).dead_letters += state.early_dead_letters
+            state.early_dead_letters = 0
+
+    def _count_late(self, cells: Ints, panes: Ints) -> None:
+        for (pane, cell), count in _tally(panes, cells):
+            self._pane(pane).of(self._table.cells[cell][0]).late += count
+
+    def _drop_duplicates(self, columns: Columns, counted: Ints, pane: Ints, closed: Ints, cell: Ints) -> Ints:
+        """The rows whose id is not in a pane that is open when they arrive."""
+        ids = columns.event[counted].tolist()
+        panes = pane[counted].tolist()
+        if len(set(ids)) == len(ids) and self._seen.keys().isdisjoint(ids):
+            self._seen.update(zip(ids, panes, strict=True))
+            return counted
+        fresh, repeated = [], []
+        for row, event, its_pane, first_open in zip(
+            counted.tolist(), ids, panes, closed[counted].tolist(), strict=True
+        ):
+            if self._seen.get(event, NEVER) >= first_open:
+                repeated.append(row)
+            else:
+                self._seen[event] = its_pane
+                fresh.append(row)
+        again = np.array(repeated, np.int64)
+        for (its_pane, its_cell), count in _tally(pane[again], cell[again]):
+            self._pane(its_pane).of(self._table.cells[its_cell][0]).duplicates += count
+        return np.array(fresh, np.int64)
+
+    def _count(self, first: int, columns: Columns, fresh: Ints, pane: Ints, cell: Ints) -> None:
+        """Add accepted rows to their panes, one (pane, cell) after the other, each in offset order."""
+        table = self._table
+        order = np.argsort((pane - pane.min()) * len(table.cells) + cell, kind="stable")
+        rows, pane, cell = fresh[order], pane[order], cell[order]
+        starts = np.flatnonzero((np.diff(pane, prepend=pane[0] - 1) != 0) | (np.diff(cell, prepend=cell[0]) != 0))
+        ends = np.append(starts[1:], len(rows))
+        code = columns.code[rows]
+        counters = np.add.reduceat(self._counters(columns, rows, code), starts, axis=0).tolist()
+        delta_s, latency = columns.delta_s[rows], columns.latency[rows]
+        offset, sticky = columns.row[rows] + first, columns.sticky[rows]
+        request, pins = table.request[code], table.pins[code]
+        for start, end, row in zip(starts.tolist(), ends.tolist(), counters, strict=True):
+            its_pane = int(pane[start])
+            unit, arm, source = table.cells[int(cell[start])]
+            seen = self._pane(its_pane).of(unit)
+            sums = seen.of(arm).of(source)
+            seen.saw(int(offset[start]), int(offset[end - 1]))
+            sums.count(row)
+            here = slice(start, end)
+            sums.delta_s.add(_present(delta_s[here], request[here]))
+            sums.latency.add(_present(latency[here], request[here]))
+            if source == "traffic":
+                sums.sticky.add(sticky[here])
+            self._note_pins(sums, pins[here], offset[here], its_pane)
+        if columns.query:
+            self._note_probes(columns, rows, pane, cell, code)
+
+    def _counters(self, columns: Columns, rows: Ints, code: Ints) -> Ints:
+        """One row of counters an event."""
+        table = self._table
+        counters = table.counters[code]
+        untagged = np.ones(len(rows), np.bool_)
+        if columns.query:
+            untagged = ~np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))
+        counters += table.untagged[code] * untagged[:, None]
+        request = table.request[code]
+        cost = columns.cost[rows]
+        has_cost = request & ~np.isnan(cost)
+        high, low = cost_parts(np.where(has_cost, cost, 0.0))
+        counters[:, _COST[0]] = has_cost & table.solved_known[code]
+        counters[:, _COST[1]] = high
+        counters[:, _COST[2]] = low
+        coverage = columns.coverage[rows]
+        has_coverage = request & ~np.isnan(coverage)
+        counters[:, _COVERAGE[0]] = has_coverage
+        counters[:, _COVERAGE[1]] = np.rint(np.where(has_coverage, coverage, 0.0) * float(1 << COVERAGE_BITS))
+        return counters
+
+    def _note_pins(self, sums: Sums, pins: Ints, offset: Ints, pane: int) -> None:
+        found, first, counts = np.unique(pins, return_index=True, return_counts=True)
+        for name, at, count in sorted(zip(found.tolist(), first.tolist(), counts.tolist(), strict=True), key=_by_first):
+            if name >= 0:
+                where = (pane, self._state.partition, int(offset[at]))
+                sums.see_pins(self._table.pin_names[name], count, where)
+
+    def _note_probes(self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints) -> None:
+        table = self._table
+        for at in np.flatnonzero(np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))).tolist():
+            state = int(table.state[code[at]])
+            if state:
+                unit, arm, source = table.cells[int(cell[at])]
+                sums = self._pane(int(pane[at])).of(unit).of(arm).of(source)
+                sums.probe(columns.query[int(rows[at])], int(table.run[code[at]]), state)
+
+    def _pane(self, index: int) -> Pane:
+        return self._state.open.setdefault(index, Pane())
+
+    def _close(self, steps: list[int]) -> list[Partial]:
+        """Close panes below each of the rising ``steps``: one partial a pane with content, and one at each end."""
+        state = self._state
+        partials = []
+        for closed in steps:
+            last = closed - 1
+            for index in sorted({i for i in state.open if i < closed} | {last}):
+                pane = state.open.pop(index, None) or Pane()
+                partials.append(Partial(state.partition, index, state.closed, pane.dead_letters, pane.units))
+                state.closed = index + 1
+        if steps:
+            self._seen = {event: pane for event, pane in self._seen.items() if pane >= state.closed}
+        return partials
+
+
+def _tally(one: Ints, other: Ints) -> list[tuple[tuple[int, int], int]]:
+    if not len(one):
+        return []
+    pairs, counts = np.unique(np.stack([one, other]), axis=1, return_counts=True)
+    return [((int(a), int(b)), int(n)) for (a, b), n in zip(pairs.T, counts, strict=True)]
+
+
+def _present(values: NDArray[np.float64], request: NDArray[np.bool_]) -> NDArray[np.float64]:
+    keep = request & ~np.isnan(values)
+    return values if keep.all() else values[keep]
+
+
+def _by_first(found: tuple[int, int, int]) -> int:
+    return found[1]

@@ -1,0 +1,206 @@
+"""Decide from files what a worker would have decided from the topic: the same core, no broker.
+
+A file is NDJSON in log order: bare events, or records with their partition and offset as a dump of the topic gives
+them.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from aiokafka.partitioner import murmur2
+
+from gates.ramp import Clockwork
+from schemas.decision import Command, Decision
+from schemas.errors import InputError
+from schemas.manifest import Flag
+from streams.columns import GroupTable
+from streams.panes import STEP, PartitionState, Run, partial_codec
+from streams.windows import GateState
+
+Outcome = tuple[Decision, Command | None]
+
+
+class Pipeline:
+    """Every partition and one gate in one process, fed by hand.
+
+    What it gives depends on each partition's records in order, not on how partitions or runs alternate.
+    """
+
+    def __init__(self, flags: Mapping[str, Flag], partitions: int, clockwork: Clockwork) -> None:
+        self.table = GroupTable(flags)
+        self.clockwork = clockwork
+        self.partitions: dict[int, PartitionState] = {}
+        self.gate = GateState.fresh(0, 1, partitions, clockwork, flags)
+        self._partials = 0
+
+    def step(self, partition: int, run: Run) -> Iterator[Outcome]:
+        """Take in a run of one partition; give the decisions that follow. Raises HoleError on missing offsets."""
+        if partition not in self.partitions:
+            self.partitions[partition] = PartitionState.fresh(partition, self.clockwork, self.table, run.first)
+        for partial in self.partitions[partition].step(run).partials:
+            # Through the codec, as on the wire: the gate takes over what a partial holds.
+            copy = partial_codec.load(partial_codec.dump(partial))
+            self._partials += 1
+            yield from self.gate.step(self._partials - 1, copy)
+
+
+class _Line(msgspec.Struct):
+    """What tells a record of a dump from a bare event, and a bare event's partition."""
+
+    kind: msgspec.Raw = msgspec.Raw()
+    sticky_id: msgspec.Raw = msgspec.Raw()
+    partition: int | None = None
+    offset: int | None = None
+    timestamp: int | None = None
+    value: msgspec.Raw = msgspec.Raw()
+
+
+_line = msgspec.json.Decoder(_Line)
+_string = msgspec.json.Decoder(str)
+
+
+class Record(msgspec.Struct, array_like=True):
+    """One record of a file. ``offset`` None: the next one. ``timestamp`` -1: the file gives none."""
+
+    partition: int
+    offset: int | None
+    timestamp: int
+    value: bytes
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition that Kafka's default partitioner gives a key."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions) if partitions > 1 else 0
+
+
+def read_record(line: bytes, partitions: int) -> list[Record]:
+    """The record that a line stands for; a tick without a partition goes to every one of them."""
+    try:
+        head = _line.decode(line)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return [Record(0, None, -1, line)]
+    value = bytes(head.value)
+    if value and head.partition is not None:
+        if value[:1] == b'"':
+            # A dump writes a value that is no JSON object as a string.
+            with suppress(msgspec.MsgspecError):
+                value = _string.decode(value).encode()
+        stamp = -1 if head.timestamp is None else head.timestamp
+        return [Record(head.partition, head.offset, stamp, value)]
+    if bytes(head.kind) == b'"tick"':
+        return [Record(partition, None, -1, line) for partition in range(partitions)]
+    try:
+        return [Record(partition_of(_string.decode(head.sticky_id).encode(), partitions), None, -1, line)]
+    except (msgspec.MsgspecError, UnicodeError):
+        return [Record(0, None, -1, line)]
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open an NDJSON file, ``.gz`` or plain. Raises OSError if it cannot be read."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def read_lines(
+    paths: Sequence[Path], progress: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[Path, int, bytes]]:
+    """Path, line number and content of every line that is not blank. Raises InputError for an unreadable file."""
+    for path in paths:
+        try:
+            with open_log(path) as lines:
+                for number, line in enumerate(lines, 1):
+                    progress(len(line))
+                    content = line.strip()
+                    if content:
+                        yield path, number, content
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def count_partitions(paths: Sequence[Path], least: int, progress: Callable[[int], None] = lambda _: None) -> int:
+    """``least``, or more where a record of the files names a partition beyond it."""
+    for path, number, line in read_lines(paths, progress):
+        if b'"partition"' in line:
+            for record in read_record(line, 1):
+                if not 0 <= record.partition < 100_000:
+                    raise InputError(f"{path}:{number}: partition {record.partition} is out of range")
+                least = max(least, record.partition + 1)
+    return least
+
+
+def replay(
+    paths: Sequence[Path],
+    flags: Mapping[str, Flag],
+    partitions: int,
+    clockwork: Clockwork,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """The decisions and commands that follow from the files, in order.
+
+    Raises InputError for a file that cannot be read or that lacks records within a partition.
+    """
+    pipeline = Pipeline(flags, partitions, clockwork)
+    waiting: dict[int, tuple[int, list[bytes], list[int]]] = {}
+    following: dict[int, int] = {}
+    for path, number, line in read_lines(paths, progress):
+        for record in read_record(line, partitions):
+            partition, due = record.partition, following.get(record.partition)
+            offset = due or 0 if record.offset is None else record.offset
+            if due is not None and offset < due:
+                continue
+            if due is not None and offset > due:
+                raise InputError(
+                    f"{path}:{number}: records {due} to {offset - 1} of partition {partition} are missing; "
+                    "give all files of the dump, in order"
+                )
+            following[partition] = offset + 1
+            _, values, stamps = waiting.setdefault(partition, (offset, [], []))
+            values.append(record.value)
+            stamps.append(record.timestamp)
+            if len(values) == STEP:
+                yield from pipeline.step(partition, Run(*waiting.pop(partition)))
+    for partition, run in sorted(waiting.items()):
+        yield from pipeline.step(partition, Run(*run))
+
+
+def by_unit(records: Iterable[bytes]) -> dict[str, list[bytes]]:
+    """Records in order by ``flag|region``, repeats dropped. Raises InputError for a line that is no record."""
+    units: dict[str, list[bytes]] = {}
+    known: set[bytes] = set()
+    for record in records:
+        try:
+            key = msgspec.json.decode(record, type=_Key)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise InputError(f"not a decision or command: {error}") from None
+        if record not in known:
+            known.add(record)
+            units.setdefault(f"{key.flag}|{key.region}", []).append(record)
+    return units
+
+
+class _Key(msgspec.Struct):
+    flag: str
+    region: str
+
+
+def first_difference(new: Iterable[bytes], old: Iterable[bytes]) -> str | None:
+    """Where two sets of records first differ, unit by unit and byte by byte; None if nowhere."""
+    ours, theirs = by_unit(new), by_unit(old)
+    for unit in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(unit, []), theirs.get(unit, [])
+        for index, (a, b) in enumerate(zip(one, other, strict=False), 1):
+            if a != b:
+                return f"{unit}: record {index} differs{_fields(a, b)}"
+        if len(one) != len(other):
+            return f"{unit}: {len(one)} records here, {len(other)} in the other file"
+    return None
+
+
+def _fields(one: bytes, other: bytes) -> str:
+    a, b = msgspec.json.decode(one), msgspec.json.decode(other)
+    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+    return " in " + ", ".join(names) if names else ""

@@ -1,0 +1,161 @@
+"""All settings, from the environment (prefix ``TIDEGATE_``), in one frozen object."""
+
+import ssl
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from aiokafka.helpers import create_ssl_context
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gates.ramp import Clockwork
+from schemas.errors import SettingsError
+from schemas.manifest import parse_duration
+
+Duration = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
+"""Milliseconds, written ``10s``, ``15m``, ``500ms``."""
+
+
+def _off(value: Any) -> Any:
+    return None if value in ("off", "", None) else value
+
+
+class Settings(BaseSettings):
+    """What a worker, a publisher and the commands need to know; a printed one shows no secret."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDEGATE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, comma-separated")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to speak to Kafka"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="SASL mechanism, for SASL protocols"
+    )
+    sasl_username: str | None = Field(None, description="SASL user")
+    sasl_password: SecretStr | None = Field(None, description="SASL password")
+    ssl_cafile: Path | None = Field(None, description="CA certificates (PEM); the system's if unset")
+    ssl_certfile: Path | None = Field(None, description="client certificate (PEM)")
+    ssl_keyfile: Path | None = Field(None, description="client key (PEM)")
+    ssl_key_password: SecretStr | None = Field(None, description="password of the client key")
+    manifest: Path | None = Field(None, description="the flags and their gates (YAML)")
+    topic_prefix: str = Field("tidegate", description="first part of the public topics' names")
+    application_id: str = Field("tidegate", description="consumer group; first part of the internal topics' names")
+    instance_id: str | None = Field(None, description="static group membership: a name of its own for each worker")
+    partitions: int = Field(4, ge=1, description="partitions of the telemetry topic, when it is created")
+    gate_partitions: int = Field(4, ge=1, description="partitions of the partials topic, when it is created")
+    replication_factor: int = Field(1, ge=1, description="replicas of each topic, when it is created")
+    retention: Duration = Field(parse_duration("30d"), description="how long telemetry and decisions are kept")
+    pane: Duration = Field(10_000, ge=100, description="length of a pane; part of every decision")
+    lateness: Duration = Field(10_000, ge=0, description="how long a pane waits for stragglers; part of every decision")
+    checkpoint_every: Duration = Field(1_000, ge=50, description="how often a worker saves its state")
+    tick_idle_after: Annotated[Duration | None, BeforeValidator(_off)] = Field(
+        10_000, description="a partition silent for this long gets a tick from its worker; off: never"
+    )
+    session_timeout: Duration = Field(10_000, ge=1_000, description="a dead worker's partitions move after this long")
+    heartbeat: Duration = Field(2_000, ge=100, description="consumer heartbeat")
+    fetch_wait: Duration = Field(500, ge=1, description="longest wait of an empty fetch")
+    fetch_bytes: int = Field(1 << 20, ge=1024, description="most bytes of a partition in one fetch")
+    http_host: str = Field("127.0.0.1", description="address of /livez, /readyz and /metrics")
+    http_port: int = Field(9464, ge=0, le=65535, description="port of the same; 0 takes a free one")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
+    log_format: Literal["json", "console"] = Field("json", description="log lines for machines or for people")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError("TIDEGATE_SECURITY_PROTOCOL asks for SASL: set TIDEGATE_SASL_USERNAME and _SASL_PASSWORD")
+        if self.heartbeat * 3 > self.session_timeout:
+            raise ValueError("TIDEGATE_HEARTBEAT must be at most a third of TIDEGATE_SESSION_TIMEOUT")
+        return self
+
+    @property
+    def telemetry_topic(self) -> str:
+        """Events in."""
+        return f"{self.topic_prefix}.telemetry"
+
+    @property
+    def late_topic(self) -> str:
+        """Events whose pane was closed."""
+        return f"{self.topic_prefix}.late"
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """Records that are no events."""
+        return f"{self.topic_prefix}.dead-letter"
+
+    @property
+    def decisions_topic(self) -> str:
+        """Decision records out."""
+        return f"{self.topic_prefix}.decisions"
+
+    @property
+    def control_topic(self) -> str:
+        """Commands out."""
+        return f"{self.topic_prefix}.control"
+
+    @property
+    def partials_topic(self) -> str:
+        """Closed panes, from the window agent to the gate agent."""
+        return f"{self.application_id}.partials"
+
+    @property
+    def window_checkpoints_topic(self) -> str:
+        """States of the source partitions."""
+        return f"{self.application_id}.window-checkpoints"
+
+    @property
+    def gate_checkpoints_topic(self) -> str:
+        """States of the gate partitions."""
+        return f"{self.application_id}.gate-checkpoints"
+
+    @property
+    def clockwork(self) -> Clockwork:
+        """Pane, lateness and source topic, as the gates take them."""
+        return Clockwork(self.pane, self.lateness, self.telemetry_topic)
+
+    @cached_property
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """The TLS context, None without TLS. Raises SettingsError if a file cannot be read."""
+        if not self.security_protocol.endswith("SSL"):
+            return None
+        try:
+            context: ssl.SSLContext = create_ssl_context(
+                cafile=self.ssl_cafile and str(self.ssl_cafile),
+                certfile=self.ssl_certfile and str(self.ssl_certfile),
+                keyfile=self.ssl_keyfile and str(self.ssl_keyfile),
+                password=self.ssl_key_password and self.ssl_key_password.get_secret_value(),
+            )
+            return context
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"TIDEGATE_SSL_CAFILE, _CERTFILE or _KEYFILE cannot be used: {error}") from None
+
+    @property
+    def kafka(self) -> dict[str, Any]:
+        """Connection arguments that every aiokafka client takes."""
+        arguments: dict[str, Any] = {
+            "bootstrap_servers": self.broker.split(","),
+            "security_protocol": self.security_protocol,
+            "ssl_context": self.ssl_context,
+        }
+        if self.security_protocol.startswith("SASL") and self.sasl_password:
+            arguments |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password.get_secret_value(),
+            }
+        return arguments
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment; ``given`` ones (None: not given) win.
+
+    Raises SettingsError, one line, naming the variable.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = "".join(f"TIDEGATE_{part}".upper() + ": " for part in first["loc"][:1])
+        raise SettingsError(f"{where}{first['msg'].removeprefix('Value error, ')}") from None

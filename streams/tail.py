@@ -1,0 +1,69 @@
+"""A topic's records from the first, then each new one, read without a consumer group."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from schemas.errors import TopicError
+from streams.settings import Settings
+
+CONNECT_MS = 10_000
+
+
+class Tail:
+    """Where reading stands in all partitions of one topic; ``first``: their earliest offsets."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, first: Mapping[TopicPartition, int]) -> None:
+        self._consumer, self._first = consumer, first
+
+    async def history(self) -> list[ConsumerRecord]:
+        """The records from where reading stands to the end as it is now, in order within each partition."""
+        consumer = self._consumer
+        ends = await consumer.end_offsets(consumer.assignment())
+        records = []
+        behind = [tp for tp, end in ends.items() if await consumer.position(tp) < end]
+        while behind:
+            fetched = await consumer.getmany(*behind, timeout_ms=1000)
+            records += [record for run in fetched.values() for record in run]
+            behind = [tp for tp in behind if await consumer.position(tp) < ends[tp]]
+        return records
+
+    async def last(self) -> list[ConsumerRecord]:
+        """The last record of each partition that has any; reading goes on from the end."""
+        for tp, end in (await self._consumer.end_offsets(self._consumer.assignment())).items():
+            self._consumer.seek(tp, max(end - 1, self._first.get(tp, 0)))
+        return await self.history()
+
+    async def more(self, seconds: float = 1.0) -> list[ConsumerRecord]:
+        """New records; none after ``seconds``."""
+        fetched = await self._consumer.getmany(timeout_ms=int(seconds * 1000))
+        return [record for run in fetched.values() for record in run]
+
+
+@asynccontextmanager
+async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
+    """Read a topic from its first records on, also in partitions that are added later.
+
+    Raises TopicError if no broker answers or the topic is not there.
+    """
+    consumer = AIOKafkaConsumer(
+        topic,
+        **settings.kafka,
+        group_id=None,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=settings.fetch_wait,
+        request_timeout_ms=max(CONNECT_MS, settings.fetch_wait * 2),
+    )
+    try:
+        try:
+            await consumer.start()
+            first = await consumer.beginning_offsets(consumer.assignment())
+        except (KafkaError, OSError) as error:
+            raise TopicError(f"topic {topic} at {settings.broker} (TIDEGATE_BROKER) cannot be read: {error}") from None
+        for tp, offset in first.items():
+            consumer.seek(tp, offset)
+        yield Tail(consumer, first)
+    finally:
+        await consumer.stop()
