@@ -4,6 +4,7 @@ Nothing is decided here. Both agents follow the same numbered steps; each commen
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from aiokafka.errors import KafkaError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
+from schemas.errors import TidegateError
 from schemas.event import TelemetryEvent, encode
 from schemas.manifest import Flag
 from streams import checkpoints
@@ -24,7 +26,6 @@ from streams.fetch import FetchedRun, RunScheduler, install
 from streams.health import Metrics, serve
 from streams.panes import PartitionState, partial_codec
 from streams.settings import Settings
-from streams.topics import check_topics
 from streams.windows import GateState, split
 
 log = structlog.get_logger("tidegate")
@@ -111,15 +112,18 @@ class Keeper:
 
 
 class Worker:
-    """The Faust app and what its agents share. Raises nothing: a failure ends the process, see ``fail``."""
+    """The Faust app and what its agents share. Raises nothing: a failure ends the process, see ``fail``.
 
-    def __init__(self, settings: Settings, flags: Mapping[str, Flag]) -> None:
+    ``partitions``, ``gates``: those of the telemetry and the partials topic, as ``check_topics`` found them.
+    """
+
+    def __init__(self, settings: Settings, flags: Mapping[str, Flag], partitions: int, gates: int) -> None:
         self.settings, self.flags = settings, flags
+        self.partitions, self.gates = partitions, gates
         self.table = GroupTable(flags)
         self.metrics = Metrics()
         self.keepers: dict[TP, Keeper] = {}
         self.failed: Exception | None = None
-        self.partitions, self.gates = 0, 0
         self.assigned = asyncio.Event()
         self.sources = {settings.telemetry_topic, settings.partials_topic}
         self._runner: web.AppRunner | None = None
@@ -176,14 +180,15 @@ class Worker:
         """End the process without another checkpoint: what comes after would rest on work that was not done."""
         if self.failed is None:
             self.failed = error
-            log.error("failed", error=str(error), kind=type(error).__name__)
+            known = isinstance(error, TidegateError)
+            log.error("failed", error=str(error), kind=type(error).__name__, exc_info=None if known else error)
+            # Whatever the libraries have to say while everything comes down is a consequence.
+            logging.getLogger().setLevel(logging.CRITICAL)
             await self.app.crash(error)
 
     async def restore(self, tps: list[TP], begins: Mapping[TP, int]) -> dict[TP, int]:
         """Load the states of newly assigned partitions; the offsets to read on from."""
         started = time.monotonic()
-        if not self.partitions:
-            self.partitions, self.gates = await check_topics(self.settings)
         clockwork = self.settings.clockwork
         positions: dict[TP, int] = {}
         for source, topic, agent in (

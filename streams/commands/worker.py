@@ -11,7 +11,7 @@ from schemas.errors import SettingsError, TopicError
 from schemas.manifest import read_manifest
 from streams import logs
 from streams.settings import Settings, load_settings
-from streams.topics import create_topics
+from streams.topics import check_topics, create_topics
 
 log = structlog.get_logger("tidegate")
 
@@ -51,12 +51,13 @@ def command(manifest: Path | None, broker: str | None) -> None:
     except TopicError as error:
         # An account without the right to make topics is fine as long as they are there.
         log.warning("topics not made", error=str(error))
+    partitions, gates = asyncio.run(check_topics(settings))
     # Imported late: Faust takes most of a second, and `--help` should not.
     import faust
 
     from streams.app import Worker
 
-    worker = Worker(settings, flags)
+    worker = Worker(settings, flags, partitions, gates)
     # Logging is set up already, one form for all.
     runner = faust.Worker(worker.app, quiet=True, override_logging=False)
     runner.spinner = None

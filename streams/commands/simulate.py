@@ -1,0 +1,106 @@
+"""``tidegate simulate``: modelled telemetry to a live broker."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from schemas.decision import Command, Decision
+from schemas.errors import InputError, SettingsError
+from schemas.manifest import Flag, parse_duration, read_manifest
+from streams.commands.screen import order, outcome, plain_gates
+from streams.loop import Loop, latest_start, shown
+from streams.settings import load_settings
+from streams.simulate import SCENARIOS, Arrival, Simulation, read_trace
+
+_SCENARIOS = "\b\nScenarios:\n" + "\n".join(f"  {name:8} {scenario.text}" for name, scenario in SCENARIOS.items())
+
+
+@click.command(epilog=_SCENARIOS)
+@click.option("--trace", type=click.Path(path_type=Path), required=True, help="TIMESTAMP,ContextTokens,GeneratedTokens")
+@click.option("--scenario", type=click.Choice(list(SCENARIOS)), required=True, help="what happens to the canary")
+@click.option("--manifest", type=click.Path(path_type=Path), help="the flags and their gates (YAML)")
+@click.option("--flag", "flag_name", help="the flag to simulate; the manifest's first if left out")
+@click.option("--broker", help="Kafka bootstrap servers")
+@click.option("--speed", type=click.FloatRange(0.1, 1000), default=45.0, show_default=True, help="times real time")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="of all that is modelled")
+@click.option(
+    "--start", help="event time of the first request: 2025-01-31T12:00:00, now or now-2h  [the latest possible]"
+)
+def command(
+    trace: Path,
+    scenario: str,
+    manifest: Path | None,
+    flag_name: str | None,
+    broker: str | None,
+    speed: float,
+    seed: int,
+    start: str | None,
+) -> None:
+    """Publish modelled telemetry over a real trace's arrivals, to watch a worker decide.
+
+    Arrivals and sizes are the trace's; users, latencies, costs, errors and quality are modelled. The simulation obeys
+    the commands as a router would: it sends to the canary what the control topic says. Event time runs SPEED times as
+    fast as the clock, and lies in the past so that it never overtakes the clock.
+    """
+    settings = load_settings(broker=broker, manifest=manifest)
+    if settings.manifest is None:
+        raise SettingsError("no manifest: give --manifest FILE or set TIDEGATE_MANIFEST, the same as the worker's")
+    flag = _pick(read_manifest(settings.manifest, pane_ms=settings.pane).flags, flag_name)
+    arrivals = read_trace(trace)
+    simulation = Simulation(
+        arrivals, SCENARIOS[scenario], flag, settings.clockwork, start=_start(start, arrivals, speed), seed=seed
+    )
+    console = Console(soft_wrap=True)
+    console.print(
+        f"{len(arrivals):,} requests from {shown(simulation.start)} on, "
+        f"{simulation.unit} at {100 * simulation.weight:g} %: {SCENARIOS[scenario].text}",
+        highlight=False,
+    )
+
+    def tell(what: Decision | Command | str) -> None:
+        if isinstance(what, Decision):
+            console.print(outcome(what))
+            console.print(Text(f"    {plain_gates(what)}", style="dim"))
+        else:
+            console.print(order(what) if isinstance(what, Command) else Text(what, style="yellow"))
+
+    loop = Loop(simulation, settings, speed, told=tell)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(loop.run())
+    console.print(f"{loop.events:,} events published", highlight=False)
+
+
+def _pick(flags: Mapping[str, Flag], name: str | None) -> Flag:
+    if name is not None and name not in flags:
+        raise InputError(f"--flag: the manifest has no flag {name}; it has {', '.join(flags)}")
+    return flags[name] if name is not None else next(iter(flags.values()))
+
+
+def _start(text: str | None, trace: list[Arrival], speed: float) -> int:
+    now = int(time.time() * 1000)
+    latest = latest_start(trace[-1].at, speed, now)
+    if text is None:
+        return latest // 60_000 * 60_000
+    try:
+        if text == "now":
+            start = now
+        elif text.startswith("now-"):
+            start = now - parse_duration(text.removeprefix("now-"))
+        else:
+            moment = datetime.fromisoformat(text)
+            start = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    except ValueError as error:
+        raise InputError(f"--start: {error}; write a time (UTC) such as 2025-01-31T12:00:00, now or now-2h") from None
+    if start > latest:
+        raise InputError(
+            f"--start: at speed {speed:g} the run would overtake the clock, and events of the future are refused; "
+            f"start at {shown(latest)} or earlier, or with --speed 1"
+        )
+    return start

@@ -1,0 +1,132 @@
+"""``tidegate watch``: decisions and commands as they come."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from schemas.decision import Decision, Weights, decision_from_bytes
+from schemas.errors import EventError
+from streams.commands.screen import GATE_STYLE, clock, limit, observed, order, outcome, percent, plain_gates, verdict
+from streams.control import ControlConsumer
+from streams.settings import Settings, load_settings
+from streams.tail import Tail, tail
+
+
+@click.command()
+@click.option("--broker", help="Kafka bootstrap servers")
+@click.option("--flag", help="only this flag")
+@click.option("--once", is_flag=True, help="show what is there and end")
+def command(broker: str | None, flag: str | None, once: bool) -> None:
+    """Show every flag and region: stage, weight, last verdict, and each gate with its value against the limit.
+
+    Reads the decisions and control topics from the start and disturbs nobody. On a terminal a table that keeps
+    itself up to date, else a line for each decision and command.
+    """
+    settings = load_settings(broker=broker)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_watch(settings, flag, once=once))
+
+
+class _Board:
+    """The last decision and the last weights of each unit."""
+
+    def __init__(self, flag: str | None) -> None:
+        self._flag = flag
+        self.decisions: dict[str, Decision] = {}
+        self._seen: set[str] = set()
+        self.weights: Mapping[str, Weights] = {}
+
+    def shows(self, flag: str) -> bool:
+        return self._flag in (None, flag)
+
+    def take(self, value: bytes) -> Decision | None:
+        """Note a decision; None if it was seen before or is not to be shown."""
+        try:
+            decision = decision_from_bytes(value)
+        except EventError:
+            return None
+        if not self.shows(decision.flag) or decision.decision_id in self._seen:
+            return None
+        self._seen.add(decision.decision_id)
+        self.decisions[decision.key] = decision
+        return decision
+
+    def table(self) -> Table:
+        table = Table("flag", "region", "stage", "canary", "decided", "verdict", "gates", show_lines=True)
+        for unit, decision in sorted(self.decisions.items()):
+            weights = self.weights.get(unit)
+            weight = weights.canary if weights else decision.stage.canary_weight
+            said = verdict(decision)
+            for problem in decision.evidence_problems:
+                said.append(f"\n{problem.problem}: {problem.detail}", style="yellow")
+            table.add_row(
+                decision.flag,
+                decision.region,
+                str(decision.stage.index),
+                percent(weight),
+                clock(decision.decided_at),
+                said,
+                _gates(decision),
+            )
+        return table
+
+
+def _gates(decision: Decision) -> Text:
+    lines = [
+        Text(f"{gate.gate} {observed(gate)} {limit(gate)}", style=GATE_STYLE[gate.status]) for gate in decision.gates
+    ]
+    return Text("\n").join(lines)
+
+
+async def _watch(settings: Settings, flag: str | None, *, once: bool) -> None:
+    board, console = _Board(flag), Console(soft_wrap=True)
+    async with tail(settings, settings.decisions_topic) as decisions, ControlConsumer(settings) as commands:
+        await commands.caught_up()
+        for record in await decisions.history():
+            board.take(record.value)
+        board.weights = commands.weights
+        if console.is_terminal and not once:
+            await _keep_showing(console, board, decisions)
+        elif console.is_terminal and board.decisions:
+            console.print(board.table())
+        elif not board.decisions:
+            console.print(f"no decisions in {settings.decisions_topic} yet", highlight=False)
+        else:
+            for decision in board.decisions.values():
+                _say(console, decision)
+        if not once:
+            await asyncio.gather(_say_decisions(console, board, decisions), _say_commands(console, board, commands))
+
+
+async def _keep_showing(console: Console, board: _Board, decisions: Tail) -> None:
+    waiting = Text("waiting for the first decision; Ctrl-C ends", style="dim")
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(board.table() if board.decisions else waiting, refresh=True)
+            for record in await decisions.more():
+                board.take(record.value)
+
+
+async def _say_decisions(console: Console, board: _Board, decisions: Tail) -> None:
+    while True:
+        for record in await decisions.more():
+            decision = board.take(record.value)
+            if decision is not None:
+                _say(console, decision)
+
+
+async def _say_commands(console: Console, board: _Board, commands: ControlConsumer) -> None:
+    async for command in commands:
+        if board.shows(command.flag):
+            console.print(Text(f"{command.key}  ").append(order(command)))
+
+
+def _say(console: Console, decision: Decision) -> None:
+    console.print(Text(f"{decision.key}  ").append(outcome(decision)))
+    console.print(f"    {plain_gates(decision)}", highlight=False)

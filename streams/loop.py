@@ -1,0 +1,157 @@
+"""A simulation and a live worker, closed through Kafka: telemetry out, decisions and commands in."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from schemas.decision import Command, Decision, decision_from_bytes
+from schemas.errors import EventError, InputError, TopicError
+from schemas.event import FUTURE_MS, parse
+from streams.control import ControlConsumer
+from streams.publisher import TelemetryPublisher
+from streams.settings import Settings
+from streams.simulate import Simulation
+from streams.tail import Tail, tail
+
+STEP_MS = 1_000
+"""Event time that is sent at once."""
+FLUSH_SECONDS = 30.0
+PENDING_MAX = 10_000
+
+
+@dataclass
+class Loop:
+    """Runs a simulation at ``speed`` times real time, which stands still while a due decision is awaited.
+
+    ``patience``: seconds to wait for it before the run goes on without. ``until``: ends the run before the trace
+    does. ``told``: called with each decision and each command of the simulated unit, and with complaints.
+    """
+
+    simulation: Simulation
+    settings: Settings
+    speed: float
+    patience: float = 20.0
+    until: Callable[[], bool] = lambda: False
+    told: Callable[[Decision | Command | str], None] = lambda _: None
+    events: int = 0
+    _heard: asyncio.Event = field(default_factory=asyncio.Event)
+    _ordered: str | None = None
+    _seen: set[str] = field(default_factory=set)
+    _obeyed: set[str] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Send everything. Raises TopicError if Kafka cannot be reached, InputError if the start is too early."""
+        settings = self.settings
+        async with (
+            tail(settings, settings.decisions_topic) as decisions,
+            ControlConsumer(settings) as commands,
+            TelemetryPublisher(settings) as telemetry,
+        ):
+            await self._check_start()
+            await commands.caught_up()
+            for record in await decisions.history():
+                self._follow(record.value)
+            listening = (
+                asyncio.create_task(self._hear_decisions(decisions)),
+                asyncio.create_task(self._hear_commands(commands)),
+            )
+            sending = asyncio.create_task(self._send(telemetry))
+            try:
+                done, _ = await asyncio.wait((sending, *listening), return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                for task in (sending, *listening):
+                    task.cancel()
+                await asyncio.gather(sending, *listening, return_exceptions=True)
+
+    async def _check_start(self) -> None:
+        """Events behind what the topic has seen would all be late."""
+        async with tail(self.settings, self.settings.telemetry_topic) as telemetry:
+            seen = []
+            for record in await telemetry.last():
+                try:
+                    seen.append(parse(record.value).ts)
+                except EventError:
+                    continue
+        if seen and max(seen) > self.simulation.start:
+            raise InputError(
+                f"{self.settings.telemetry_topic} already has events up to {shown(max(seen))}, after the simulation's "
+                f"start at {shown(self.simulation.start)}: they would count as late; "
+                "give a later --start with --speed 1, or another TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID"
+            )
+
+    async def _send(self, telemetry: TelemetryPublisher) -> None:
+        simulation = self.simulation
+        began, origin = time.monotonic(), simulation.now
+        while simulation.now < simulation.end and not self.until():
+            due = simulation.due
+            for event in simulation.advance(min(simulation.now + STEP_MS, max(due, simulation.now + 1))):
+                self.events += telemetry.publish(event)
+            if simulation.now >= due:
+                telemetry.publish(simulation.tick())
+                await self._flush(telemetry)
+                await self._await_decision(due)
+                began, origin = time.monotonic(), simulation.now
+            elif telemetry.pending > PENDING_MAX:
+                await self._flush(telemetry)
+            await asyncio.sleep((simulation.now - origin) / 1000 / self.speed - (time.monotonic() - began))
+        await self._flush(telemetry)
+
+    async def _flush(self, telemetry: TelemetryPublisher) -> None:
+        if not await telemetry.flush(FLUSH_SECONDS) or telemetry.failed or telemetry.dropped or telemetry.rejected:
+            raise TopicError(
+                f"telemetry does not get through to {self.settings.telemetry_topic}: {telemetry.pending} records "
+                f"waiting, {telemetry.failed} failed, {telemetry.rejected} rejected"
+            )
+
+    async def _await_decision(self, due: int) -> None:
+        try:
+            async with asyncio.timeout(self.patience):
+                while self.simulation.due == due or (self._ordered and self._ordered not in self._obeyed):
+                    self._heard.clear()
+                    await self._heard.wait()
+        except TimeoutError:
+            end = shown(due - self.settings.lateness)
+            self.told(f"no decision on the window that ended at {end} after {self.patience:g} s; going on without")
+            if self.simulation.due == due:
+                self.simulation.undecided()
+
+    async def _hear_decisions(self, decisions: Tail) -> None:
+        while True:
+            for record in await decisions.more():
+                decision = self._follow(record.value)
+                if decision is not None:
+                    self.told(decision)
+            self._heard.set()
+
+    def _follow(self, value: bytes) -> Decision | None:
+        """Go with a decision on the simulated unit that was not seen before."""
+        decision = decision_from_bytes(value)
+        if decision.key != self.simulation.unit or decision.decision_id in self._seen:
+            return None
+        self._seen.add(decision.decision_id)
+        self.simulation.decided(decision)
+        # Its command travels in another topic and may come a little later.
+        self._ordered = None if decision.verdict in ("pass", "hold") else decision.decision_id
+        return decision
+
+    async def _hear_commands(self, commands: ControlConsumer) -> None:
+        async for command in commands:
+            self.simulation.apply(command)
+            if command.key == self.simulation.unit:
+                self._obeyed.add(command.decision_id)
+                self.told(command)
+            self._heard.set()
+
+
+def latest_start(length: int, speed: float, now: int) -> int:
+    """The last start at which a run of ``length`` ms has no event too far ahead of the clock; ms."""
+    return now + FUTURE_MS // 2 - max(0, int(length * (1 - 1 / speed)))
+
+
+def shown(ts: int) -> str:
+    """A moment of event time as people read it."""
+    return f"{datetime.fromtimestamp(ts / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

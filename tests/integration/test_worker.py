@@ -1,0 +1,264 @@
+"""The worker on a real Kafka: what it writes is what a replay of the same log gives, whatever happens to it."""
+
+import asyncio
+import json
+import random
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka.admin import NewTopic
+
+from gates.ramp import Clockwork
+from schemas.manifest import load_manifest
+from streams.replay import by_unit, partition_of, replay
+from streams.settings import Settings, load_settings
+from streams.tail import tail
+from streams.topics import connect, create_topics
+from tests.integration.workers import WorkerProcess, dump, publish, running, written
+
+MANIFEST = """
+flags:
+  answer:
+    scope: {regions: [eu, us]}
+    versions: &pins {MODEL_VER: m2, PROMPT_VER: p2, INDEX_HASH: i2, RERANK_CONF: r, TOK_VER: t, ANALYZER_CONF: a}
+    window: {length: 60s, min_requests: 50}
+    policy: {lambda_source: traffic}
+  rerank:
+    versions: *pins
+    window: {length: 40s, min_requests: 50}
+    policy: {lambda_source: traffic}
+"""
+PARTITIONS = 4
+START = 1_700_000_000_000
+
+
+def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
+    """Records of two flags in two regions, with failures, repeats, stragglers and garbage; then ticks."""
+    rnd = random.Random(seed)
+    pins = {"MODEL_VER": "m1", "PROMPT_VER": "p1", "INDEX_HASH": "i1", "RERANK_CONF": "r", "TOK_VER": "t"}
+    versions = {
+        "baseline": pins | {"ANALYZER_CONF": "a"},
+        "canary": pins | {"MODEL_VER": "m2", "PROMPT_VER": "p2", "INDEX_HASH": "i2", "ANALYZER_CONF": "a"},
+    }
+    for number in range(events):
+        user = rnd.randrange(5_000)
+        arm = "canary" if user % 4 == 0 else "baseline"
+        ts = START + number * 2 + rnd.randrange(-2_000, 2_000) - (20_000 if rnd.random() < 0.001 else 0)
+        event = {
+            "event_id": f"{seed}-{number}",
+            "ts": ts,
+            "flag": rnd.choice(["answer", "rerank", "unknown"]),
+            "arm": arm,
+            "sticky_id": f"user-{user}",
+            "region": rnd.choice(["eu", "us"]),
+            "versions": versions[arm],
+            "delta_s": round(rnd.random() / 10, 6),
+            "coverage": round(0.75 + rnd.random() / 5, 6),
+            "lambda_state": "→",
+            "latency_ms": round(rnd.lognormvariate(6, 0.1), 3),
+            "error": rnd.random() < 0.001,
+            "cost": round(0.001 + rnd.random() / 1e4, 8),
+            "solved": rnd.random() < 0.9,
+        }
+        partition = partition_of(str(event["sticky_id"]).encode(), PARTITIONS)
+        value = json.dumps(event, ensure_ascii=False).encode()
+        yield partition, value
+        if rnd.random() < 0.002:
+            yield partition, value
+        if rnd.random() < 0.0005:
+            yield partition, b"no event"
+    for partition in range(PARTITIONS):
+        yield partition, b'{"kind":"tick","ts":%d}' % (START + events * 2 + 120_000)
+
+
+@pytest.fixture
+def settings(kafka_broker: str) -> Settings:
+    """Topics of their own on the shared broker."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    settings = load_settings(broker=kafka_broker, topic_prefix=name, application_id=name, gate_partitions=2)
+    asyncio.run(create_topics(settings))
+    return settings
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "flags.yml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def replayed(settings: Settings, folder: Path) -> tuple[dict[str, list[bytes]], dict[str, list[bytes]]]:
+    """Decisions and commands by unit that follow from the topic, dumped to a file."""
+    file = folder / "telemetry.ndjson"
+    asyncio.run(dump(settings, file))
+    outcomes = list(replay([file], load_manifest(MANIFEST).flags, PARTITIONS, settings.clockwork))
+    decisions = by_unit(decision.to_bytes() for decision, _ in outcomes)
+    return decisions, by_unit(command.to_bytes() for _, command in outcomes if command is not None)
+
+
+def await_written(settings: Settings, topic: str, wanted: dict[str, list[bytes]], seconds: float) -> None:
+    """Wait until the topic holds what it should; then assert that it holds nothing else."""
+    give_up = time.monotonic() + seconds
+    while (found := asyncio.run(written(settings, topic))) != wanted and time.monotonic() < give_up:
+        time.sleep(0.5)
+    assert {unit: len(records) for unit, records in found.items()} == {u: len(r) for u, r in wanted.items()}
+    assert found == wanted
+
+
+@pytest.mark.kafka
+def test_five_kills_in_mid_window_change_no_byte(settings: Settings, manifest: Path, tmp_path: Path) -> None:
+    """200,000 events, 4 partitions, two workers, SIGKILL five times at random: the bytes of an undisturbed replay."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    rnd = random.Random(seed)
+    workers = [WorkerProcess(settings, manifest, f"worker-{n}", tmp_path) for n in (1, 2)]
+    with running(*workers):
+        producing = threading.Thread(
+            target=lambda: asyncio.run(publish(settings, telemetry(200_000, seed), per_second=9_000))
+        )
+        producing.start()
+        kills = 0
+        while kills < 5:
+            time.sleep(rnd.uniform(1.0, 3.5))
+            victim = rnd.choice(workers)
+            assert victim.running, f"seed {seed}: {victim.log.read_text()[-2000:]}"
+            victim.signal(signal.SIGKILL)
+            kills += 1
+            assert producing.is_alive(), f"seed {seed}: the events ran out before kill {kills}"
+            victim.start()
+        producing.join()
+        decisions, commands = replayed(settings, tmp_path)
+        assert sum(map(len, decisions.values())) > 20, "the log must close windows"
+        assert sum(map(len, commands.values())) > 5, "the log must give commands"
+        try:
+            await_written(settings, settings.decisions_topic, decisions, 90)
+            await_written(settings, settings.control_topic, commands, 30)
+        except AssertionError as error:
+            tails = "\n".join(worker.log.read_text()[-1500:] for worker in workers)
+            raise AssertionError(f"seed {seed}: {error}\n{tails}") from None
+
+
+@pytest.mark.kafka
+def test_sigterm_ends_within_five_seconds_and_loses_nothing(settings: Settings, manifest: Path, tmp_path: Path) -> None:
+    """A worker told to stop in mid-window saves what it has; the next one goes on to the same bytes."""
+    records = list(telemetry(40_000, 7))
+    worker = WorkerProcess(settings, manifest, "worker", tmp_path)
+    with running(worker):
+        asyncio.run(publish(settings, records[:25_000]))
+        time.sleep(1)
+        asked = time.monotonic()
+        assert worker.signal(signal.SIGTERM) == 0
+        assert time.monotonic() - asked < 5
+        assert worker.logged("stopped")
+        asyncio.run(publish(settings, records[25_000:]))
+        worker.start()
+        worker.wait_ready(times=2)
+        decisions, commands = replayed(settings, tmp_path)
+        assert decisions
+        await_written(settings, settings.decisions_topic, decisions, 30)
+        await_written(settings, settings.control_topic, commands, 30)
+
+
+@pytest.mark.kafka
+def test_late_and_broken_records_are_sent_on_unchanged(settings: Settings, manifest: Path, tmp_path: Path) -> None:
+    """Late events and dead letters keep key, value and headers, and say where they come from and why."""
+    event = {"flag": "answer", "arm": "canary", "sticky_id": "u", "region": "eu", "latency_ms": 5, "error": False}
+    values = [
+        json.dumps(event | {"event_id": "1", "ts": START}).encode(),
+        b'{"kind":"tick","ts":%d}' % (START + 60_000),
+        json.dumps(event | {"event_id": "2", "ts": START}).encode(),
+        b"\xff no JSON",
+        json.dumps(event | {"event_id": "3", "ts": START + 60_000, "delta_s": 3}).encode(),
+    ]
+
+    async def send() -> None:
+        async with AIOKafkaProducer(**settings.kafka) as producer:
+            for value in values:
+                await producer.send_and_wait(
+                    settings.telemetry_topic, value, key=b"u", partition=1, headers=[("trace", b"42")]
+                )
+
+    worker = WorkerProcess(settings, manifest, "worker", tmp_path)
+    with running(worker):
+        asyncio.run(send())
+        late, dead = sent_on(settings, settings.late_topic, 1), sent_on(settings, settings.dead_letter_topic, 2)
+    assert [(r.key, r.value, r.partition) for r in late + dead] == [(b"u", values[n], 1) for n in (2, 3, 4)]
+    for offset, record in zip((2, 3, 4), late + dead, strict=True):
+        headers = dict(record.headers)
+        assert headers["trace"] == b"42"
+        assert headers["tidegate.topic"] == settings.telemetry_topic.encode()
+        assert (headers["tidegate.partition"], headers["tidegate.offset"]) == (b"1", b"%d" % offset)
+    assert b"delta_s" in dict(dead[1].headers)["tidegate.error"]
+
+
+def sent_on(settings: Settings, topic: str, count: int) -> list[ConsumerRecord]:
+    """The records of a topic, once there are ``count``."""
+
+    async def read() -> list[ConsumerRecord]:
+        async with tail(settings, topic) as records:
+            return await records.history()
+
+    give_up = time.monotonic() + 20
+    while len(found := asyncio.run(read())) < count and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert len(found) == count
+    return found
+
+
+@pytest.mark.kafka
+def test_silent_partitions_get_ticks_that_replay_sees(settings: Settings, tmp_path: Path) -> None:
+    """One busy second in one partition, then silence: the worker itself moves the time until the window is decided."""
+    path = tmp_path / "flags.yml"
+    path.write_text("flags: {answer: {window: {length: 2s}}}")
+    quick = {"TIDEGATE_PANE": "1s", "TIDEGATE_LATENESS": "1s", "TIDEGATE_TICK_IDLE_AFTER": "1s"}
+    worker = WorkerProcess(settings, path, "worker", tmp_path, **quick)
+    with running(worker):
+        time.sleep(2.5)
+        assert asyncio.run(written(settings, settings.decisions_topic)) == {}, "an untouched topic gets no ticks"
+        now = int(time.time() * 1000)
+        event = {"flag": "answer", "arm": "canary", "sticky_id": "u", "latency_ms": 5, "error": False}
+        one = json.dumps(event | {"event_id": "1", "ts": now}).encode()
+        asyncio.run(publish(settings, [(2, one)]))
+        give_up = time.monotonic() + 20
+        while not (found := asyncio.run(written(settings, settings.decisions_topic))) and time.monotonic() < give_up:
+            time.sleep(0.2)
+        assert worker.signal(signal.SIGTERM) == 0
+    found = asyncio.run(written(settings, settings.decisions_topic))
+    assert found, worker.log.read_text()[-2000:]
+    file = tmp_path / "telemetry.ndjson"
+    asyncio.run(dump(settings, file))
+    clockwork = Clockwork(1_000, 1_000, settings.telemetry_topic)
+    outcomes = replay([file], load_manifest(path.read_text(), pane_ms=1_000).flags, PARTITIONS, clockwork)
+    again = by_unit(decision.to_bytes() for decision, _ in outcomes)
+    assert again["answer|"][: len(found["answer|"])] == found["answer|"]
+
+
+@pytest.mark.kafka
+def test_topics_that_would_break_results_are_refused(settings: Settings, manifest: Path, tmp_path: Path) -> None:
+    """A worker on a compacted telemetry topic would lose events: it does not start, and says what to do."""
+    prefix = f"{settings.topic_prefix}-compacted"
+    broken = settings.model_copy(update={"topic_prefix": prefix, "application_id": prefix})
+
+    async def compact() -> None:
+        admin = await connect(broken)
+        try:
+            configs = {"cleanup.policy": "compact"}
+            await admin.create_topics([NewTopic(broken.telemetry_topic, 4, 1, topic_configs=configs)])
+        finally:
+            await admin.close()
+
+    asyncio.run(compact())
+    worker = WorkerProcess(broken, manifest, "worker", tmp_path)
+    worker.start()
+    give_up = time.monotonic() + 30
+    while worker.running and time.monotonic() < give_up:
+        time.sleep(0.1)
+    text = worker.log.read_text()
+    assert not worker.running, text
+    assert "cleanup.policy=compact, not delete" in text
+    assert "Traceback" not in text

@@ -1,0 +1,113 @@
+"""Real workers as processes of their own, and the topics they write, for tests on a real Kafka."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiokafka import AIOKafkaProducer
+
+from streams.replay import by_unit
+from streams.settings import Settings
+from streams.tail import tail
+
+
+class WorkerProcess:
+    """One ``tidegate worker``; its log lines go to a file. Ends with the test, whatever happens."""
+
+    def __init__(self, settings: Settings, manifest: Path, name: str, folder: Path, **more: str) -> None:
+        self.log = folder / f"{name}.log"
+        self._environment = {key: value for key, value in os.environ.items() if not key.startswith("TIDEGATE_")} | {
+            "TIDEGATE_BROKER": settings.broker,
+            "TIDEGATE_MANIFEST": str(manifest),
+            "TIDEGATE_TOPIC_PREFIX": settings.topic_prefix,
+            "TIDEGATE_APPLICATION_ID": settings.application_id,
+            "TIDEGATE_INSTANCE_ID": name,
+            "TIDEGATE_TICK_IDLE_AFTER": "off",
+            "TIDEGATE_HTTP_PORT": "0",
+            **more,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, or start again."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "streams.commands", "worker"], env=self._environment, stdout=log, stderr=log
+            )
+
+    def signal(self, number: int) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(30)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def logged(self, event: str) -> list[dict[str, object]]:
+        """The log lines of one kind."""
+        lines = (line for line in self.log.read_text().splitlines() if line.startswith("{"))
+        return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
+
+    def wait_ready(self, times: int = 1, seconds: float = 60) -> None:
+        """Wait for the ``times``-th line that says ready."""
+        give_up = time.monotonic() + seconds
+        while len(self.logged("ready")) < times:
+            assert self.running, f"{self.log.name} ended:\n{self.log.read_text()[-2000:]}"
+            assert time.monotonic() < give_up, f"{self.log.name} is not ready:\n{self.log.read_text()[-2000:]}"
+            time.sleep(0.05)
+
+
+@contextmanager
+def running(*workers: WorkerProcess) -> Iterator[None]:
+    """The workers, started and ready; none outlives the block."""
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.wait_ready()
+        yield
+    finally:
+        for worker in workers:
+            if worker.running:
+                worker.signal(signal.SIGKILL)
+
+
+async def publish(settings: Settings, records: Iterable[tuple[int, bytes]], per_second: float | None = None) -> None:
+    """Write (partition, value) records to the telemetry topic, in order within each partition."""
+    async with AIOKafkaProducer(**settings.kafka, linger_ms=20, acks="all") as producer:
+        started, sent = time.monotonic(), []
+        for number, (partition, value) in enumerate(records):
+            sent.append(await producer.send(settings.telemetry_topic, value, partition=partition))
+            if per_second is not None and number % 200 == 0:
+                await asyncio.sleep(max(0.0, started + number / per_second - time.monotonic()))
+        await asyncio.gather(*sent)
+
+
+async def dump(settings: Settings, path: Path) -> None:
+    """Write the telemetry topic to a file that replay reads."""
+    async with tail(settings, settings.telemetry_topic) as topic:
+        with path.open("wb") as file:
+            for record in await topic.history():
+                head = {"partition": record.partition, "offset": record.offset, "timestamp": record.timestamp}
+                try:
+                    value = json.loads(record.value)
+                    text = record.value.decode() if isinstance(value, dict) else json.dumps(record.value.decode())
+                except ValueError:
+                    text = json.dumps(record.value.decode(errors="replace"))
+                file.write(f'{json.dumps(head)[:-1]},"value":{text}}}\n'.encode())
+
+
+async def written(settings: Settings, topic: str) -> dict[str, list[bytes]]:
+    """The records of a decisions or control topic by unit, repeats dropped."""
+    async with tail(settings, topic) as records:
+        return by_unit(record.value for record in await records.history())
