@@ -14,6 +14,7 @@ import faust
 import structlog
 from aiohttp import web
 from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
@@ -39,7 +40,7 @@ UNCONFIRMED_MAX = 2_000
 class Keeper:
     """One partition of one agent: its state, what it sent, and its checkpoints."""
 
-    def __init__(self, worker: "Worker", agent: str, topic: Any, tp: TP, state: Any) -> None:
+    def __init__(self, worker: "Worker", agent: str, topic: str, tp: TP, state: Any) -> None:
         self.worker, self.agent, self.topic, self.tp, self.state = worker, agent, topic, tp, state
         self.unconfirmed: list[Awaitable[Any]] = []
         self.saved_next = state.next
@@ -51,9 +52,11 @@ class Keeper:
         self.lock = asyncio.Lock()
         self.whole = True
 
-    async def send(self, topic: Any, key: bytes | None, value: bytes | None, **where: Any) -> None:
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Any = None
+    ) -> None:
         """Send a result; it is confirmed before the next checkpoint is written."""
-        self.unconfirmed.append(await topic.send(key=key, value=value, **where))
+        self.unconfirmed.append(await self.worker.send(topic, key, value, partition, headers))
         if len(self.unconfirmed) >= UNCONFIRMED_MAX:
             await self.confirm(self._taken())
 
@@ -106,9 +109,8 @@ class Keeper:
         finally:
             self.saving = None
 
-    async def _send_checkpoint(self, key: bytes, value: bytes) -> Awaitable[Any]:
-        sent: Awaitable[Any] = await self.topic.send(key=key, value=value, partition=self.tp.partition)
-        return sent
+    async def _send_checkpoint(self, key: bytes, value: bytes) -> Awaitable[RecordMetadata]:
+        return await self.worker.send(self.topic, key, value, self.tp.partition)
 
 
 class Worker:
@@ -152,29 +154,24 @@ class Worker:
         )
         self.app.conf.web_enabled = False
         self.app.transport.Consumer = _consumer_of(self)  # type: ignore[misc]  # Faust's own hook
-        self._topics()
-        self.app.agent(self.telemetry, concurrency=1, name="window")(self._window_agent)
-        self.app.agent(self.partials, concurrency=1, name="gate")(self._gate_agent)
+        self.app.agent(self._source(settings.telemetry_topic), concurrency=1)(self._window_agent)
+        self.app.agent(self._source(settings.partials_topic), concurrency=1)(self._gate_agent)
         self.app.timer(min(1.0, settings.checkpoint_every / 1000))(self._idle)
         self.app.task(self._serve)
         self.app.on_partitions_revoked.connect(self._save_all)
         self.app.on_before_shutdown.connect(self._shut_down)
 
-    def _topics(self) -> None:
-        settings = self.settings
+    def _source(self, name: str) -> Any:
+        # acks=False: Faust never commits; positions are in the checkpoints.
+        return self.app.topic(name, key_serializer="raw", value_serializer="raw", acks=False)
 
-        def topic(name: str) -> Any:
-            # acks=False: Faust never commits; positions are in the checkpoints.
-            return self.app.topic(name, key_serializer="raw", value_serializer="raw", acks=False)
-
-        self.telemetry = topic(settings.telemetry_topic)
-        self.partials = topic(settings.partials_topic)
-        self.late = topic(settings.late_topic)
-        self.dead_letters = topic(settings.dead_letter_topic)
-        self.decisions = topic(settings.decisions_topic)
-        self.control = topic(settings.control_topic)
-        self.window_checkpoints = topic(settings.window_checkpoints_topic)
-        self.gate_checkpoints = topic(settings.gate_checkpoints_topic)
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Any = None
+    ) -> Awaitable[RecordMetadata]:
+        """Hand a record to the producer; awaiting the result confirms it."""
+        producer = await self.app.maybe_start_producer()
+        confirmation: Awaitable[RecordMetadata] = await producer.send(topic, key, value, partition, None, headers)
+        return confirmation
 
     async def fail(self, error: Exception) -> None:
         """End the process without another checkpoint: what comes after would rest on work that was not done."""
@@ -192,11 +189,11 @@ class Worker:
         clockwork = self.settings.clockwork
         positions: dict[TP, int] = {}
         for source, topic, agent in (
-            (self.settings.telemetry_topic, self.window_checkpoints, "window"),
-            (self.settings.partials_topic, self.gate_checkpoints, "gate"),
+            (self.settings.telemetry_topic, self.settings.window_checkpoints_topic, "window"),
+            (self.settings.partials_topic, self.settings.gate_checkpoints_topic, "gate"),
         ):
             mine = [tp for tp in tps if tp.topic == source]
-            blobs = await checkpoints.read(self.settings, topic.get_topic_name(), [tp.partition for tp in mine])
+            blobs = await checkpoints.read(self.settings, topic, [tp.partition for tp in mine])
             for tp in mine:
                 blob = blobs.get(tp.partition)
                 state: Any
@@ -254,42 +251,44 @@ class Worker:
             await self.fail(error)
         else:
             keeper.maybe_save()
+        # Under a backlog the queue is never empty; timers, requests and checkpoints still need their turn.
+        await asyncio.sleep(0)
 
     async def _window(self, keeper: Keeper, event: Any) -> None:
         fetched: FetchedRun = event.value
         state: PartitionState = keeper.state
         keeper.heard_at = time.monotonic()
         result = state.step(fetched.run)
-        self.metrics.stepped(len(fetched.records), result)
+        self.metrics.stepped(len(fetched.keys), result)
         for partial in result.partials:
             key = b"%d|%d" % (partial.partition, partial.pane)
             for gate, part in enumerate(split(partial, self.gates)):
-                await keeper.send(self.partials, key, partial_codec.dump(part), partition=gate)
+                await keeper.send(self.settings.partials_topic, key, partial_codec.dump(part), gate)
         for offset in result.late:
-            await self._forward(keeper, self.late, fetched, offset, None)
+            await self._forward(keeper, self.settings.late_topic, fetched, offset, None)
         for offset, error in result.dead:
-            await self._forward(keeper, self.dead_letters, fetched, offset, error)
+            await self._forward(keeper, self.settings.dead_letter_topic, fetched, offset, error)
 
-    async def _forward(self, keeper: Keeper, topic: Any, fetched: FetchedRun, offset: int, error: str | None) -> None:
-        record = fetched.records[offset - fetched.run.first]
+    async def _forward(self, keeper: Keeper, topic: str, fetched: FetchedRun, offset: int, error: str | None) -> None:
+        index = offset - fetched.run.first
         headers = [
-            *record.headers,
+            *fetched.headers.get(index, ()),
             ("tidegate.topic", keeper.tp.topic.encode()),
             ("tidegate.partition", b"%d" % keeper.tp.partition),
             ("tidegate.offset", b"%d" % offset),
         ]
         if error is not None:
             headers.append(("tidegate.error", error.encode(errors="replace")))
-        await keeper.send(topic, record.key, record.value, partition=keeper.tp.partition, headers=headers)
+        await keeper.send(topic, fetched.keys[index], fetched.run.values[index], keeper.tp.partition, headers)
 
     async def _gate(self, keeper: Keeper, event: Any) -> None:
         state: GateState = keeper.state
         partial = partial_codec.load(event.value)
         for decision, command in state.step(event.message.offset, partial):
             key = decision.key.encode()
-            await keeper.send(self.decisions, key, decision.to_bytes(), partition=keeper.tp.partition)
+            await keeper.send(self.settings.decisions_topic, key, decision.to_bytes(), keeper.tp.partition)
             if command is not None:
-                await keeper.send(self.control, key, command.to_bytes(), partition=keeper.tp.partition)
+                await keeper.send(self.settings.control_topic, key, command.to_bytes(), keeper.tp.partition)
             self.metrics.decisions.labels(decision.verdict).inc()
             self.metrics.weighed(state)
             log.info(
@@ -335,7 +334,7 @@ class Worker:
         for keeper in silent:
             if ends.get(keeper.tp) == keeper.state.next:
                 keeper.heard_at = now
-                await self.telemetry.send(key=None, value=tick, partition=keeper.tp.partition)
+                await self.send(self.settings.telemetry_topic, None, tick, keeper.tp.partition)
 
     async def _serve(self) -> None:
         host, port = self.settings.http_host, self.settings.http_port

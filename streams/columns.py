@@ -22,15 +22,13 @@ from schemas.manifest import Flag, Scope
 GROUPS_CAP = 1 << 16
 """Distinct combinations remembered; beyond it the table is emptied and fills again."""
 
+_SCOPE = {"tenant": "tenants", "endpoint": "endpoints", "cohort": "cohorts", "surface": "surfaces"}
+"""Fields that matter only where a flag's scope names some of their values."""
 _REPEATING = (
     "kind",
     "flag",
     "arm",
-    "tenant",
     "region",
-    "endpoint",
-    "cohort",
-    "surface",
     "source",
     "lambda_state",
     "paraphrase",
@@ -59,7 +57,6 @@ def _wire_struct() -> type[Any]:
 
 _decoder = msgspec.json.Decoder(_wire_struct())
 _pins_decoder = msgspec.json.Decoder(dict[str, str] | None)
-_repeating = attrgetter(*_REPEATING)
 _xxh3 = xxhash.xxh3_64_intdigest
 
 
@@ -68,11 +65,12 @@ class Group:
     """What every event of one combination counts for.
 
     ``cell``: index of (unit, arm, source) in ``GroupTable.cells``, or a negative reason why it counts for nothing.
+    ``tagged``, ``untagged``: the counters it adds to, as a run of a λ group and otherwise.
     ``run``: which of a λ group's six runs it is if it has a query id, else -1.
     """
 
     cell: int
-    counters: tuple[int, ...] = (0,) * len(COUNTERS)
+    tagged: tuple[int, ...] = (0,) * len(COUNTERS)
     untagged: tuple[int, ...] = (0,) * len(COUNTERS)
     pins: int = -1
     run: int = -1
@@ -91,15 +89,25 @@ class _Codes(dict[Any, int]):
         self._table = table
 
     def __missing__(self, key: Any) -> int:
-        code = self[key] = self._table.intern(dict(zip(_REPEATING, key[0], strict=True)), key[1])
+        code = self[key] = self._table.intern(*key)
         return code
 
 
 class GroupTable:
-    """Combinations met so far, as codes into arrays. A cache: it holds nothing that the log does not."""
+    """Combinations met so far, as codes into arrays. A cache: it holds nothing that the log does not.
+
+    ``repeating`` gives the part of an event that a combination is made of, its versions apart.
+    """
 
     def __init__(self, flags: Mapping[str, Flag]) -> None:
         self._flags = flags
+        scoped = [
+            field
+            for field, names in _SCOPE.items()
+            if any("all" not in getattr(flag.scope, names) for flag in flags.values())
+        ]
+        self._fields = (*_REPEATING, *scoped)
+        self.repeating = attrgetter(*self._fields)
         self.clear()
 
     def clear(self) -> None:
@@ -118,7 +126,7 @@ class GroupTable:
         """Rebuild the arrays after new combinations came in."""
         groups = self._groups
         self.cell = np.array([g.cell for g in groups], np.int64)
-        self.counters = np.array([g.counters for g in groups], np.int64)
+        self.tagged = np.array([g.tagged for g in groups], np.int64)
         self.untagged = np.array([g.untagged for g in groups], np.int64)
         self.pins = np.array([g.pins for g in groups], np.int64)
         self.run = np.array([g.run for g in groups], np.int64)
@@ -128,9 +136,9 @@ class GroupTable:
         self.solved_known = np.array([g.solved_known for g in groups], np.bool_)
         self.sticky = np.array([g.sticky for g in groups], np.bool_)
 
-    def intern(self, event: dict[str, Any], versions: bytes) -> int:
+    def intern(self, repeating: tuple[Any, ...], versions: bytes) -> int:
         """Work out a combination seen for the first time."""
-        self._groups.append(self._group(event, versions))
+        self._groups.append(self._group(dict(zip(self._fields, repeating, strict=True)), versions))
         return len(self._groups) - 1
 
     def _group(self, event: dict[str, Any], versions: bytes) -> Group:
@@ -166,23 +174,24 @@ class GroupTable:
             self.cells.append(cell_key)
         cell, sticky = self._cells[cell_key], source == "traffic"
         if not request:
-            return Group(cell, _counters(exposures=1), sticky=sticky)
+            exposure = _counters(exposures=1)
+            return Group(cell, exposure, exposure, sticky=sticky)
         too_many = event["status"] == 429
         state = event["lambda_state"]
         bad = state is not None and state not in CONVERGENT
         calls, good = event["tool_calls"] or 0, event["tool_ok"]
-        counters = _counters(
-            requests=1,
-            errors=bool(event["error"]) or too_many or (event["status"] or 0) >= 500,
-            rate_limited=bool(event["rate_limited"]) or too_many,
-            tool_calls=calls if good is not None else 0,
-            tool_ok=good or 0,
-            tool_missing=calls > 0 and good is None,
-            solved=bool(event["solved"]),
-            lambda_rows=state is not None,
-            lambda_bad_rows=bad,
-            lambda_misspelt=state is not None and state not in KNOWN_LAMBDA,
-        )
+        counters = {
+            "requests": 1,
+            "errors": bool(event["error"]) or too_many or (event["status"] or 0) >= 500,
+            "rate_limited": bool(event["rate_limited"]) or too_many,
+            "tool_calls": calls if good is not None else 0,
+            "tool_ok": good or 0,
+            "tool_missing": calls > 0 and good is None,
+            "solved": bool(event["solved"]),
+            "lambda_rows": state is not None,
+            "lambda_bad_rows": bad,
+            "lambda_misspelt": state is not None and state not in KNOWN_LAMBDA,
+        }
         kept = {k: v for k, v in sorted(pins.items()) if k in PINS or k in flag.versions or k in flag.baseline_versions}
         name = msgspec.json.encode(kept).decode()
         if name not in self._pins:
@@ -191,8 +200,8 @@ class GroupTable:
         tagged = event["paraphrase"] is not None and event["seed"] is not None
         return Group(
             cell,
-            counters,
-            untagged=_counters(lambda_events=state is not None, lambda_flips=bad),
+            _counters(**counters),
+            _counters(**counters, lambda_events=state is not None, lambda_flips=bad),
             pins=self._pins[name],
             run=(event["paraphrase"] - 1) * 2 + event["seed"] - 1 if tagged else -1,
             state=0 if state is None else FLIPPED if bad else CONVERGED,
@@ -207,15 +216,10 @@ def _counters(**counts: int) -> tuple[int, ...]:
 
 
 def in_scope(scope: Scope, event: Mapping[str, Any]) -> bool:
-    """Whether an event's tenant, region, endpoint, cohort and surface are all among the flag's."""
-    for names, field in (
-        (scope.tenants, "tenant"),
-        (scope.regions, "region"),
-        (scope.endpoints, "endpoint"),
-        (scope.cohorts, "cohort"),
-        (scope.surfaces, "surface"),
-    ):
-        if "all" not in names and (event[field] or "") not in names:
+    """Whether an event's region, tenant, endpoint, cohort and surface are all among the flag's."""
+    for field, names in {"region": "regions", **_SCOPE}.items():
+        wanted = getattr(scope, names)
+        if "all" not in wanted and (event[field] or "") not in wanted:
             return False
     return True
 
@@ -257,7 +261,7 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
         events, rows = _decode_singly(values, dead)
     versions = [bytes(e.versions) for e in events]
     codes = table.codes
-    code = np.array([codes[key] for key in zip(map(_repeating, events), versions, strict=True)], np.int64)
+    code = np.array([codes[key] for key in zip(map(table.repeating, events), versions, strict=True)], np.int64)
     if len(table) > known or known == 0:
         table.refresh()
     row = np.array(rows, np.int64)
@@ -303,17 +307,21 @@ def _valid(table: GroupTable, code: Ints, event: Ids, sticky: Ids, latency: NDAr
 
 
 def _decode_joined(values: Sequence[bytes | None]) -> tuple[list[Any] | None, list[int]]:
-    """All values in one call, if it is sure that each line is one value."""
+    """All values in one call, if it is sure that each record is one value.
+
+    Between records that all run from { to } stands "}\\n{", which no JSON value has inside: n results of n records
+    then are one each.
+    """
     n = len(values)
     try:
         joined = b"\n".join(values)  # type: ignore[arg-type]  # a null value raises TypeError
-        # JSON has no "}\n{" inside a value, so lines that all run from { to } can only break between values:
-        # n results then are n records.
-        if joined[:1] == b"{" and joined[-1:] == b"}" and joined.count(b"\n") == joined.count(b"}\n{") == n - 1:
+        nexts = np.cumsum(np.fromiter(map(len, values), np.int64, n) + 1)  # type: ignore[arg-type]
+        text = np.frombuffer(joined, np.uint8)
+        if text[0] == ord("{") and (text[nexts - 2] == ord("}")).all() and (text[nexts[:-1]] == ord("{")).all():
             events = _decoder.decode_lines(joined)
             if len(events) == n:
                 return events, list(range(n))
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, IndexError):
         pass
     return None, []
 

@@ -6,6 +6,7 @@ aiokafka makes one object a record and Faust another, which costs more than deco
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import aiokafka.consumer.fetcher
@@ -20,10 +21,11 @@ from streams.panes import Run
 
 @dataclass(frozen=True)
 class FetchedRun:
-    """A run with the fetched records behind it, for the keys and headers of those that are sent on."""
+    """A run with the keys of its records, and the headers of those that have any by index."""
 
     run: Run
-    records: list[Any]
+    keys: list[bytes | None]
+    headers: dict[int, list[Any]]
 
 
 class RunRecords(PartitionRecords):  # type: ignore[misc]
@@ -40,20 +42,37 @@ class RunRecords(PartitionRecords):  # type: ignore[misc]
             batch = self._records.next_batch()
             if self._check_crcs and not batch.validate_crc():
                 raise CorruptRecordException(f"Invalid CRC - {self._tp}")
-            due = self.next_fetch_offset
-            records = [] if batch.is_control_batch else [r for r in batch if r.offset >= due]
-            self.next_fetch_offset = batch.next_offset
-            if records:
-                yield _message(self._tp, records)
+            due, self.next_fetch_offset = self.next_fetch_offset, batch.next_offset
+            if not batch.is_control_batch:
+                yield from (_message(self._tp, run) for run in _dense_runs(batch, due))
 
 
-def _message(tp: Any, records: list[Any]) -> ConsumerRecord:
-    last = records[-1]
-    run = Run(records[0].offset, [r.value for r in records], [r.timestamp for r in records])
-    value = FetchedRun(run, records)
-    return ConsumerRecord(
-        tp.topic, tp.partition, last.offset, last.timestamp, last.timestamp_type, None, value, None, -1, -1, ()
-    )
+def _dense_runs(batch: Any, due: int) -> Iterator[FetchedRun]:
+    """The records of a batch from offset ``due`` on; more than one run only where compaction took records out."""
+    values: list[bytes | None] = []
+    stamps: list[int] = []
+    keys: list[bytes | None] = []
+    headers: dict[int, list[Any]] = {}
+    following = -1
+    for record in batch:
+        offset = record.offset
+        if offset < due:
+            continue
+        if offset != following and values:
+            yield FetchedRun(Run(following - len(values), values, stamps), keys, headers)
+            values, stamps, keys, headers = [], [], [], {}
+        following = offset + 1
+        values.append(record.value)
+        stamps.append(record.timestamp)
+        keys.append(record.key)
+        if record.headers:
+            headers[len(values) - 1] = record.headers
+    if values:
+        yield FetchedRun(Run(following - len(values), values, stamps), keys, headers)
+
+
+def _message(tp: Any, fetched: FetchedRun) -> ConsumerRecord:
+    return ConsumerRecord(tp.topic, tp.partition, fetched.run.next - 1, -1, 0, None, fetched, None, -1, -1, ())
 
 
 class RunScheduler(DefaultSchedulingStrategy):
@@ -67,20 +86,29 @@ class RunScheduler(DefaultSchedulingStrategy):
 
 
 def _joined(tp: TP, messages: list[Any]) -> Iterator[Any]:
-    records: list[Any] = []
+    """Neighbouring runs as one; offsets that jump stay apart, so that the state machine names the hole."""
+    group: list[FetchedRun] = []
     for message in messages:
         fetched: FetchedRun = message.value
-        # Offsets that jump stay apart: the hole is then named by the state machine.
-        dense = fetched.run.next - 1 == fetched.records[-1].offset
-        if records and (not dense or fetched.run.first != records[-1].offset + 1):
-            yield _message(tp, records)
-            records = []
-        if dense:
-            records = records + fetched.records if records else fetched.records
-        else:
-            yield from (_message(tp, [record]) for record in fetched.records)
-    if records:
-        yield _message(tp, records)
+        if group and group[-1].run.next != fetched.run.first:
+            yield _message(tp, _join(group))
+            group = []
+        group.append(fetched)
+    if group:
+        yield _message(tp, _join(group))
+
+
+def _join(group: list[FetchedRun]) -> FetchedRun:
+    if len(group) == 1:
+        return group[0]
+    values = list(chain.from_iterable(fetched.run.values for fetched in group))
+    stamps = list(chain.from_iterable(fetched.run.timestamps or () for fetched in group))
+    keys = list(chain.from_iterable(fetched.keys for fetched in group))
+    first = group[0].run.first
+    headers = {
+        fetched.run.first - first + index: found for fetched in group for index, found in fetched.headers.items()
+    }
+    return FetchedRun(Run(first, values, stamps), keys, headers)
 
 
 def install(topics: set[str]) -> None:

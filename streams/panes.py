@@ -66,7 +66,7 @@ class Pane(msgspec.Struct, array_like=True):
 
 
 class Snapshot(msgspec.Struct, array_like=True):
-    """The whole state of one partition; ``event_ids`` and ``event_panes`` are parallel arrays of bytes."""
+    """The whole state of one partition; ``event_ids``: little-endian 64-bit hashes by open pane."""
 
     partition: int
     pane_ms: int
@@ -76,8 +76,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     closed: int = NEVER
     open: dict[int, Pane] = msgspec.field(default_factory=dict)
     early_dead_letters: int = 0
-    event_ids: bytes = b""
-    event_panes: bytes = b""
+    event_ids: dict[int, bytes] = msgspec.field(default_factory=dict)
 
 
 _codec = StateCodec(Snapshot)
@@ -111,14 +110,8 @@ class PartitionState:
     def __init__(self, snapshot: Snapshot, table: GroupTable) -> None:
         self._state = snapshot
         self._table = table
-        self._seen: dict[int, int] = dict(
-            zip(
-                np.frombuffer(snapshot.event_ids, "<u8").tolist(),
-                np.frombuffer(snapshot.event_panes, "<i8").tolist(),
-                strict=True,
-            )
-        )
-        snapshot.event_ids = snapshot.event_panes = b""
+        self._seen = {pane: set(np.frombuffer(ids, "<u8").tolist()) for pane, ids in snapshot.event_ids.items()}
+        snapshot.event_ids = {}
 
     @classmethod
     def fresh(cls, partition: int, clockwork: Clockwork, table: GroupTable, first: int = 0) -> "PartitionState":
@@ -144,13 +137,11 @@ class PartitionState:
     def dump(self) -> bytes:
         """The whole state, position included."""
         state = self._state
-        n = len(self._seen)
-        state.event_ids = np.fromiter(self._seen.keys(), "<u8", n).tobytes()
-        state.event_panes = np.fromiter(self._seen.values(), "<i8", n).tobytes()
+        state.event_ids = {pane: np.fromiter(ids, "<u8", len(ids)).tobytes() for pane, ids in self._seen.items()}
         try:
             return _codec.dump(state)
         finally:
-            state.event_ids = state.event_panes = b""
+            state.event_ids = {}
 
     @property
     def next(self) -> int:
@@ -228,17 +219,21 @@ class PartitionState:
         """The rows whose id is not in a pane that is open when they arrive."""
         ids = columns.event[counted].tolist()
         panes = pane[counted].tolist()
-        if len(set(ids)) == len(ids) and self._seen.keys().isdisjoint(ids):
-            self._seen.update(zip(ids, panes, strict=True))
+        if len(set(ids)) == len(ids) and all(seen.isdisjoint(ids) for seen in self._seen.values()):
+            if panes and min(panes) == max(panes):
+                self._seen.setdefault(panes[0], set()).update(ids)
+            else:
+                for event, its_pane in zip(ids, panes, strict=True):
+                    self._seen.setdefault(its_pane, set()).add(event)
             return counted
         fresh, repeated = [], []
         for row, event, its_pane, first_open in zip(
             counted.tolist(), ids, panes, closed[counted].tolist(), strict=True
         ):
-            if self._seen.get(event, NEVER) >= first_open:
+            if any(event in seen for index, seen in self._seen.items() if index >= first_open):
                 repeated.append(row)
             else:
-                self._seen[event] = its_pane
+                self._seen.setdefault(its_pane, set()).add(event)
                 fresh.append(row)
         again = np.array(repeated, np.int64)
         for (its_pane, its_cell), count in _tally(pane[again], cell[again]):
@@ -276,11 +271,10 @@ class PartitionState:
     def _counters(self, columns: Columns, rows: Ints, code: Ints) -> Ints:
         """One row of counters an event."""
         table = self._table
-        counters = table.counters[code]
-        untagged = np.ones(len(rows), np.bool_)
+        counters = table.untagged[code]
         if columns.query:
-            untagged = ~np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))
-        counters += table.untagged[code] * untagged[:, None]
+            probes = np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))
+            counters[probes] = table.tagged[code[probes]]
         request = table.request[code]
         cost = columns.cost[rows]
         has_cost = request & ~np.isnan(cost)
@@ -295,7 +289,10 @@ class PartitionState:
         return counters
 
     def _note_pins(self, sums: Sums, pins: Ints, offset: Ints, pane: int) -> None:
-        found, first, counts = np.unique(pins, return_index=True, return_counts=True)
+        if (pins == pins[0]).all():
+            found, first, counts = pins[:1], np.zeros(1, np.int64), np.array([len(pins)])
+        else:
+            found, first, counts = np.unique(pins, return_index=True, return_counts=True)
         for name, at, count in sorted(zip(found.tolist(), first.tolist(), counts.tolist(), strict=True), key=_by_first):
             if name >= 0:
                 where = (pane, self._state.partition, int(offset[at]))
@@ -324,7 +321,7 @@ class PartitionState:
                 partials.append(Partial(state.partition, index, state.closed, pane.dead_letters, pane.units))
                 state.closed = index + 1
         if steps:
-            self._seen = {event: pane for event, pane in self._seen.items() if pane >= state.closed}
+            self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}
         return partials
 
 

@@ -1,6 +1,7 @@
 """``tidegate worker``: the Faust worker."""
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def command(manifest: Path | None, broker: str | None) -> None:
     from streams.app import Worker
 
     worker = Worker(settings, flags, partitions, gates)
+    # What was made up to here lives as long as the process: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
     # Logging is set up already, one form for all.
     runner = faust.Worker(worker.app, quiet=True, override_logging=False)
     runner.spinner = None

@@ -19,10 +19,13 @@ from streams.tail import tail
 
 
 class WorkerProcess:
-    """One ``tidegate worker``; its log lines go to a file. Ends with the test, whatever happens."""
+    """One ``tidegate worker``, pinned to a core if ``cpu`` names one; its log lines go to a file."""
 
-    def __init__(self, settings: Settings, manifest: Path, name: str, folder: Path, **more: str) -> None:
+    def __init__(
+        self, settings: Settings, manifest: Path, name: str, folder: Path, *, cpu: int | None = None, **more: str
+    ) -> None:
         self.log = folder / f"{name}.log"
+        self._pin = [] if cpu is None else ["taskset", "-c", str(cpu)]
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("TIDEGATE_")} | {
             "TIDEGATE_BROKER": settings.broker,
             "TIDEGATE_MANIFEST": str(manifest),
@@ -39,7 +42,10 @@ class WorkerProcess:
         """Start, or start again."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "streams.commands", "worker"], env=self._environment, stdout=log, stderr=log
+                [*self._pin, sys.executable, "-m", "streams.commands", "worker"],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
             )
 
     def signal(self, number: int) -> int:
@@ -47,6 +53,12 @@ class WorkerProcess:
         assert self._process is not None
         self._process.send_signal(number)
         return self._process.wait(30)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def running(self) -> bool:

@@ -1,0 +1,76 @@
+"""Where an event's microseconds go in the window path: the same core as the worker's, fed from memory."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import streams.panes
+from bench.load import MANIFEST, TOPIC_PARTITIONS, events
+from gates.digest import Digest
+from gates.ramp import Clockwork
+from schemas.manifest import load_manifest
+from streams.columns import GroupTable
+from streams.panes import STEP, PartitionState, Run, partial_codec
+from streams.windows import split
+
+RUN = 2_600
+
+
+def measure(count: int) -> dict[str, float]:
+    """Microseconds an event by step; ``rest`` is what the steps leave of the total."""
+    runs: dict[int, list[bytes]] = defaultdict(list)
+    for partition, value in events(count):
+        runs[partition].append(value)
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            spent[name] += time.perf_counter() - start
+            return result
+
+        return wrapper
+
+    flags = load_manifest(MANIFEST).flags
+    table = GroupTable(flags)
+    clockwork = Clockwork(10_000, 10_000, "bench")
+    states = [PartitionState.fresh(partition, clockwork, table) for partition in range(TOPIC_PARTITIONS)]
+    patched = [
+        (streams.panes, "decode", "decode to columns"),
+        (PartitionState, "_drop_duplicates", "duplicates"),
+        (PartitionState, "_count", "count into panes"),
+        (PartitionState, "_close", "close panes"),
+        (Digest, "add", "of which digests"),
+    ]
+    originals = [getattr(owner, name) for owner, name, _ in patched]
+    for (owner, name, label), original in zip(patched, originals, strict=True):
+        setattr(owner, name, timed(label, original))
+    start = time.perf_counter()
+    try:
+        longest = max(map(len, runs.values()))
+        for at in range(0, longest, RUN):
+            for partition, state in enumerate(states):
+                values = runs[partition][at : at + RUN]
+                if values:
+                    for partial in state.step(Run(at, values, [START_STAMP] * len(values))).partials:
+                        sending = time.perf_counter()
+                        for part in split(partial, 4):
+                            partial_codec.dump(part)
+                        spent["encode partials"] += time.perf_counter() - sending
+                    if at // RUN % 20 == 0:
+                        saving = time.perf_counter()
+                        state.dump()
+                        spent["checkpoints"] += time.perf_counter() - saving
+        total = time.perf_counter() - start
+    finally:
+        for (owner, name, _), original in zip(patched, originals, strict=True):
+            setattr(owner, name, original)
+    steps = {name: seconds / count * 1e6 for name, seconds in spent.items()}
+    known = sum(us for name, us in steps.items() if not name.startswith("of which"))
+    return steps | {"rest": total / count * 1e6 - known, "total": total / count * 1e6}
+
+
+START_STAMP = 4_000_000_000_000
+assert STEP <= RUN
