@@ -4,14 +4,21 @@ from schemas.decision import Command, Decision, command_from_bytes, decision_fro
 from schemas.errors import TidegateError
 from schemas.event import TelemetryEvent
 from schemas.manifest import load_manifest, read_manifest
+from streams.control import ControlConsumer
+from streams.publisher import TelemetryPublisher
+from streams.settings import Settings, load_settings
 
 __all__ = [
     "Command",
+    "ControlConsumer",
     "Decision",
+    "Settings",
     "TelemetryEvent",
+    "TelemetryPublisher",
     "TidegateError",
     "command_from_bytes",
     "decision_from_bytes",
     "load_manifest",
+    "load_settings",
     "read_manifest",
 ]

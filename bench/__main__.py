@@ -40,7 +40,7 @@ def rival(name: str, broker: str, topic: str, count: int) -> dict[str, float]:
 
 def gauge(address: str, name: str) -> float:
     """One unlabelled metric of the worker."""
-    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as page:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as page:  # noqa: S310 - our own http address
         for line in page.read().decode().splitlines():
             if line.startswith(f"{name} "):
                 return float(line.split()[1])

@@ -112,7 +112,12 @@ def faust_table(broker: str, topic: str, count: int) -> None:
         status: int
         cost: float
 
-    app = faust.App(f"bench-faust-{time.monotonic_ns()}", broker=f"kafka://{broker}", topic_partitions=TOPIC_PARTITIONS, store="memory://")
+    app = faust.App(
+        f"bench-faust-{time.monotonic_ns()}",
+        broker=f"kafka://{broker}",
+        topic_partitions=TOPIC_PARTITIONS,
+        store="memory://",
+    )
     app.conf.web_enabled = False
     pace = Pace(count)
 
@@ -135,7 +140,7 @@ def faust_table(broker: str, topic: str, count: int) -> None:
                 sys.stdout.flush()
                 os._exit(0)
 
-    app.agent(app.topic(topic, value_type=Event))(agent)
+    app.agent(app.topic(topic, value_type=Event))(agent)  # type: ignore[arg-type]
     faust.Worker(app, loglevel="ERROR", quiet=True, redirect_stdouts=False).execute_from_commandline()
 
 

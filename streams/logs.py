@@ -7,9 +7,6 @@ import structlog
 
 from streams.settings import Settings
 
-CONTROL = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)]}
-"""Control characters that text from outside may not bring to a log or a terminal."""
-
 
 def configure(settings: Settings) -> None:
     """Send every log line, those of libraries included, to stderr in one form."""
@@ -33,6 +30,7 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("aiokafka").setLevel(logging.NOTSET)
     logging.getLogger("tidegate").setLevel(settings.log_level)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

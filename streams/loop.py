@@ -26,7 +26,8 @@ class Loop:
     """Runs a simulation at ``speed`` times real time, which stands still while a due decision is awaited.
 
     ``patience``: seconds to wait for it before the run goes on without. ``until``: ends the run before the trace
-    does. ``told``: called with each decision and each command of the simulated unit, and with complaints.
+    does. ``told``: called with each decision of the simulated unit, then its command, and with complaints.
+    ``moved``: called with the event time, ms, that each step reached.
     """
 
     simulation: Simulation
@@ -35,11 +36,13 @@ class Loop:
     patience: float = 20.0
     until: Callable[[], bool] = lambda: False
     told: Callable[[Decision | Command | str], None] = lambda _: None
+    moved: Callable[[int], None] = lambda _: None
     events: int = 0
     _heard: asyncio.Event = field(default_factory=asyncio.Event)
     _ordered: str | None = None
     _seen: set[str] = field(default_factory=set)
     _obeyed: set[str] = field(default_factory=set)
+    _untold: dict[str, Command] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Send everything. Raises TopicError if Kafka cannot be reached, InputError if the start is too early."""
@@ -97,6 +100,7 @@ class Loop:
                 began, origin = time.monotonic(), simulation.now
             elif telemetry.pending > PENDING_MAX:
                 await self._flush(telemetry)
+            self.moved(simulation.now)
             await asyncio.sleep((simulation.now - origin) / 1000 / self.speed - (time.monotonic() - began))
         await self._flush(telemetry)
 
@@ -125,6 +129,8 @@ class Loop:
                 decision = self._follow(record.value)
                 if decision is not None:
                     self.told(decision)
+                    if decision.decision_id in self._untold:
+                        self.told(self._untold.pop(decision.decision_id))
             self._heard.set()
 
     def _follow(self, value: bytes) -> Decision | None:
@@ -143,7 +149,10 @@ class Loop:
             self.simulation.apply(command)
             if command.key == self.simulation.unit:
                 self._obeyed.add(command.decision_id)
-                self.told(command)
+                if command.decision_id in self._seen:
+                    self.told(command)
+                else:
+                    self._untold[command.decision_id] = command
             self._heard.set()
 
 

@@ -1,6 +1,7 @@
 """The ``tidegate`` command: one module a subcommand, loaded when it is called."""
 
 import importlib
+import logging
 import sys
 from typing import Any
 
@@ -49,6 +50,8 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    # The client library's own lines would only double ours; the worker turns them on again.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         return cli.main(arguments, prog_name="tidegate")
     except TidegateError as error:

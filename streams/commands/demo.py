@@ -6,22 +6,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-import msgspec
-from rich.console import Console, Group
+from aiokafka.errors import KafkaError
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from schemas.decision import Command, Decision
-from schemas.errors import InputError, LogError, TidegateError
+from schemas.errors import InputError, TidegateError
 from schemas.manifest import Flag, read_manifest
 from streams.broker import embedded_broker
-from streams.commands.screen import clock, gates_table, order, outcome, plain_gates, stage_bar
+from streams.commands.screen import clock, gates_table, order, outcome, plain_gates, problems, stage_bar
 from streams.loop import Loop
 from streams.replay import by_unit, first_difference, replay
 from streams.settings import Settings, load_settings
@@ -30,8 +30,10 @@ from streams.tail import tail
 from streams.topics import connect, create_topics, topics
 
 ROOT = Path(__file__).parents[2]
-TRACE = ROOT / "examples" / "data" / "azure_llm_conv_2023.csv.gz"
-MANIFEST = ROOT / "examples" / "manifest.yml"
+# As a user would type them, where the demo runs in the source folder.
+EXAMPLES = Path("examples") if Path.cwd() == ROOT else ROOT / "examples"
+TRACE = EXAMPLES / "data" / "azure_llm_conv_2023.csv.gz"
+MANIFEST = EXAMPLES / "manifest.yml"
 CITATION = (
     "Trace: Azure LLM inference traces 2023 (conversation), © Microsoft, CC BY 4.0; Patel et al., "
     '"Splitwise: Efficient Generative LLM Inference Using Phase Splitting", ISCA 2024. '
@@ -44,10 +46,31 @@ LOG_LINES = 15
 # The worker dies with the demo, however the demo dies, where the system can be asked for that.
 _LAUNCH = (
     "import ctypes, sys\n"
-    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 15)\n"
+    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)\n"
     "from streams.commands import main\n"
     "main(['worker'])"
 )
+SETTINGS = {
+    "partitions": "4",
+    "gate_partitions": "4",
+    "pane": "10s",
+    "lateness": "10s",
+    "checkpoint_every": "1s",
+    "tick_idle_after": "off",
+    "fetch_wait": "50ms",
+    "http_host": "127.0.0.1",
+    "http_port": "0",
+    "log_level": "INFO",
+    "log_format": "json",
+}
+EMBEDDED = {
+    "security_protocol": "PLAINTEXT",
+    "topic_prefix": "tidegate",
+    "application_id": "tidegate",
+    # Below what a real Kafka allows.
+    "session_timeout": "3s",
+    "heartbeat": "500ms",
+}
 _SCENARIOS = "\b\nScenarios:\n" + "\n".join(f"  {name:8} {scenario.text}" for name, scenario in SCENARIOS.items())
 
 
@@ -66,43 +89,270 @@ def command(scenario: str, broker: str | None, out: Path, speed: float, seed: in
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        log = (out / "worker.log").open("wb")
+        (out / "worker.log").write_bytes(b"")
     except OSError as error:
         raise InputError(f"--out: {error.filename}: {error.strerror}") from None
-    with log, ExitStack() as stack:
-        settings = _settings(broker)
+    given = SETTINGS | {"manifest": str(MANIFEST)}
+    with ExitStack() as stack:
         if broker is None:
-            given = {topic.name: topic.partitions for topic in topics(settings)}
-            settings = settings.model_copy(update={"broker": stack.enter_context(embedded_broker(given))})
-        demo = Demo(SCENARIOS[scenario], settings, out, speed, seed)
+            shapes = {topic.name: topic.partitions for topic in topics(load_settings(**given | EMBEDDED))}
+            given |= EMBEDDED | {"broker": stack.enter_context(embedded_broker(shapes))}
+        else:
+            # Topics of its own: what is in the others would mix with the demo.
+            name = f"tidegate-demo-{int(time.time())}"
+            given |= {"broker": broker, "topic_prefix": name, "application_id": name}
+        demo = Demo(SCENARIOS[scenario], given, out, speed=speed, seed=seed)
         try:
             same = asyncio.run(demo.run(own_topics=broker is not None))
-        except KeyboardInterrupt:
-            demo.console.print("stopped", highlight=False)
-            same = True
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise SystemExit(130) from None
     raise SystemExit(0 if same else 1)
 
 
-def _settings(broker: str | None) -> Settings:
-    """What the worker and the simulation share, whatever the environment says of anything but the connection."""
-    own = "tidegate" if broker is None else f"tidegate-demo-{int(time.time())}"
-    connection = {"broker": broker} if broker else {"security_protocol": "PLAINTEXT"}
-    return load_settings(
-        **connection,
-        manifest=MANIFEST,
-        topic_prefix=own,
-        application_id=own,
-        partitions=4,
-        gate_partitions=4,
-        pane="10s",
-        lateness="10s",
-        checkpoint_every="1s",
-        tick_idle_after="off",
-        session_timeout="3s",
-        heartbeat="500ms",
-        fetch_wait="50ms",
-        http_host="127.0.0.1",
-        http_port=0,
-        log_level="INFO",
-        log_format="json",
-    )
+def _worker_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The settings of the demo, and from the caller's environment only how to reach the broker."""
+    kept = ("TIDEGATE_SECURITY_PROTOCOL", "TIDEGATE_SASL_", "TIDEGATE_SSL_")
+    env = {k: v for k, v in os.environ.items() if not k.upper().startswith("TIDEGATE_") or k.upper().startswith(kept)}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+    return env | {f"TIDEGATE_{name.upper()}": value for name, value in given.items()}
+
+
+class Worker:
+    """The worker's process; it never outlives the demo."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process, self._log = process, log
+
+    async def ready(self) -> None:
+        """Wait until it has its partitions. Raises ClickException, with the end of its log, if it does not."""
+        for _ in range(int(READY_SECONDS / FRAME_SECONDS)):
+            if any(b'"event": "ready"' in line for line in self._log.read_bytes().splitlines()):
+                return
+            if self._process.returncode is not None:
+                break
+            await asyncio.sleep(FRAME_SECONDS)
+        raise self.failure("did not get ready")
+
+    async def died(self) -> None:
+        """Wait for an end that nobody asked for, and raise ClickException."""
+        code = await self._process.wait()
+        raise self.failure(f"ended with exit code {code}")
+
+    async def stop(self) -> None:
+        """End it as an operator would, by SIGTERM; by SIGKILL if it does not listen."""
+        if self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
+    def failure(self, what: str) -> click.ClickException:
+        """An error that shows the end of the worker's log."""
+        lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        return click.ClickException("\n".join([f"the worker {what}; the end of {self._log}:", *lines]))
+
+
+@asynccontextmanager
+async def running_worker(given: Mapping[str, str], log: Path) -> AsyncIterator[Worker]:
+    """A worker with its log in a file, stopped at the end."""
+    with log.open("wb") as lines:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _LAUNCH),
+            env=_worker_environment(given),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=lines,
+            stderr=lines,
+            # Ctrl-C is for the demo, which then stops its worker.
+            start_new_session=True,
+        )
+    worker = Worker(process, log)
+    try:
+        yield worker
+    finally:
+        await asyncio.shield(worker.stop())
+
+
+@dataclass
+class Demo:
+    """One run: ``given`` are the settings that differ from the defaults, as environment variables would have them."""
+
+    scenario: Scenario
+    given: Mapping[str, str]
+    out: Path
+    speed: float
+    seed: int
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+    decisions: list[Decision] = field(default_factory=list)
+    notes: list[Text] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.settings = load_settings(**self.given)
+        self.flags = read_manifest(MANIFEST, pane_ms=self.settings.pane).flags
+        self.flag: Flag = next(iter(self.flags.values()))
+        trace = read_trace(TRACE)
+        # In the past by the length of the trace, so that no event is ahead of the clock.
+        start = (int(time.time() * 1000) - trace[-1].at) // 60_000 * 60_000
+        self.simulation = Simulation(
+            trace, self.scenario, self.flag, self.settings.clockwork, start=start, seed=self.seed
+        )
+        self.loop = Loop(self.simulation, self.settings, self.speed, until=self._has_shown_its_point, told=self._tell)
+
+    def _has_shown_its_point(self) -> bool:
+        return len(self.decisions) >= len(self.scenario.verdicts)
+
+    async def run(self, *, own_topics: bool) -> bool:
+        """Run, record, replay, compare; whether all was as it should be.
+
+        Raises TidegateError if Kafka cannot be used, ClickException if the worker ends.
+        """
+        # Ended by SIGTERM, the demo cleans up as after Ctrl-C.
+        this = asyncio.current_task()
+        if this is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+        if own_topics:
+            await create_topics(self.settings)
+        try:
+            self._say(f"{self.scenario.text}", style="bold")
+            self._say(CITATION, style="dim")
+            async with running_worker(self.given, self.out / "worker.log") as worker:
+                await self._play(worker)
+            return await self._check()
+        finally:
+            if own_topics:
+                await self._delete_topics()
+
+    async def _play(self, worker: Worker) -> None:
+        """Run the simulation against the worker, showing it."""
+        with self.console.status("starting the worker") if self.console.is_terminal else nullcontext():
+            await worker.ready()
+        self._began = time.monotonic()
+        tasks = [asyncio.create_task(work) for work in (self.loop.run(), worker.died(), self._show())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _show(self) -> None:
+        if not self.console.is_terminal:
+            await asyncio.Event().wait()
+        with Live(self._frame(), console=self.console, auto_refresh=False) as live:
+            try:
+                while True:
+                    await asyncio.sleep(FRAME_SECONDS)
+                    live.update(self._frame(), refresh=True)
+            finally:
+                live.update(self._frame(), refresh=True)
+
+    def _frame(self) -> Group:
+        simulation, seconds = self.simulation, max(time.monotonic() - self._began, 0.001)
+        minutes = (simulation.now - simulation.start) / 60_000
+        progress = (
+            f"event time {clock(simulation.now)}, minute {minutes:.1f} at {self.speed:g} times real time; "
+            f"{self.loop.events:,} events, {self.loop.events / seconds:,.0f} a second"
+        )
+        start, end = simulation.window
+        share = min(max((simulation.now - start) / (end - start), 0.0), 1.0)
+        parts: list[RenderableType] = [
+            stage_bar(self.flag.traffic.stages, simulation.weight),
+            Text(progress, style="dim"),
+            Text(f"this window {clock(start)}-{clock(end)}: {share:.0%}", style="dim"),
+            *self.notes,
+        ]
+        if self.decisions:
+            window = self.decisions[-1].window
+            parts += [Text(f"\ngates of {clock(window.start)}-{clock(window.end)}"), gates_table(self.decisions[-1])]
+        return Group(*parts)
+
+    def _tell(self, what: Decision | Command | str) -> None:
+        if isinstance(what, Decision):
+            self.decisions.append(what)
+            notes = [outcome(what), *(Text(f"  {problem}", style="yellow") for problem in problems(what))]
+        elif isinstance(what, Command):
+            notes = [Text("  ").append(order(what))]
+        else:
+            notes = [Text(what, style="yellow")]
+        self.notes += notes
+        if not self.console.is_terminal:
+            if isinstance(what, Decision):
+                notes.append(Text(f"  {plain_gates(what)}"))
+            for note in notes:
+                self.console.print(note, soft_wrap=True)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(text, style=style, soft_wrap=not self.console.is_terminal)
+
+    async def _check(self) -> bool:
+        """Write what the topics hold, decide again from the telemetry alone, and compare."""
+        settings, out = self.settings, self.out
+        decided = await _units(settings, settings.decisions_topic)
+        ordered = await _units(settings, settings.control_topic)
+        _write(out / "decisions.ndjson", decided)
+        _write(out / "commands.ndjson", ordered)
+        telemetry = out / "telemetry.ndjson.gz"
+        recorded = await _dump(settings, telemetry)
+        outcomes = list(replay([telemetry], self.flags, settings.partitions, settings.clockwork))
+        decided_again = [decision.to_bytes() for decision, _ in outcomes]
+        ordered_again = [command.to_bytes() for _, command in outcomes if command is not None]
+        difference = first_difference(decided_again, decided) or first_difference(ordered_again, ordered)
+        counts = f"{_many(decided_again, 'decision')} and {_many(ordered_again, 'command')}"
+        self._say(
+            f"replayed {counts} from {recorded:,} recorded events: {difference or 'the same bytes'}",
+            style="bold red" if difference else "bold green",
+        )
+        self._say(f"{out}: decisions.ndjson, commands.ndjson, telemetry.ndjson.gz, worker.log")
+        prefix = "" if settings.topic_prefix == "tidegate" else f"TIDEGATE_TOPIC_PREFIX={settings.topic_prefix} "
+        self._say(
+            f"again by hand: {prefix}tidegate replay --manifest {MANIFEST} --events {telemetry} "
+            f"--out {out / 'again.ndjson'} --compare {out / 'decisions.ndjson'}",
+            style="dim",
+        )
+        verdicts = tuple(decision.verdict for decision in self.decisions)
+        if verdicts != self.scenario.verdicts:
+            self._say(
+                f"expected {', '.join(self.scenario.verdicts)}, but got {', '.join(verdicts) or 'no decision'}",
+                style="bold red",
+            )
+        return difference is None and verdicts == self.scenario.verdicts
+
+    async def _delete_topics(self) -> None:
+        names = [topic.name for topic in topics(self.settings)]
+        try:
+            admin = await connect(self.settings)
+            try:
+                await admin.delete_topics(names)
+            finally:
+                await admin.close()
+        except (KafkaError, TidegateError) as error:
+            self._say(f"topics left behind: {', '.join(names)} ({error})", style="yellow")
+
+
+def _many(records: list[bytes], name: str) -> str:
+    return f"{len(records)} {name}{'s' if len(records) != 1 else ''}"
+
+
+async def _units(settings: Settings, topic: str) -> list[bytes]:
+    """The records of a topic, unit by unit in their order, repeats dropped."""
+    async with tail(settings, topic) as records:
+        units = by_unit([record.value for record in await records.history()])
+    return [record for _, unit in sorted(units.items()) for record in unit]
+
+
+def _write(path: Path, records: Iterable[bytes]) -> None:
+    path.write_bytes(b"".join(record + b"\n" for record in records))
+
+
+async def _dump(settings: Settings, path: Path) -> int:
+    """Write the whole telemetry topic; the number of records."""
+    async with tail(settings, settings.telemetry_topic) as records:
+        history = await records.history()
+    with path.open("wb") as file, gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as lines:
+        for record in history:
+            head = b'{"partition":%d,"offset":%d,"timestamp":%d,' % (record.partition, record.offset, record.timestamp)
+            lines.write(head + b'"value":' + record.value + b"}\n")
+    return len(history)

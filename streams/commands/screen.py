@@ -93,6 +93,14 @@ def outcome(decision: Decision) -> Text:
     return Text(f"{window}{early}  at {percent(decision.stage.canary_weight):>5}  ").append(verdict(decision))
 
 
+def problems(decision: Decision) -> list[str]:
+    """One line for each evidence problem, with what was seen."""
+    return [
+        f"{found.problem}: " + ", ".join(f"{name} {value}" for name, value in found.detail.items())
+        for found in decision.evidence_problems
+    ]
+
+
 def order(command: Command) -> Text:
     """One line: what a router has to do."""
     weight = percent(command.weights.canary)

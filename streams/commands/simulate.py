@@ -1,6 +1,7 @@
 """``tidegate simulate``: modelled telemetry to a live broker."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 from schemas.decision import Command, Decision
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import Flag, parse_duration, read_manifest
-from streams.commands.screen import order, outcome, plain_gates
+from streams.commands.screen import order, outcome, percent, plain_gates, problems
 from streams.loop import Loop, latest_start, shown
 from streams.settings import load_settings
 from streams.simulate import SCENARIOS, Arrival, Simulation, read_trace
@@ -57,22 +59,31 @@ def command(
     simulation = Simulation(
         arrivals, SCENARIOS[scenario], flag, settings.clockwork, start=_start(start, arrivals, speed), seed=seed
     )
-    console = Console(soft_wrap=True)
+    progress = Progress(console=Console(soft_wrap=True), disable=not sys.stdout.isatty())
+    console = progress.console
     console.print(
         f"{len(arrivals):,} requests from {shown(simulation.start)} on, "
-        f"{simulation.unit} at {100 * simulation.weight:g} %: {SCENARIOS[scenario].text}",
+        f"{simulation.unit} at {percent(simulation.weight)}: {SCENARIOS[scenario].text}",
         highlight=False,
     )
 
     def tell(what: Decision | Command | str) -> None:
         if isinstance(what, Decision):
             console.print(outcome(what))
-            console.print(Text(f"    {plain_gates(what)}", style="dim"))
+            for line in (plain_gates(what), *problems(what)):
+                console.print(Text(f"    {line}", style="dim"))
         else:
             console.print(order(what) if isinstance(what, Command) else Text(what, style="yellow"))
 
-    loop = Loop(simulation, settings, speed, told=tell)
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), progress:
+        task = progress.add_task("event time", total=simulation.end - simulation.start)
+        loop = Loop(
+            simulation,
+            settings,
+            speed,
+            told=tell,
+            moved=lambda now: progress.update(task, completed=now - simulation.start),
+        )
         asyncio.run(loop.run())
     console.print(f"{loop.events:,} events published", highlight=False)
 

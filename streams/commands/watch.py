@@ -12,8 +12,19 @@ from rich.text import Text
 
 from schemas.decision import Decision, Weights, decision_from_bytes
 from schemas.errors import EventError
-from streams.commands.screen import GATE_STYLE, clock, limit, observed, order, outcome, percent, plain_gates, verdict
+from streams.commands.screen import (
+    GATE_STYLE,
+    limit,
+    observed,
+    order,
+    outcome,
+    percent,
+    plain_gates,
+    problems,
+    verdict,
+)
 from streams.control import ControlConsumer
+from streams.loop import shown
 from streams.settings import Settings, load_settings
 from streams.tail import Tail, tail
 
@@ -58,30 +69,25 @@ class _Board:
         return decision
 
     def table(self) -> Table:
-        table = Table("flag", "region", "stage", "canary", "decided", "verdict", "gates", show_lines=True)
+        """A row a unit."""
+        table = Table("unit", "last verdict", "gates", show_lines=True)
         for unit, decision in sorted(self.decisions.items()):
             weights = self.weights.get(unit)
             weight = weights.canary if weights else decision.stage.canary_weight
-            said = verdict(decision)
-            for problem in decision.evidence_problems:
-                said.append(f"\n{problem.problem}: {problem.detail}", style="yellow")
-            table.add_row(
-                decision.flag,
-                decision.region,
-                str(decision.stage.index),
-                percent(weight),
-                clock(decision.decided_at),
-                said,
-                _gates(decision),
-            )
+            where = Text(decision.flag, style="bold").append(f"\n{decision.region}", style="not bold")
+            where.append(f"\nstage {decision.stage.index}, canary {percent(weight)}", style="not bold")
+            said = Text(f"{shown(decision.decided_at)}\n").append(verdict(decision))
+            for problem in problems(decision):
+                said.append(f"\n{problem}", style="yellow")
+            table.add_row(where, said, _gates(decision))
         return table
 
 
-def _gates(decision: Decision) -> Text:
-    lines = [
-        Text(f"{gate.gate} {observed(gate)} {limit(gate)}", style=GATE_STYLE[gate.status]) for gate in decision.gates
-    ]
-    return Text("\n").join(lines)
+def _gates(decision: Decision) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    for gate in decision.gates:
+        grid.add_row(Text(gate.gate, no_wrap=True), Text(observed(gate), style=GATE_STYLE[gate.status]), limit(gate))
+    return grid
 
 
 async def _watch(settings: Settings, flag: str | None, *, once: bool) -> None:
@@ -129,4 +135,5 @@ async def _say_commands(console: Console, board: _Board, commands: ControlConsum
 
 def _say(console: Console, decision: Decision) -> None:
     console.print(Text(f"{decision.key}  ").append(outcome(decision)))
-    console.print(f"    {plain_gates(decision)}", highlight=False)
+    for line in (plain_gates(decision), *problems(decision)):
+        console.print(f"    {line}", highlight=False, markup=False)

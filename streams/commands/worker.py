@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import threading
 from pathlib import Path
 
 import click
@@ -15,6 +16,13 @@ from streams.settings import Settings, load_settings
 from streams.topics import check_topics, create_topics
 
 log = structlog.get_logger("tidegate")
+
+STOP_SECONDS = 4.5
+
+
+def _give_up() -> None:
+    log.error("stopped in haste", reason=f"the broker confirmed nothing for {STOP_SECONDS} s")
+    os._exit(1)
 
 
 def _settings_help() -> str:
@@ -58,13 +66,21 @@ def command(manifest: Path | None, broker: str | None) -> None:
 
     from streams.app import Worker
 
+    class _Runner(faust.Worker):
+        def _flag_as_shutdown_by_signal(self) -> None:
+            super()._flag_as_shutdown_by_signal()
+            # A broker that is gone would hold the stop up; what is not saved is read again.
+            deadline = threading.Timer(STOP_SECONDS, _give_up)
+            deadline.daemon = True
+            deadline.start()
+
     worker = Worker(settings, flags, partitions, gates)
     # What was made up to here lives as long as the process: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
     # Logging is set up already, one form for all.
-    runner = faust.Worker(worker.app, quiet=True, override_logging=False)
+    runner = _Runner(worker.app, quiet=True, override_logging=False)
     runner.spinner = None
     try:
         runner.execute_from_commandline()

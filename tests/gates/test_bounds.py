@@ -21,9 +21,7 @@ RUNS = 2_000
 SEED = 20_240_607
 
 
-def howard_log_m(
-    s: float, n: int, g: float, h: float, p: float, alpha: float, n_opt: float
-) -> float:
+def howard_log_m(s: float, n: int, g: float, h: float, p: float, alpha: float, n_opt: float) -> float:
     """The mixture as the paper writes it, in s, v, g, h and r, with scipy's log beta."""
     v = p * (1 - p) * n
     width = 2 * math.log(1 / alpha)
@@ -67,9 +65,7 @@ def sup_ranks(n: int, p: float, alpha: float, n_opt: float) -> tuple[int | None,
         (1, 2, 50, 0.0, 1.0),
     ],
 )
-def test_interval_of_a_rate_equals_the_published_one(
-    k: int, n: int, n_opt: int, lower: float, upper: float
-) -> None:
+def test_interval_of_a_rate_equals_the_published_one(k: int, n: int, n_opt: int, lower: float, upper: float) -> None:
     """The vectors are cut, not rounded, to the digits shown."""
     assert interval(k, n, 0.05, n_opt) == pytest.approx((lower, upper), abs=2e-6)
 
@@ -120,9 +116,7 @@ def test_a_level_outside_zero_and_one_is_refused(alpha: float) -> None:
     ("p", "alpha", "first"),
     [(0.5, 0.05, 31), (0.95, 0.05, 162), (0.99, 0.05, 499), (0.95, 0.01, 189)],
 )
-def test_a_quantile_has_a_finite_upper_end_from_the_published_n_on(
-    p: float, alpha: float, first: int
-) -> None:
+def test_a_quantile_has_a_finite_upper_end_from_the_published_n_on(p: float, alpha: float, first: int) -> None:
     finite = [n for n in range(1, 800) if quantile_ranks(n, p, alpha)[1] is not None]
     assert finite == list(range(first, 800))
 
@@ -133,9 +127,7 @@ def test_p95_of_a_thousand_values_spans_the_published_ranks() -> None:
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.95, 0.99])
 @pytest.mark.parametrize(("alpha", "n_opt"), [(0.05, 1000), (0.01, 1000), (1e-4, 50), (0.3, 5000)])
-def test_ranks_found_among_integers_are_those_of_the_supremum(
-    p: float, alpha: float, n_opt: float
-) -> None:
+def test_ranks_found_among_integers_are_those_of_the_supremum(p: float, alpha: float, n_opt: float) -> None:
     for n in (*range(1, 60), 161, 162, 188, 189, 498, 499, 1_000, 4_321, 100_000):
         assert quantile_ranks(n, p, alpha, n_opt) == sup_ranks(n, p, alpha, n_opt), n
 
@@ -172,9 +164,7 @@ def test_windows_spend_the_level_without_ever_exceeding_it() -> None:
         (1, [-4.3170, -5.0380, -5.2559, -5.6098]),
     ],
 )
-def test_sample_ratio_odds_equal_the_published_ones(
-    concentration: float, expected: list[float]
-) -> None:
+def test_sample_ratio_odds_equal_the_published_ones(concentration: float, expected: list[float]) -> None:
     totals = np.cumsum([[20, 17, 9], [18, 21, 8], [4, 6, 4], [18, 19, 11]], axis=0).tolist()
     odds = [log_odds_sample_ratio(counts, (0.4, 0.4, 0.2), concentration) for counts in totals]
     assert odds == pytest.approx(expected, abs=6e-8 if concentration > 1 else 6e-5)
@@ -206,16 +196,12 @@ def test_shares_that_are_no_split_of_the_counts_are_refused(
     ("limit", "perfect", "at_half"),
     [(0.005, 780, 6_720), (0.01, 389, 3_352), (0.05, 98, 573), (0.5, 16, 43)],
 )
-def test_evidence_costs_the_published_number_of_requests(
-    limit: float, perfect: int, at_half: int
-) -> None:
+def test_evidence_costs_the_published_number_of_requests(limit: float, perfect: int, at_half: int) -> None:
     """Smallest n at which the upper bound clears the gate; error, tool, p95 and median gates."""
     n_opt = max(200, 3 / limit)
 
     def first(share: float) -> int:
-        return next(
-            n for n in range(1, 9_999) if excludes_from_above(share * n, n, limit, 0.05, n_opt)
-        )
+        return next(n for n in range(1, 9_999) if excludes_from_above(share * n, n, limit, 0.05, n_opt))
 
     assert (first(0.0), first(limit / 2)) == (perfect, at_half)
 
@@ -285,15 +271,12 @@ def test_a_mean_of_values_between_zero_and_one_is_rarely_missed() -> None:
     rng = np.random.default_rng(SEED)
     looks, batch, alpha, mean = 50, 40, 0.05, 0.7
     shape = (RUNS, looks, batch)
-    values = np.where(
-        rng.random(shape) < 0.5, rng.random(shape) < mean, rng.beta(1.4, 0.6, size=shape)
-    )
+    values = np.where(rng.random(shape) < 0.5, rng.random(shape) < mean, rng.beta(1.4, 0.6, size=shape))
     sums = values.sum(axis=2).cumsum(axis=1)
     sizes = batch * np.arange(1, looks + 1)
     missed = sum(
         any(
-            excludes_from_below(k, n, mean, alpha, 200)
-            or excludes_from_above(k, n, mean, alpha, 200)
+            excludes_from_below(k, n, mean, alpha, 200) or excludes_from_above(k, n, mean, alpha, 200)
             for k, n in zip(run, sizes.tolist(), strict=True)
         )
         for run in sums.tolist()

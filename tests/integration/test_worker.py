@@ -216,7 +216,7 @@ def test_silent_partitions_get_ticks_that_replay_sees(settings: Settings, tmp_pa
     path = tmp_path / "flags.yml"
     path.write_text("flags: {answer: {window: {length: 2s}}}")
     quick = {"TIDEGATE_PANE": "1s", "TIDEGATE_LATENESS": "1s", "TIDEGATE_TICK_IDLE_AFTER": "1s"}
-    worker = WorkerProcess(settings, path, "worker", tmp_path, **quick)
+    worker = WorkerProcess(settings, path, "worker", tmp_path, environment=quick)
     with running(worker):
         time.sleep(2.5)
         assert asyncio.run(written(settings, settings.decisions_topic)) == {}, "an untouched topic gets no ticks"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,14 @@ class WorkerProcess:
     """One ``tidegate worker``, pinned to a core if ``cpu`` names one; its log lines go to a file."""
 
     def __init__(
-        self, settings: Settings, manifest: Path, name: str, folder: Path, *, cpu: int | None = None, **more: str
+        self,
+        settings: Settings,
+        manifest: Path,
+        name: str,
+        folder: Path,
+        *,
+        cpu: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.log = folder / f"{name}.log"
         self._pin = [] if cpu is None else ["taskset", "-c", str(cpu)]
@@ -34,7 +41,7 @@ class WorkerProcess:
             "TIDEGATE_INSTANCE_ID": name,
             "TIDEGATE_TICK_IDLE_AFTER": "off",
             "TIDEGATE_HTTP_PORT": "0",
-            **more,
+            **(environment or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
 

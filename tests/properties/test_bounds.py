@@ -46,9 +46,7 @@ def test_interval_contains_the_observed_share(sample: Sample, alpha: float, n_op
 
 
 @given(samples(), levels, tightest_at, limits)
-def test_one_evaluation_agrees_with_the_interval(
-    sample: Sample, alpha: float, n_opt: float, limit: float
-) -> None:
+def test_one_evaluation_agrees_with_the_interval(sample: Sample, alpha: float, n_opt: float, limit: float) -> None:
     k, n = sample.k, sample.n
     lower, upper = interval(k, n, alpha, n_opt)
     for tried in (limit, lower / 2, lower, upper, (1 + upper) / 2, k / n, 0.0, 1.0):
@@ -81,9 +79,7 @@ def test_failures_mirror_successes(sample: Sample, alpha: float, n_opt: float) -
 
 
 @given(samples(), st.floats(0, 1), levels, tightest_at)
-def test_more_successes_never_lower_an_end(
-    sample: Sample, share: float, alpha: float, n_opt: float
-) -> None:
+def test_more_successes_never_lower_an_end(sample: Sample, share: float, alpha: float, n_opt: float) -> None:
     k, n = sample.k, sample.n
     more = min(float(n), k + share * (n - k))
     lower, upper = interval(k, n, alpha, n_opt)
@@ -123,9 +119,7 @@ def test_a_stricter_level_never_gives_narrower_ranks(
 
 
 @given(st.integers(1, 10_000), st.sampled_from([0.25, 0.5, 0.75]), levels, tightest_at)
-def test_ranks_from_the_top_mirror_ranks_from_the_bottom(
-    n: int, p: float, alpha: float, n_opt: float
-) -> None:
+def test_ranks_from_the_top_mirror_ranks_from_the_bottom(n: int, p: float, alpha: float, n_opt: float) -> None:
     lower, upper = quantile_ranks(n, p, alpha, n_opt)
     mirrored_lower, mirrored_upper = quantile_ranks(n, 1 - p, alpha, n_opt)
     assert mirrored_lower == (None if upper is None else n + 1 - upper)
@@ -144,9 +138,7 @@ def test_slack_shifts_each_rank_by_its_ceiling_or_off_the_end(
 
 
 @given(sizes, limits, st.floats(1e-3, 1e6))
-def test_counts_at_their_expected_value_are_no_evidence(
-    n: int, p: float, concentration: float
-) -> None:
+def test_counts_at_their_expected_value_are_no_evidence(n: int, p: float, concentration: float) -> None:
     """The premise of deciding by one evaluation: the statistic is not positive at s = 0."""
     if 0.0 < p < 1.0 and p * concentration > 1e-300:
         odds = log_odds_sample_ratio((n * p, n - n * p), (p, 1 - p), concentration)

@@ -1,0 +1,125 @@
+"""The reading end of the wire for a router or flag server: commands, each once, in order."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+from aiokafka import ConsumerRecord
+
+from schemas.decision import Command, Weights, command_from_bytes
+from schemas.errors import EventError, TopicError
+from streams.settings import Settings, load_settings
+from streams.tail import tail
+
+log = logging.getLogger("tidegate.control")
+
+RETRY_SECONDS = 1.0
+
+
+class ControlConsumer:
+    """Commands of the control topic, for as long as one iterates::
+
+        async with ControlConsumer() as commands:
+            async for command in commands:
+                serve(command.flag, command.region, command.weights, command.effective_from)
+
+    First comes the last command of each (flag, region), then each new one once, in the order of its ``seq``. Every
+    consumer reads all partitions and no group is used, so any number of routers hear everything. While Kafka is
+    away no command comes, and reading goes on when it is back. ``settings`` None: from the environment.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or load_settings()
+        self._commands: asyncio.Queue[Command | Exception | None] = asyncio.Queue()
+        self._last: dict[str, Command] = {}
+        self._weights: dict[str, Weights] = {}
+        self._caught_up = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The weights of the last command by ``flag|region``; units without a command are not in it."""
+        return MappingProxyType(self._weights)
+
+    async def caught_up(self) -> None:
+        """Wait until the topic has been read to the end it had at the start."""
+        await self._caught_up.wait()
+
+    async def __aenter__(self) -> Self:
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reading
+        self._commands.put_nowait(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Command:
+        following = await self._commands.get()
+        if isinstance(following, Command):
+            return following
+        self._commands.put_nowait(following)
+        if following is None:
+            raise StopAsyncIteration
+        raise following
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._follow()
+                except TopicError as error:
+                    log.warning("no commands for now: %s", error)
+                    await asyncio.sleep(RETRY_SECONDS)
+        except Exception as error:
+            self._commands.put_nowait(error)
+            self._caught_up.set()
+
+    async def _follow(self) -> None:
+        async with tail(self._settings, self._settings.control_topic) as topic:
+            latest = {command.key: command for command in self._new(await topic.history())}
+            self._give(latest.values())
+            self._caught_up.set()
+            while True:
+                self._give(self._new(await topic.more()))
+
+    def _give(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            self._commands.put_nowait(command)
+
+    def _new(self, records: Iterable[ConsumerRecord]) -> list[Command]:
+        """The commands that lie after what their unit has had."""
+        fresh = []
+        for record in records:
+            if record.value is None:
+                continue
+            where = f"{record.topic}-{record.partition} offset {record.offset}"
+            try:
+                command = command_from_bytes(record.value)
+            except EventError as error:
+                log.warning("%s is passed over: %s", where, error)
+                continue
+            before = self._last.get(command.key)
+            if before is None or command.seq > before.seq:
+                self._last[command.key] = command
+                self._weights[command.key] = command.weights
+                fresh.append(command)
+            elif command.effective_from > before.effective_from:
+                log.warning(
+                    "%s is passed over: seq %d of %s after seq %d, yet later in time; was the worker's state reset?",
+                    where,
+                    command.seq,
+                    command.key,
+                    before.seq,
+                )
+        return fresh

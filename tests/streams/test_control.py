@@ -1,0 +1,172 @@
+"""Commands into a router: each once, in order, the last one of each unit first."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from schemas.decision import Command, Weights
+from streams.broker import embedded_broker
+from streams.control import ControlConsumer
+from streams.settings import Settings, load_settings
+
+TOPIC = "tidegate.control"
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    with embedded_broker({TOPIC: 3}) as servers:
+        yield load_settings(broker=servers, fetch_wait=50)
+
+
+def command(region: str, seq: int, canary: float = 0.25, *, effective_from: int | None = None) -> Command:
+    sha = "sha256:" + f"{seq:064x}"
+    weights = Weights(baseline=1 - canary, canary=canary)
+    return Command(
+        command_id=sha,
+        seq=seq,
+        flag="f",
+        region=region,
+        action="promote",
+        severity=None,
+        weights=weights,
+        previous_weights=weights,
+        effective_from=1000 * seq if effective_from is None else effective_from,
+        reasons=[],
+        rule=None,
+        decision_id=sha,
+        manifest_hash=sha,
+    )
+
+
+async def write(settings: Settings, *records: Command | tuple[str, bytes | None]) -> None:
+    async with AIOKafkaProducer(**settings.kafka) as producer:
+        for record in records:
+            key, value = (record.key, record.to_bytes()) if isinstance(record, Command) else record
+            await producer.send_and_wait(TOPIC, value, key=key.encode())
+
+
+async def take(commands: ControlConsumer, count: int) -> list[tuple[str, int]]:
+    async with asyncio.timeout(10):
+        taken = [await anext(commands) for _ in range(count)]
+    return sorted((one.region, one.seq) for one in taken)
+
+
+async def nothing_more(commands: ControlConsumer) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.4):
+            await anext(commands)
+
+
+def test_a_restart_begins_with_the_last_command_of_each_unit_and_goes_on_with_each_new_one_once(
+    settings: Settings,
+) -> None:
+    """History is passed over but for its end; repeats and older ones are dropped."""
+
+    async def run() -> None:
+        await write(settings, *(command(region, seq) for seq in (1, 2, 3) for region in ("eu", "us")))
+        async with ControlConsumer(settings) as commands:
+            assert await take(commands, 2) == [("eu", 3), ("us", 3)]
+            await write(settings, command("eu", 3), command("eu", 4), command("eu", 2), command("eu", 4))
+            await write(settings, command("eu", 5), command("ap", 1))
+            assert await take(commands, 3) == [("ap", 1), ("eu", 4), ("eu", 5)]
+            await nothing_more(commands)
+
+    asyncio.run(run())
+
+
+def test_commands_of_a_unit_come_in_the_order_of_seq(settings: Settings) -> None:
+    """Also while they are written."""
+
+    async def run() -> list[int]:
+        async with ControlConsumer(settings) as commands:
+            await commands.caught_up()
+            await write(settings, *(command("eu", seq) for seq in range(1, 21)))
+            return [(await anext(commands)).seq for _ in range(20)]
+
+    assert asyncio.run(run()) == list(range(1, 21))
+
+
+def test_weights_are_those_of_the_last_command_by_unit(settings: Settings) -> None:
+    """Known as soon as the topic has been read, before anything is taken."""
+
+    async def run() -> None:
+        await write(settings, command("eu", 1, 0.25), command("us", 1, 0.25), command("eu", 2, 0.0))
+        async with ControlConsumer(settings) as commands:
+            async with asyncio.timeout(10):
+                await commands.caught_up()
+            assert {unit: weights.canary for unit, weights in commands.weights.items()} == {"f|eu": 0.0, "f|us": 0.25}
+
+    asyncio.run(run())
+
+
+def test_a_record_that_is_no_command_is_passed_over_with_a_warning(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Topic, partition and offset are named; a tombstone is nothing to warn of."""
+    no_weights = {k: v for k, v in msgspec.to_builtins(command("eu", 1)).items() if k != "weights"}
+
+    async def run() -> None:
+        await write(settings, ("x", b"no json"), ("x", msgspec.json.encode(no_weights)), ("x", None))
+        async with ControlConsumer(settings) as commands:
+            await commands.caught_up()
+            await write(settings, ("x", b"{}"), command("eu", 1))
+            assert await take(commands, 1) == [("eu", 1)]
+
+    with caplog.at_level(logging.WARNING, "tidegate.control"):
+        asyncio.run(run())
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert all(line.startswith("tidegate.control-") and " offset " in line for line in said)
+
+
+def test_a_counter_that_starts_again_later_in_time_is_warned_of(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that lost its state would be ignored in silence otherwise."""
+
+    async def run() -> None:
+        await write(settings, command("eu", 5, effective_from=5000), command("eu", 1, effective_from=9000))
+        async with ControlConsumer(settings) as commands:
+            assert await take(commands, 1) == [("eu", 5)]
+            await nothing_more(commands)
+
+    with caplog.at_level(logging.WARNING, "tidegate.control"):
+        asyncio.run(run())
+    assert "state reset" in caplog.text
+
+
+def test_iteration_ends_when_the_consumer_is_closed(settings: Settings) -> None:
+    """A router's loop ends by itself."""
+
+    async def run() -> list[int]:
+        taken: list[int] = []
+
+        async def route(commands: ControlConsumer) -> None:
+            taken.extend([one.seq async for one in commands])
+
+        async with ControlConsumer(settings) as commands:
+            await write(settings, command("eu", 1))
+            routing = asyncio.create_task(route(commands))
+            await commands.caught_up()
+        async with asyncio.timeout(5):
+            await routing
+        return taken
+
+    assert asyncio.run(run()) in ([1], [])
+
+
+def test_a_broker_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """No error reaches the router; it can be closed while waiting."""
+
+    async def run() -> None:
+        async with ControlConsumer(load_settings(broker="127.0.0.1:9")) as commands:
+            await nothing_more(commands)
+            assert dict(commands.weights) == {}
+
+    with caplog.at_level(logging.WARNING, "tidegate.control"):
+        asyncio.run(run())
+    assert "no commands for now" in caplog.text
