@@ -84,14 +84,14 @@ def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
                 old, new = seen.locked[name].get(pin), pins[pin]
                 if old is not None and old != new and (pin, new) not in told:
                     told.add((pin, new))
-                    pane, partition, offset = found.first
+                    _, partition, offset = found.first
                     yield {
                         "arm": name,
                         "pin": pin,
                         "old": old,
                         "new": new,
                         "requests": found.count,
-                        "first": {"pane": pane, "partition": partition, "offset": offset},
+                        "first": {"partition": partition, "offset": offset},
                     }
 
 

@@ -54,7 +54,7 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Meta(description="what the assignment sticks to; record key; required but for ticks"),
     ] = None
     tenant: str | None = None
-    region: str | None = None
+    region: Annotated[str, Meta(max_length=1024, description="default: the empty region")] | None = None
     endpoint: str | None = None
     cohort: str | None = None
     surface: str | None = None

@@ -13,7 +13,7 @@ from streams.windows import GateState
 
 @dataclass
 class Metrics:
-    """The worker's counters and gauges; no label holds anything a client may choose."""
+    """The worker's counters and gauges; of what telemetry says only the regions of known flags become labels."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
