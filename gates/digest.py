@@ -1,11 +1,14 @@
 """A t-digest that gives the same bits for the same values in the same order.
 
 fastdigest (t-digest of Dunning and Ertl, in Rust) is deterministic as long as it is fed in the same portions, so
-values pass through a buffer of exactly ``CHUNK`` and the unmerged rest is part of the state. Up to one chunk the
-digest is exact: sorted values, linear interpolation between order statistics (type 7 of Hyndman and Fan, 1996).
+values pass through a buffer of exactly ``CHUNK`` and the unmerged rest is part of the state. Up to ``CHUNK`` distinct
+values the digest is exact: it holds them with their counts, and interpolates linearly between order statistics
+(type 7 of Hyndman and Fan, 1996). Rounded values, on whose steps a t-digest errs most, are exact at any count.
 """
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,20 +24,59 @@ RANK_ERROR = 0.005
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Distinct values, ascending, and how often each occurs."""
+
+    values: Floats
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Floats) -> "Counted":
+        """Count values; -0.0 counts as 0.0."""
+        return cls(*np.unique(values + 0.0, return_counts=True))
+
+    def merged(self, other: "Counted") -> "Counted":
+        """The counts of both."""
+        if not len(self.values):
+            return other
+        values, at = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
+        counts = np.zeros(len(values), np.int64)
+        np.add.at(counts, at, np.concatenate([self.counts, other.counts]))
+        return Counted(values, counts)
+
+    def plus(self, values: Floats) -> "Counted":
+        """The counts with more values."""
+        return self.merged(Counted.of(values)) if len(values) else self
+
+    @cached_property
+    def upto(self) -> NDArray[np.int64]:
+        """How many values are at most each one."""
+        return np.cumsum(self.counts)
+
+    def at(self, rank: int) -> float:
+        """The value at a 1-based rank."""
+        return float(self.values[np.searchsorted(self.upto, rank)])
+
+
+_NONE = Counted(np.empty(0), np.empty(0, np.int64))
+
+
 class Digest:
-    """Values of one metric: exact up to ``CHUNK`` of them, a t-digest beyond.
+    """Values of one metric: exact up to ``CHUNK`` distinct ones, a t-digest beyond.
 
     Mergeable; the result depends on the order of merges, so merge in a fixed order. Values must be finite.
     """
 
-    __slots__ = ("_answer", "_buffer", "_merged", "_used", "count")
+    __slots__ = ("_answer", "_buffer", "_counted", "_merged", "_used", "count")
 
     def __init__(self) -> None:
         self.count = 0
+        self._counted = _NONE
         self._merged: TDigest | None = None
         self._buffer: Floats = np.empty(8)
         self._used = 0
-        self._answer: TDigest | Floats | None = None
+        self._answer: TDigest | Counted | None = None
 
     @property
     def exact(self) -> bool:
@@ -66,11 +108,15 @@ class Digest:
         """Take in another digest's values; the other stays as it is."""
         if other._merged is not None:
             if self._merged is None:
+                self._spill(self._counted)
+            if self._merged is None:
                 self._merged = other._merged.copy()
             else:
                 self._merged.merge_inplace(other._merged)
-            self.count += other.count - other._used
-            self._answer = None
+        elif len(other._counted.values):
+            self._take(other._counted)
+        self.count += other.count - other._used
+        self._answer = None
         self.add(other._buffer[: other._used])
 
     def quantile(self, q: float) -> float | None:
@@ -82,7 +128,7 @@ class Digest:
             return answer.quantile(q)
         at = q * (self.count - 1)
         low = math.floor(at)
-        below, above = float(answer[low]), float(answer[min(low + 1, self.count - 1)])
+        below, above = answer.at(low + 1), answer.at(min(low + 2, self.count))
         return below + (above - below) * (at - low)
 
     def order_statistic(self, rank: int) -> float:
@@ -90,13 +136,13 @@ class Digest:
         answer = self._prepared()
         if isinstance(answer, TDigest):
             return answer.quantile((rank - 0.5) / self.count)
-        return float(answer[rank - 1])
+        return answer.at(rank)
 
-    def _prepared(self) -> TDigest | Floats:
+    def _prepared(self) -> "TDigest | Counted":
         if self._answer is None:
             rest = self._buffer[: self._used]
             if self._merged is None:
-                self._answer = np.sort(rest, kind="stable")
+                self._answer = self._counted.plus(rest)
             else:
                 self._answer = self._merged.copy()
                 if len(rest):
@@ -114,20 +160,45 @@ class Digest:
 
     def _absorb(self, chunk: Floats) -> None:
         if self._merged is None:
-            self._merged = TDigest(max_centroids=CENTROIDS)
-        self._merged.batch_update(chunk.tolist())
+            self._take(Counted.of(chunk))
+        else:
+            self._merged.batch_update(chunk.tolist())
 
-    def dump(self) -> tuple[int, bytes, bytes]:
-        """The state: count, merged part (empty if none), buffered values as little-endian doubles."""
-        merged = b"" if self._merged is None else self._merged.to_bytes()
-        return self.count, merged, self._buffer[: self._used].astype("<f8").tobytes()
+    def _take(self, more: "Counted") -> None:
+        if self._merged is None:
+            together = self._counted.merged(more)
+            if len(together.values) <= CHUNK:
+                self._counted = together
+                return
+            self._spill(self._counted)
+        self._spill(more)
+
+    def _spill(self, counted: "Counted") -> None:
+        """Move counted values into the t-digest."""
+        if len(counted.values):
+            if self._merged is None:
+                self._merged = TDigest(max_centroids=CENTROIDS)
+            self._merged.batch_update(counted.values.tolist(), counted.counts.tolist())
+        self._counted = _NONE
+
+    def dump(self) -> tuple[int, bytes, bytes, bytes, bytes]:
+        """The state: count, t-digest (empty if none), counted values and counts, buffered values; <f8 and <i8."""
+        return (
+            self.count,
+            b"" if self._merged is None else self._merged.to_bytes(),
+            self._counted.values.astype("<f8").tobytes(),
+            self._counted.counts.astype("<i8").tobytes(),
+            self._buffer[: self._used].astype("<f8").tobytes(),
+        )
 
     @classmethod
     def load(cls, state: Any) -> "Digest":
         """Read back what ``dump`` gave."""
-        count, merged, rest = state
+        count, merged, values, counts, rest = state
         digest = cls()
         digest.count = count
         digest._merged = TDigest.from_bytes(merged) if merged else None
+        if values:
+            digest._counted = Counted(np.frombuffer(values, "<f8"), np.frombuffer(counts, "<i8"))
         digest._append(np.frombuffer(rest, "<f8"))
         return digest

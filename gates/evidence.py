@@ -78,21 +78,25 @@ def pins_missing(seen: Evidence) -> Iterator[dict[str, Any]]:
 def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
     """A pin that is not what it was locked to, or not the manifest's; one finding a pin and value."""
     for name, arm in (("baseline", seen.window.baseline), ("canary", seen.window.canary)):
-        told = set()
+        drifts: dict[tuple[str, str], dict[str, Any]] = {}
         for pins, found in pin_sets(arm):
             for pin in judged(seen.flag, pins):
                 old, new = seen.locked[name].get(pin), pins[pin]
-                if old is not None and old != new and (pin, new) not in told:
-                    told.add((pin, new))
+                if old is not None and old != new:
                     _, partition, offset = found.first
-                    yield {
-                        "arm": name,
-                        "pin": pin,
-                        "old": old,
-                        "new": new,
-                        "requests": found.count,
-                        "first": {"partition": partition, "offset": offset},
-                    }
+                    drift = drifts.setdefault(
+                        (pin, new),
+                        {
+                            "arm": name,
+                            "pin": pin,
+                            "old": old,
+                            "new": new,
+                            "requests": 0,
+                            "first": {"partition": partition, "offset": offset},
+                        },
+                    )
+                    drift["requests"] += found.count
+        yield from drifts.values()
 
 
 def sticky_violation(seen: Evidence) -> Iterator[dict[str, Any]]:

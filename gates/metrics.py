@@ -3,6 +3,7 @@
 Every value is None where it is not known: nothing here is ever NaN.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -131,8 +132,9 @@ def difference(canary: float | None, baseline: float | None) -> float | None:
 
 
 def uplift(canary: float | None, baseline: float | None) -> float | None:
-    """canary ÷ baseline − 1; not known over a baseline of 0."""
-    return canary / baseline - 1 if canary is not None and baseline else None
+    """canary ÷ baseline − 1; not known over a baseline of 0, or of so little that no number holds the ratio."""
+    ratio = canary / baseline - 1 if canary is not None and baseline else math.inf
+    return ratio if math.isfinite(ratio) else None
 
 
 def rate_interval(successes: float, n: int, alpha: float) -> Interval:

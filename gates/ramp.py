@@ -39,6 +39,8 @@ from schemas.manifest import Flag
 Verdict = Literal["promote", "pass", "hold", "freeze", "rollback", "abort"]
 ENDING = ("abort", "rollback")
 """Verdicts that take the canary to 0 and latch the unit."""
+ASLEEP_AFTER = 1000
+"""Windows in a row without an event after which a unit is decided no more until one comes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Unit(msgspec.Struct, array_like=True):
 
     ``number`` counts windows from 1 and picks their share of alpha; ``green`` counts consecutive green windows;
     ``strike`` is set from a freeze to the next green window; ``settling``: ``window`` is the span between a
-    promote and the new stage, judged by the abort rules alone.
+    promote and the new stage, judged by the abort rules alone; ``idle``: windows in a row without an event.
     """
 
     region: str
@@ -82,6 +84,7 @@ class Unit(msgspec.Struct, array_like=True):
     green: int = 0
     strike: bool = False
     latched: bool = False
+    idle: int = 0
     seq: int = 0
     previous_hash: str | None = None
     stage_ids: dict[str, IdSample] = msgspec.field(
@@ -140,9 +143,19 @@ class Ramp:
         self.flag, self.unit, self.clockwork = flag, unit, clockwork
 
     @property
-    def deadline(self) -> int:
-        """The next end of a window or of a settling span, ms."""
-        return self.unit.window.end
+    def asleep(self) -> bool:
+        """Whether the unit waits for an event: its windows stand still."""
+        return self.unit.idle >= ASLEEP_AFTER
+
+    @property
+    def deadline(self) -> int | None:
+        """The next end of a window or of a settling span, ms; None while asleep."""
+        return None if self.asleep else self.unit.window.end
+
+    def wake(self, start: int) -> None:
+        """Go on after sleep, with a window from ``start``, ms."""
+        self.unit.idle = 0
+        self.unit.window = Window(start, start + self.flag.window.length_ms)
 
     def add(self, partition: int, seen: PaneUnit) -> None:
         """Take in what one partition saw of the pane that is about to close; in partition order."""
@@ -161,6 +174,8 @@ class Ramp:
     def close(self, end: int) -> Iterator[tuple[Decision, Command | None]]:
         """End the pane that ends at ``end`` ms; give the decision and command that follow, if any."""
         unit = self.unit
+        if self.asleep:
+            return
         if end == unit.window.end and not unit.settling:
             yield self._decide(self._judge_window())
             return
@@ -224,7 +239,7 @@ class Ramp:
         if not any(rule.fired for rule in comparison.hard_rules(alpha) + drift):
             return None
         gates = comparison.gates()
-        rules = comparison.rules(gates, alpha) + drift
+        rules = comparison.rules(gates, alpha, drift)
         fired = [rule.kind for rule in rules if rule.fired]
         return Judgement(reading, "abort", fired, gates, rules, problems(evidence), "hard")
 
@@ -235,7 +250,7 @@ class Ramp:
         comparison = Comparison(flag, reading.canary, reading.baseline)
         evidence = self._evidence(reading)
         gates = comparison.gates()
-        rules = comparison.rules(gates, None) + self._drift_rule(evidence)
+        rules = comparison.rules(gates, None, self._drift_rule(evidence))
         found = problems(evidence)
 
         def judgement(
@@ -257,8 +272,8 @@ class Ramp:
         if failed:
             if not set(failed) <= set(SOFT_GATES.values()):
                 return judgement("rollback" if flag.policy.on_gate_fail == "rollback" else "hold", failed)
-            if not (soft and unit.strike):
-                unit.strike = unit.strike or bool(soft)
+            if not unit.strike:
+                unit.strike = True
                 return judgement("freeze", failed + soft, "soft")
             if flag.policy.on_gate_fail == "rollback":
                 return judgement("rollback", failed + soft, "soft")
@@ -352,6 +367,7 @@ class Ramp:
     def _next_window(self, promoted: bool, stage_start: int, decision_hash: str) -> None:
         unit, ended = self.unit, self.unit.window
         unit.number += 1
+        unit.idle = 0 if ended.accepted else unit.idle + 1
         if not promoted:
             unit.window = Window(ended.end, ended.end + self.flag.window.length_ms)
             return
@@ -414,7 +430,7 @@ def _summary(arm: Arm, metrics: ArmMetrics, quality_source: str, pinned: Pinned 
         lambda_complete=lambda_.complete,
         lambda_convergent=lambda_.convergent,
         lambda_events=lambda_.events,
-        lambda_flips=lambda_.flipped_events,
+        lambda_flips=lambda_.flipped_groups + lambda_.flipped_events,
         pinned_from=PinnedFrom(start=pinned.start, end=pinned.end, hash=pinned.hash) if pinned else None,
     )
 

@@ -81,29 +81,32 @@ class Comparison:
     def _delta_s(self, gate: str, limit: float | None, q: float) -> GateResult:
         c, b = self.canary.delta_s, self.baseline.delta_s
         observed = difference(c.quantile(q), b.quantile(q))
-        known = (
-            self._enough_quality
-            and mostly_present(self.canary.quality_rows, c.count)
-            and mostly_present(self.baseline.quality_rows, b.count)
-        )
         return _result(
             gate,
             limit,
-            _at_most(observed if known else None, limit),
+            _at_most(observed if self._delta_s_known else None, limit),
             observed,
             (c.quantile(q), b.quantile(q)),
             (c.count, b.count),
             drift_interval(c, b, q, INFORMATION_ALPHA),
         )
 
+    @property
+    def _delta_s_known(self) -> bool:
+        return self._enough_quality and all(
+            mostly_present(arm.quality_rows, arm.delta_s.count) for arm in (self.canary, self.baseline)
+        )
+
+    def _coverage_known(self, *arms: ArmMetrics) -> bool:
+        return self._enough_quality and all(mostly_present(a.quality_rows, a.quality["coverage_rows"]) for a in arms)
+
     def _coverage(self, limit: float | None) -> GateResult:
         quality = self.canary.quality
         rows, observed = quality["coverage_rows"], quality.coverage
-        known = self._enough_quality and mostly_present(self.canary.quality_rows, rows)
         return _result(
             "coverage_min",
             limit,
-            _at_least(observed if known else None, limit),
+            _at_least(observed if self._coverage_known(self.canary) else None, limit),
             observed,
             (observed, self.baseline.quality.coverage),
             (rows, self.baseline.quality["coverage_rows"]),
@@ -206,10 +209,12 @@ class Comparison:
         ):
             return results
         c, b = self.canary, self.baseline
+        if not (self._delta_s_known and self._coverage_known(c, b)):
+            return results
         median = difference(c.delta_s.quantile(0.5), b.delta_s.quantile(0.5))
         tail = difference(c.delta_s.quantile(0.95), b.delta_s.quantile(0.95))
         coverage = difference(c.quality.coverage, b.quality.coverage)
-        flips = difference(c.lambda_.flip_rate, b.lambda_.flip_rate) or 0.0
+        flips = (c.lambda_.flip_rate or 0.0) - (b.lambda_.flip_rate or 0.0)
         if median is None or tail is None or coverage is None:
             return results
         gained = -median >= gain.delta_s_median_gain - SLACK or coverage >= gain.coverage_gain - SLACK
@@ -217,8 +222,10 @@ class Comparison:
             results[-1] = _replace_status(cost, "waived")
         return results
 
-    def rules(self, gates: Iterable[GateResult], alpha: float | None) -> list[RuleResult]:
-        """The abort rules of the manifest, hard ones first.
+    def rules(
+        self, gates: Iterable[GateResult], alpha: float | None, more: Iterable[RuleResult] = ()
+    ) -> list[RuleResult]:
+        """The abort rules of the manifest, hard ones first; ``more`` are hard ones that do not read metrics.
 
         ``alpha`` None: the window has ended and a rule fires on the value itself. Otherwise the window is open
         and a hard rule fires only on an anytime bound at level ``alpha``, which the caller has split over the
@@ -229,7 +236,7 @@ class Comparison:
             self._soft(rule.kind, rule.value, by_id[SOFT_GATES[rule.kind]], ended=alpha is None)
             for rule in self.flag.abort_rules.soft
         ]
-        return self.hard_rules(alpha) + soft
+        return [*self.hard_rules(alpha), *more, *soft]
 
     def hard_rules(self, alpha: float | None) -> list[RuleResult]:
         """The hard rules alone; ``alpha`` as for ``rules``."""

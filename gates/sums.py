@@ -70,10 +70,10 @@ class IdSample:
     set are answered exactly for one id in 2^k.
     """
 
-    __slots__ = ("_ids", "_new", "_waiting", "level")
+    __slots__ = ("_ids", "_level", "_new", "_waiting")
 
     def __init__(self, level: int = 0, ids: Ids | None = None) -> None:
-        self.level = level
+        self._level = level
         self._ids: Ids = np.empty(0, np.uint64) if ids is None else ids
         self._new: list[Ids] = []
         self._waiting = 0
@@ -89,10 +89,15 @@ class IdSample:
     def merge(self, other: "IdSample") -> None:
         """Add another sample's ids; the coarser of the two levels holds."""
         if other.level > self.level:
-            self._settle()
-            self.level = other.level
+            self._level = other.level
             self._ids = self._thin(self._ids)
         self.add(other.ids)
+
+    @property
+    def level(self) -> int:
+        """One hash in 2^level is kept."""
+        self._settle()
+        return self._level
 
     @property
     def ids(self) -> Ids:
@@ -112,11 +117,11 @@ class IdSample:
         self._ids = self._thin(np.unique(np.concatenate([self._ids, *self._new])))
         self._new, self._waiting = [], 0
         while len(self._ids) > SAMPLE_CAP:
-            self.level += 1
+            self._level += 1
             self._ids = self._thin(self._ids)
 
     def _thin(self, ids: Ids) -> Ids:
-        return ids[ids <= np.uint64((1 << (64 - self.level)) - 1)] if self.level else ids
+        return ids[ids <= np.uint64((1 << (64 - self._level)) - 1)] if self._level else ids
 
     def dump(self) -> tuple[int, bytes]:
         """Level and ascending little-endian hashes."""

@@ -39,6 +39,10 @@ class Arm(msgspec.Struct, array_like=True):
         """Latencies of the served sources, ms."""
         return self.served().latency
 
+    def in_order(self) -> "Arm":
+        """The same, its sources by name: bytes do not tell how records came in runs."""
+        return Arm({source: self.sources[source] for source in sorted(self.sources)})
+
     @property
     def accepted(self) -> int:
         """Events of any kind and source."""
@@ -63,6 +67,11 @@ class PaneUnit(msgspec.Struct, array_like=True):
     def of(self, arm: str) -> Arm:
         """One arm, made on first use."""
         return self.arms.setdefault(arm, Arm())
+
+    def in_order(self) -> "PaneUnit":
+        """The same, its arms by name."""
+        arms = {arm: self.arms[arm].in_order() for arm in sorted(self.arms)}
+        return PaneUnit(arms, self.late, self.duplicates, self.offsets)
 
     def saw(self, first: int, last: int) -> None:
         """Widen the range of source offsets."""

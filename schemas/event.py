@@ -5,6 +5,7 @@ publisher validates with it, and the JSON Schema is generated from it. ``parse``
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,9 @@ CONVERGENT = frozenset(("→", "->", "convergent"))
 KNOWN_LAMBDA = CONVERGENT | {"←", "<-", "divergent", "<>", "recursive", "×", "x", "chaotic"}
 
 MAX_TS = 2**53 - 1
-MAX_COST = 1e9
+MAX_COST = MAX_LATENCY = 1e9
+MAX_DEPTH = 512
+"""Deepest nesting of a record: well below where any Python version's decoder gives up, so that all agree."""
 FUTURE_MS = 60_000
 """How far ``ts`` may lie ahead of the record's own timestamp."""
 
@@ -43,8 +46,8 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     ts: Annotated[int, Meta(ge=0, le=MAX_TS, description="event time, ms since the epoch, UTC")]
     kind: Annotated[
-        Literal["request", "exposure", "tick"],
-        Meta(description="exposure: an assignment was made; tick: only moves the watermark"),
+        Literal["request", "exposure", "tick"] | None,
+        Meta(description="default request; exposure: an assignment was made; tick: only moves the watermark"),
     ] = "request"
     event_id: Annotated[Name | None, Meta(description="unique per event; required but for ticks")] = None
     flag: Annotated[Name | None, Meta(description="required but for ticks")] = None
@@ -71,7 +74,9 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     query_id: Annotated[str | None, Meta(description="probe tag: with paraphrase and seed, one λ run")] = None
     paraphrase: Annotated[int, Meta(ge=1, le=3)] | None = None
     seed: Annotated[int, Meta(ge=1, le=2)] | None = None
-    latency_ms: Annotated[float, Meta(ge=0, description="required for requests; failed ones count too")] | None = None
+    latency_ms: (
+        Annotated[float, Meta(ge=0, le=MAX_LATENCY, description="required for requests; failed ones count too")] | None
+    ) = None
     error: Annotated[bool | None, Meta(description="error or status is required for requests")] = None
     status: Annotated[Count | None, Meta(description="HTTP status; >= 500 or a final 429 is an error")] = None
     attempts: Count | None = None
@@ -93,6 +98,20 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 _decoder = msgspec.json.Decoder(TelemetryEvent)
+_OPENING = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+
+
+def too_deep(value: bytes) -> bool:
+    """Whether JSON is nested deeper than ``MAX_DEPTH``."""
+    if len(value) < 2 * MAX_DEPTH or value.count(b"{") + value.count(b"[") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for token in _OPENING.finditer(value):
+        first = token[0][:1]
+        depth += (first in b"{[") - (first in b"}]")
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _fault(event: TelemetryEvent) -> str | None:
@@ -120,14 +139,16 @@ def parse(value: bytes | None, timestamp: int | None = None) -> TelemetryEvent:
     """
     if value is None:
         raise EventError("not JSON: the record has no value")
+    if too_deep(value):
+        raise EventError(f"JSON is nested deeper than {MAX_DEPTH} levels")
     try:
         event = _decoder.decode(value)
         # Lone surrogates decode but cannot be written as UTF-8 again.
         msgspec.json.encode(event)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise EventError(str(error)) from None
-    except RecursionError:
-        raise EventError("JSON is nested too deeply") from None
+    if event.kind is None:
+        event = msgspec.structs.replace(event, kind="request")
     fault = _fault(event)
     if fault:
         raise EventError(fault)
@@ -141,14 +162,15 @@ def encode(event: TelemetryEvent | Mapping[str, Any]) -> bytes:
 
     Raises EventError with the name of the field if the event would be dead-lettered.
     """
-    if not isinstance(event, TelemetryEvent):
-        for name, number in event.items():
-            if isinstance(number, float) and not math.isfinite(number):
-                raise EventError(f"`{name}` is not finite")
-        try:
-            event = msgspec.convert(dict(event), TelemetryEvent)
-        except msgspec.MsgspecError as error:
-            raise EventError(str(error)) from None
-    value = msgspec.json.encode(event)
+    fields = msgspec.structs.asdict(event) if isinstance(event, TelemetryEvent) else dict(event)
+    for name, number in fields.items():
+        if isinstance(number, float) and not math.isfinite(number):
+            raise EventError(f"`{name}` is not finite")
+    try:
+        if not isinstance(event, TelemetryEvent):
+            event = msgspec.convert(fields, TelemetryEvent)
+        value = msgspec.json.encode(event)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise EventError(str(error)) from None
     parse(value)
     return value

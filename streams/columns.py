@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gates.sums import CONVERGED, COUNTERS, FLIPPED, Ids, Ints
 from schemas.errors import EventError
-from schemas.event import CONVERGENT, FUTURE_MS, KNOWN_LAMBDA, PINS, TelemetryEvent, parse
+from schemas.event import CONVERGENT, FUTURE_MS, KNOWN_LAMBDA, MAX_DEPTH, PINS, TelemetryEvent, parse, too_deep
 from schemas.manifest import Flag, Scope
 
 GROUPS_CAP = 1 << 16
@@ -148,7 +148,7 @@ class GroupTable:
             return Group(_NOT_VALID)
         if event["kind"] == "tick":
             return Group(NOTHING, tick=True)
-        request = event["kind"] == "request"
+        request = event["kind"] in ("request", None)
         outcome = event["error"] is not None or event["status"] is not None
         if (
             event["flag"] is None
@@ -272,7 +272,7 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
     valid = _valid(table, code, event, sticky, latency)
     if timestamps is not None and len(row):
         stamps = np.array(timestamps, np.int64)[row]
-        valid &= (stamps < 0) | (ts <= stamps + FUTURE_MS)
+        valid &= (stamps < 0) | (ts - FUTURE_MS <= stamps)
     delta_s = np.array([e.delta_s for e in events], np.float64)
     coverage = np.array([e.coverage for e in events], np.float64)
     cost = np.array([e.cost for e in events], np.float64)
@@ -317,11 +317,13 @@ def _decode_joined(values: Sequence[bytes | None]) -> tuple[list[Any] | None, li
         joined = b"\n".join(values)  # type: ignore[arg-type]  # a null value raises TypeError
         nexts = np.cumsum(np.fromiter(map(len, values), np.int64, n) + 1)  # type: ignore[arg-type]
         text = np.frombuffer(joined, np.uint8)
+        if nexts[-1] > n * MAX_DEPTH and any(map(too_deep, values)):  # type: ignore[arg-type]
+            return None, []
         if text[0] == ord("{") and (text[nexts - 2] == ord("}")).all() and (text[nexts[:-1]] == ord("{")).all():
             events = _decoder.decode_lines(joined)
             if len(events) == n:
                 return events, list(range(n))
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, IndexError):
+    except (msgspec.MsgspecError, UnicodeError, TypeError, IndexError):
         pass
     return None, []
 
@@ -330,9 +332,11 @@ def _decode_singly(values: Sequence[bytes | None], dead: dict[int, str]) -> tupl
     events, rows = [], []
     for row, value in enumerate(values):
         try:
-            events.append(_decoder.decode(value))  # type: ignore[arg-type]
+            if value is None or too_deep(value):
+                raise TypeError
+            events.append(_decoder.decode(value))
             rows.append(row)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError):
+        except (msgspec.MsgspecError, UnicodeError, TypeError):
             dead[row] = _why(value, None)
     return events, rows
 

@@ -318,7 +318,8 @@ class PartitionState:
             last = closed - 1
             for index in sorted({i for i in state.open if i < closed} | {last}):
                 pane = state.open.pop(index, None) or Pane()
-                partials.append(Partial(state.partition, index, state.closed, pane.dead_letters, pane.units))
+                units = {unit: pane.units[unit].in_order() for unit in sorted(pane.units)}
+                partials.append(Partial(state.partition, index, state.closed, pane.dead_letters, units))
                 state.closed = index + 1
         if steps:
             self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}

@@ -17,12 +17,15 @@ from aiokafka.partitioner import murmur2
 from gates.ramp import Clockwork
 from schemas.decision import Command, Decision
 from schemas.errors import InputError
+from schemas.event import too_deep
 from schemas.manifest import Flag
 from streams.columns import GroupTable
 from streams.panes import STEP, PartitionState, Run, partial_codec
 from streams.windows import GateState
 
 Outcome = tuple[Decision, Command | None]
+
+PARTITIONS_MAX = 100_000
 
 
 class Pipeline:
@@ -50,18 +53,20 @@ class Pipeline:
 
 
 class _Line(msgspec.Struct):
-    """What tells a record of a dump from a bare event, and a bare event's partition."""
+    """What tells a record of a dump from a bare event, which may have fields of these names itself."""
 
     kind: msgspec.Raw = msgspec.Raw()
     sticky_id: msgspec.Raw = msgspec.Raw()
-    partition: int | None = None
-    offset: int | None = None
-    timestamp: int | None = None
+    partition: msgspec.Raw = msgspec.Raw()
+    offset: msgspec.Raw = msgspec.Raw(b"null")
+    timestamp: msgspec.Raw = msgspec.Raw(b"null")
     value: msgspec.Raw = msgspec.Raw()
 
 
 _line = msgspec.json.Decoder(_Line)
 _string = msgspec.json.Decoder(str)
+_integer = msgspec.json.Decoder(int)
+_maybe_integer = msgspec.json.Decoder(int | None)
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -79,25 +84,41 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 def read_record(line: bytes, partitions: int) -> list[Record]:
-    """The record that a line stands for; a tick without a partition goes to every one of them."""
+    """The record that a line stands for; a tick without a partition goes to every one of them.
+
+    Raises InputError for a place or time that no record can have.
+    """
+    if too_deep(line):
+        return [Record(0, None, -1, line)]
     try:
         head = _line.decode(line)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeError):
         return [Record(0, None, -1, line)]
-    value = bytes(head.value)
-    if value and head.partition is not None:
-        if value[:1] == b'"':
-            # A dump writes a value that is no JSON object as a string.
-            with suppress(msgspec.MsgspecError):
-                value = _string.decode(value).encode()
-        stamp = -1 if head.timestamp is None else head.timestamp
-        return [Record(head.partition, head.offset, stamp, value)]
+    if head.value and head.partition:
+        with suppress(msgspec.MsgspecError):
+            return [_dumped(head)]
     if bytes(head.kind) == b'"tick"':
         return [Record(partition, None, -1, line) for partition in range(partitions)]
     try:
         return [Record(partition_of(_string.decode(head.sticky_id).encode(), partitions), None, -1, line)]
     except (msgspec.MsgspecError, UnicodeError):
         return [Record(0, None, -1, line)]
+
+
+def _dumped(head: _Line) -> Record:
+    partition = _integer.decode(head.partition)
+    offset, stamp = _maybe_integer.decode(head.offset), _maybe_integer.decode(head.timestamp)
+    if not 0 <= partition < PARTITIONS_MAX:
+        raise InputError(f"partition {partition} is out of range")
+    for name, number in (("offset", offset or 0), ("timestamp", stamp or 0)):
+        if not -1 <= number < 1 << 62:
+            raise InputError(f"{name} {number} is out of range")
+    value = bytes(head.value)
+    if value[:1] == b'"':
+        # A dump writes a value that is no JSON object as a string.
+        with suppress(msgspec.MsgspecError, UnicodeError):
+            value = _string.decode(value).encode()
+    return Record(partition, offset, -1 if stamp is None else stamp, value)
 
 
 def open_log(path: Path) -> IO[bytes]:
@@ -125,11 +146,15 @@ def count_partitions(paths: Sequence[Path], least: int, progress: Callable[[int]
     """``least``, or more where a record of the files names a partition beyond it."""
     for path, number, line in read_lines(paths, progress):
         if b'"partition"' in line:
-            for record in read_record(line, 1):
-                if not 0 <= record.partition < 100_000:
-                    raise InputError(f"{path}:{number}: partition {record.partition} is out of range")
-                least = max(least, record.partition + 1)
+            least = max(least, *(record.partition + 1 for record in _record_at(path, number, line, 1)))
     return least
+
+
+def _record_at(path: Path, number: int, line: bytes, partitions: int) -> list[Record]:
+    try:
+        return read_record(line, partitions)
+    except InputError as error:
+        raise InputError(f"{path}:{number}: {error}") from None
 
 
 def replay(
@@ -147,7 +172,7 @@ def replay(
     waiting: dict[int, tuple[int, list[bytes], list[int]]] = {}
     following: dict[int, int] = {}
     for path, number, line in read_lines(paths, progress):
-        for record in read_record(line, partitions):
+        for record in _record_at(path, number, line, partitions):
             partition, due = record.partition, following.get(record.partition)
             offset = due or 0 if record.offset is None else record.offset
             if due is not None and offset < due:

@@ -150,7 +150,8 @@ class GateState:
         state, pane_ms = self._state, self._state.pane_ms
         while True:
             ends = [pane + 1 for pane in state.waiting if pane < closed]
-            ends += [ramp.deadline // pane_ms for ramp in self._ramps.values() if ramp.deadline <= closed * pane_ms]
+            deadlines = [ramp.deadline for ramp in self._ramps.values() if ramp.deadline is not None]
+            ends += [deadline // pane_ms for deadline in deadlines if deadline <= closed * pane_ms]
             if not ends:
                 return
             end = min(ends)
@@ -161,8 +162,12 @@ class GateState:
     def _merge(self, pane: int, partials: dict[int, Partial]) -> None:
         for partial in partials.values():
             for name, seen in partial.units.items():
-                if name not in self._ramps and seen.accepted:
+                if not seen.accepted:
+                    continue
+                if name not in self._ramps:
                     self._begin(name, pane * self._state.pane_ms)
+                elif self._ramps[name].asleep:
+                    self._ramps[name].wake(pane * self._state.pane_ms)
         for partition, partial in sorted(partials.items()):
             for name, seen in partial.units.items():
                 if name in self._ramps:

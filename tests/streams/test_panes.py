@@ -1,0 +1,414 @@
+"""One partition's panes against the contract's section 3, and against the slow model of ``reference``."""
+
+import json
+import random
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gates.ramp import Clockwork
+from gates.sums import Sums
+from schemas.errors import HoleError, StateError
+from streams.columns import GroupTable
+from streams.panes import Partial, PartitionState, Run, Step, partial_codec
+from tests.streams.events import (
+    CLOCKWORK,
+    LATENESS,
+    MANIFEST,
+    NOON,
+    PANE,
+    content,
+    draw_log,
+    draw_runs,
+    flags,
+    fresh,
+    partials_of,
+    record,
+    sums_of,
+    tick,
+    unit_of,
+)
+from tests.streams.reference import Cell, Partition, Seen, quantile
+
+FIRST_PANE = NOON // PANE
+COUNTED = [
+    "requests",
+    "exposures",
+    "errors",
+    "rate_limited",
+    "tool_calls",
+    "tool_ok",
+    "tool_missing",
+    "cost_rows",
+    "solved",
+    "lambda_rows",
+    "lambda_bad_rows",
+    "lambda_events",
+    "lambda_flips",
+    "lambda_misspelt",
+]
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def compare_cell(sums: Sums, cell: Cell) -> None:
+    assert {name: sums[name] for name in COUNTED} == {name: cell.counts[name] for name in COUNTED}
+    assert sums["coverage_rows"] == len(cell.coverage)
+    if cell.coverage:
+        assert sums.coverage == pytest.approx(sum(cell.coverage) / len(cell.coverage), abs=1e-11)
+    assert sums.cost == pytest.approx(float(cell.cost), rel=1e-15, abs=1e-15)
+    for digest, values in ((sums.delta_s, cell.delta_s), (sums.latency, cell.latency)):
+        assert digest.exact
+        assert np.frombuffer(digest.dump()[-1], "<f8").tolist() == values
+        if values:
+            for q in (0.5, 0.95):
+                assert digest.quantile(q) == pytest.approx(quantile(values, q), rel=1e-12, abs=1e-12)
+    states = {1: True, 2: False}
+    assert {
+        group: {run: states[runs >> 2 * run & 3] for run in range(6) if runs >> 2 * run & 3}
+        for group, runs in sums.groups.items()
+    } == cell.groups
+    found = {tuple(sorted(json.loads(pins).items())): [seen.count, seen.first[2]] for pins, seen in sums.pins.items()}
+    assert found == cell.pins
+    assert set(sums.sticky.ids.tolist()) == cell.sticky
+
+
+def compare_panes(partials: Iterable[Partial], model: Partition, partition: int) -> None:
+    previous, found = None, {}
+    for partial in partials:
+        assert partial.partition == partition
+        if previous is not None:
+            assert partial.previous == previous + 1
+            assert partial.pane > previous
+        previous = partial.pane
+        found[partial.pane] = partial
+    assert {pane for pane, p in found.items() if p.units} == set(model.panes)
+    assert {pane: p.dead_letters for pane, p in found.items() if p.dead_letters} == {
+        pane: count for pane, count in model.dead.items() if count
+    }
+    for pane, units in model.panes.items():
+        assert set(found[pane].units) == set(units)
+        for unit, seen in units.items():
+            compare_unit(found[pane].units[unit], seen, pane)
+
+
+def compare_unit(unit: Any, seen: Seen, pane: int) -> None:
+    assert (unit.late, unit.duplicates) == (seen.late, seen.duplicates)
+    cells = {(arm, source): sums for arm, kept in unit.arms.items() for source, sums in kept.sources.items()}
+    assert set(cells) == set(seen.cells)
+    for key, sums in cells.items():
+        compare_cell(sums, seen.cells[key])
+        assert all(pins.first[0] == pane for pins in sums.pins.values())
+    if seen.offsets:
+        assert (unit.offsets.first, unit.offsets.last) == (min(seen.offsets), max(seen.offsets))
+    else:
+        assert unit.offsets is None
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=seeds, length=st.integers(0, 150), stamped=st.booleans())
+def test_what_the_columns_count_is_what_one_event_after_the_other_counts(seed: int, length: int, stamped: bool) -> None:
+    """Panes, late, duplicates, dead letters, watermark and every value of a random log equal the slow model's."""
+    rng = random.Random(seed)
+    log = [*draw_log(seed, length), tick(NOON + 10**9)]
+    first = rng.choice([0, 7, 10**12])
+    stamps = [NOON + rng.choice([-60_000, -55_000, 0, 10**10]) if rng.random() < 0.5 else -1 for _ in log]
+    stamps[-1] = -1
+    model = Partition(MANIFEST, PANE, LATENESS)
+    for row, value in enumerate(log):
+        model.take(first + row, value, stamps[row] if stamped else -1)
+
+    state, total = fresh(first, partition=3), Step()
+    for run in draw_runs(rng, log, stamps if stamped else None):
+        total.add(state.step(Run(first + run.first, run.values, run.timestamps)))
+
+    compare_panes(total.partials, model, partition=3)
+    assert total.late == model.late_offsets
+    assert [offset for offset, _ in total.dead] == model.dead_offsets
+    assert all(error for _, error in total.dead)
+    assert (total.accepted, total.duplicates, total.unknown_flag) == (
+        model.accepted,
+        model.duplicates,
+        model.unknown_flag,
+    )
+    assert state.watermark == NOON + 10**9 - LATENESS
+    assert (state.next, state.open_panes) == (first + len(log), 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, length=st.integers(1, 200))
+def test_a_restore_at_any_point_and_any_cut_gives_the_same_partials(seed: int, length: int) -> None:
+    """State and position are one; what was dumped and loaded goes on to the same bytes, with a cold cache too."""
+    log = [*draw_log(seed, length), tick(NOON + 10**9)]
+    expected = [content(p) for p in fresh().step(Run(0, log)).partials]
+
+    rng = random.Random(seed)
+    state, found = fresh(), []
+    for run in draw_runs(rng, log):
+        found += [content(p) for p in state.step(run).partials]
+        if rng.random() < 0.3:
+            state = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(flags()))
+    assert found == expected
+
+
+def test_partials_that_are_sent_again_are_the_same_bytes() -> None:
+    """After a crash a partition reads on from its checkpoint in other portions, and says the same."""
+    log = [*draw_log(0, 150), tick(NOON + 10**6)]
+    expected = [partial_codec.dump(p) for p in fresh().step(Run(0, log)).partials]
+    state = fresh()
+    found = [partial_codec.dump(p) for run in draw_runs(random.Random(0), log) for p in state.step(run).partials]
+    assert found == expected
+
+
+class TestWatermark:
+    def test_it_is_the_largest_ts_minus_lateness_in_offset_order(self) -> None:
+        state = fresh()
+        assert state.watermark is None
+        state.step(Run(0, [tick(NOON + 5), tick(NOON)]))
+        assert state.watermark == NOON + 5 - LATENESS
+
+    @pytest.mark.parametrize(
+        "moves",
+        [
+            {},
+            {"source": "warmup"},
+            {"flag": "nobody's"},
+            {"flag": "narrow", "tenant": "gamma"},
+            {"kind": "exposure"},
+            {"source": "shadow"},
+        ],
+    )
+    def test_every_valid_record_moves_it(self, moves: dict[str, Any]) -> None:
+        """Also warm-up, out of scope and of unknown flags."""
+        state = fresh()
+        state.step(Run(0, [record(ts=NOON + 7, **moves)]))
+        assert state.watermark == NOON + 7 - LATENESS
+
+    def test_a_duplicate_and_a_late_event_are_valid_records(self) -> None:
+        state = fresh()
+        state.step(Run(0, [record(ts=NOON), record(ts=NOON + 3)]))
+        assert state.watermark == NOON + 3 - LATENESS
+
+    @pytest.mark.parametrize("dead", [None, b"x", record(ts=NOON + 99, cost=-1), record(ts=NOON + 99, arm=None)])
+    def test_a_dead_letter_does_not_move_it(self, dead: bytes | None) -> None:
+        state = fresh()
+        state.step(Run(0, [tick(NOON), dead]))
+        assert state.watermark == NOON - LATENESS
+
+    def test_an_event_from_the_future_does_not_move_it(self) -> None:
+        """A ts more than 60 s ahead of the record's own timestamp is dead-lettered."""
+        state = fresh()
+        state.step(Run(0, [tick(NOON), tick(NOON + 60_001)], [NOON, NOON]))
+        assert state.watermark == NOON - LATENESS
+
+
+class TestClosing:
+    def test_a_pane_closes_when_the_watermark_reaches_its_end(self) -> None:
+        """Not a millisecond earlier."""
+        end = NOON + PANE
+        state = fresh()
+        assert [p.pane for p in state.step(Run(0, [record(), tick(end + LATENESS - 1)])).partials if p.units] == []
+        assert [p.pane for p in state.step(Run(2, [tick(end + LATENESS)])).partials if p.units] == [FIRST_PANE]
+
+    def test_panes_are_aligned_to_the_epoch(self) -> None:
+        partials = partials_of([record(event_id="a", ts=NOON - 1), record(event_id="b")])
+        assert [p.pane for p in partials if p.units] == [FIRST_PANE - 1, FIRST_PANE]
+
+    @pytest.mark.parametrize(("pane", "lateness"), [(1, 0), (100, 0), (7, 1_000), (3_600_000, 1)])
+    def test_pane_and_lateness_are_settings(self, pane: int, lateness: int) -> None:
+        clockwork = Clockwork(pane, lateness, "t")
+        state = PartitionState.fresh(
+            0, clockwork, GroupTable(flags(MANIFEST.replace("30s", "1h").replace("20s", "1h")))
+        )
+        end = (NOON // pane + 1) * pane
+        assert not [p for p in state.step(Run(0, [record(), tick(end + lateness - 1)])).partials if p.units]
+        assert [p.pane for p in state.step(Run(2, [tick(end + lateness)])).partials if p.units] == [NOON // pane]
+
+    def test_panes_close_in_order_and_say_where_the_one_before_ended(self) -> None:
+        """A leap over empty panes costs one partial, not one a pane."""
+        values = [record(event_id="a"), record(event_id="b", ts=NOON + 3 * PANE), tick(NOON + 10**12)]
+        partials = fresh().step(Run(0, values)).partials
+        assert [p.pane for p in partials if p.units] == [FIRST_PANE, FIRST_PANE + 3]
+        assert all(b.previous == a.pane + 1 for a, b in pairwise(partials))
+        assert len(partials) < 6
+
+    def test_an_event_ahead_of_time_waits_in_its_own_pane(self) -> None:
+        state = fresh()
+        state.step(Run(0, [record(event_id="ahead", ts=NOON + 50_000), record(event_id="now", ts=NOON + 40_000)]))
+        assert state.open_panes == 2
+
+
+class TestLate:
+    def late(self, *values: bytes) -> tuple[list[int], list[Partial]]:
+        result = fresh().step(Run(0, [*values, tick(NOON + 10**9)]))
+        return result.late, result.partials
+
+    def test_an_event_whose_pane_is_closed_is_late_and_never_added(self) -> None:
+        """It is counted in its unit, at the pane of the partition's largest ts."""
+        now = NOON + PANE + LATENESS
+        late, partials = self.late(record(event_id="a"), tick(now), record(event_id="b", ts=NOON + PANE - 1))
+        assert late == [2]
+        by_pane = {p.pane: p.units["wide|"] for p in partials if p.units}
+        assert by_pane[FIRST_PANE].accepted == 1
+        assert (by_pane[now // PANE].late, by_pane[now // PANE].accepted) == (1, 0)
+
+    def test_an_event_in_a_pane_still_open_is_not_late_however_old(self) -> None:
+        late, _ = self.late(tick(NOON + PANE + LATENESS), record(ts=NOON + PANE))
+        assert late == []
+
+    def test_the_pane_an_event_closes_by_itself_is_closed_for_the_next(self) -> None:
+        """Within one run too: the watermark moves with each record."""
+        late, _ = self.late(record(event_id="a", ts=NOON + PANE + LATENESS), record(event_id="b", ts=NOON))
+        assert late == [1]
+
+    def test_the_same_id_after_its_pane_closed_is_late_and_not_a_duplicate(self) -> None:
+        result = fresh().step(Run(0, [record(), tick(NOON + PANE + LATENESS), record()]))
+        assert (result.late, result.duplicates) == ([2], 0)
+
+    @pytest.mark.parametrize("nothing", [{"source": "warmup"}, {"flag": "nobody's"}, {"flag": "narrow"}])
+    def test_what_counts_for_nothing_is_not_late_either(self, nothing: dict[str, str]) -> None:
+        late, partials = self.late(tick(NOON + 10**6), record(**nothing))
+        assert late == []
+        assert not any(p.units for p in partials)
+
+
+class TestDuplicates:
+    def test_the_same_id_while_its_pane_is_open_is_dropped_and_counted(self) -> None:
+        unit = unit_of(record(latency_ms=1), record(latency_ms=2), record(latency_ms=3))
+        assert (unit.accepted, unit.duplicates) == (1, 2)
+        assert sums_of(record(latency_ms=1), record(latency_ms=2)).latency.quantile(1) == 1
+
+    def test_it_is_the_id_that_counts_and_not_what_the_event_says(self) -> None:
+        unit = unit_of(record(), record(arm="baseline", sticky_id="other"))
+        assert (unit.accepted, unit.duplicates) == (1, 1)
+
+    def test_an_id_whose_pane_closed_may_come_again(self) -> None:
+        """With a new ts in an open pane it is a new event."""
+        result = fresh().step(Run(0, [record(), tick(NOON + PANE + LATENESS), record(ts=NOON + PANE + LATENESS)]))
+        assert (result.accepted, result.duplicates, result.late) == (2, 0, [])
+
+    def test_the_memory_of_ids_ends_with_their_pane(self) -> None:
+        """What is remembered is bounded by the open panes."""
+        state, sizes = fresh(), []
+        for pane in range(20):
+            values = [record(event_id=f"{pane}/{i}", ts=NOON + pane * PANE) for i in range(50)]
+            state.step(Run(state.next, values))
+            sizes.append(len(state.dump()))
+        assert max(sizes[10:]) <= max(sizes[:10]) + 100
+
+    def test_an_id_is_remembered_over_a_restore(self) -> None:
+        state = fresh()
+        state.step(Run(0, [record()]))
+        again = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(flags()))
+        assert again.step(Run(1, [record()])).duplicates == 1
+
+    def test_they_change_no_offsets(self) -> None:
+        """``source`` offsets are those of accepted events."""
+        unit = unit_of(record(event_id="a"), record(event_id="b"), record(event_id="a"))
+        assert (unit.offsets.first, unit.offsets.last) == (0, 1)  # type: ignore[union-attr]
+
+
+class TestDeadLetters:
+    def dead_by_pane(self, *values: bytes | None) -> dict[int, int]:
+        return {p.pane: p.dead_letters for p in partials_of(list(values)) if p.dead_letters}
+
+    def test_they_count_in_the_pane_of_the_largest_ts_at_their_offset(self) -> None:
+        values = [record(), b"x", tick(NOON + PANE), b"x", None, tick(NOON), b"x"]
+        assert self.dead_by_pane(*values) == {FIRST_PANE: 1, FIRST_PANE + 1: 3}
+
+    def test_those_before_any_time_is_known_count_with_the_first(self) -> None:
+        assert self.dead_by_pane(b"x", None, record(ts=NOON + PANE)) == {FIRST_PANE + 1: 2}
+
+    def test_one_that_no_record_follows_stays_in_the_state(self) -> None:
+        state = fresh()
+        assert state.step(Run(0, [b"x"])).partials == []
+        again = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(flags()))
+        partials = again.step(Run(1, [tick(NOON), tick(NOON + 10**6)])).partials
+        assert sum(p.dead_letters for p in partials) == 1
+
+    def test_their_offsets_and_errors_are_told(self) -> None:
+        result = fresh(5).step(Run(5, [b"x", record(), record(event_id="b", arm="other")]))
+        assert [offset for offset, _ in result.dead] == [5, 7]
+        assert "arm" in result.dead[1][1]
+
+
+class TestOrder:
+    def test_records_that_are_missing_stop_the_partition(self) -> None:
+        state = fresh()
+        with pytest.raises(HoleError, match=r"records 0 to 2 of partition 0 are missing"):
+            state.step(Run(3, [record()]))
+
+    def test_records_that_were_seen_are_skipped(self) -> None:
+        """A run that overlaps counts only what is new; one that is all old changes nothing."""
+        state = fresh()
+        log: list[bytes | None] = [record(event_id=str(i)) for i in range(6)]
+        state.step(Run(0, log[:4]))
+        before = state.dump()
+        assert state.step(Run(0, log[:3])).accepted == 0
+        assert state.dump() == before
+        result = state.step(Run(2, log[2:]))
+        assert (result.accepted, result.duplicates, state.next) == (2, 0, 6)
+
+    def test_an_empty_run_changes_nothing(self) -> None:
+        state = fresh()
+        assert state.step(Run(0, [])).partials == []
+        assert state.next == 0
+
+    def test_timestamps_stay_with_their_records_when_some_are_skipped(self) -> None:
+        state = fresh()
+        state.step(Run(0, [tick(NOON), tick(NOON)]))
+        result = state.step(Run(0, [tick(NOON), tick(NOON), tick(NOON + 60_001)], [0, 0, NOON]))
+        assert [offset for offset, _ in result.dead] == [2]
+
+
+class TestState:
+    def test_bytes_that_are_no_state_are_refused(self) -> None:
+        for blob in (b"", b"\x00", b"\xff" * 40, fresh().dump()[:-1]):
+            with pytest.raises(StateError, match="partition 0"):
+                PartitionState.load(blob, 0, CLOCKWORK, GroupTable(flags()))
+
+    @pytest.mark.parametrize(
+        ("partition", "clockwork"),
+        [(1, CLOCKWORK), (0, Clockwork(PANE, 0, "t")), (0, Clockwork(PANE * 2, LATENESS, "t"))],
+    )
+    def test_a_state_of_other_settings_is_refused_with_the_way_out(self, partition: int, clockwork: Clockwork) -> None:
+        with pytest.raises(StateError, match="old settings or start a new application id"):
+            PartitionState.load(fresh().dump(), partition, clockwork, GroupTable(flags()))
+
+    def test_ids_that_collide_in_no_way_share_the_table(self) -> None:
+        """Partitions of one process may share a table, and it may be emptied at any time."""
+        table = GroupTable(flags())
+        log = draw_log(11, 400)
+        expected = [content(p) for p in partials_of(log)]
+        one = PartitionState.fresh(0, CLOCKWORK, table)
+        other = PartitionState.fresh(1, CLOCKWORK, table)
+        found = []
+        for run in draw_runs(random.Random(5), [*log, tick(NOON + 10**6)]):
+            found += [content(p) for p in one.step(run).partials]
+            other.step(run)
+            if run.first % 3 == 0:
+                table.clear()
+        assert found == expected
+
+
+class TestDigestsBeyondTheExactRange:
+    @pytest.mark.parametrize("n", [511, 512, 513, 1_500])
+    def test_quantiles_stay_within_half_a_point_of_rank(self, n: int) -> None:
+        """Exact up to 512 values, rank error ≤ 0.5 points beyond."""
+        rng = random.Random(n)
+        values = [rng.lognormvariate(5, 1) for _ in range(n)]
+        records = [record(event_id=str(i), latency_ms=value) for i, value in enumerate(values)]
+        digest = sums_of(*records).latency
+        assert digest.count == n
+        for q in (0.5, 0.95):
+            answer = digest.quantile(q)
+            assert answer is not None
+            if n <= 512:
+                assert answer == pytest.approx(quantile(values, q), rel=1e-12)
+            else:
+                assert abs(sum(v <= answer for v in values) / n - q) <= 0.005 + 1 / n
