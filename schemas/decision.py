@@ -126,6 +126,42 @@ class Warning(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a hold waits for."""
+
+    reason: Annotated[str, Meta(description="gate id or problem name")]
+    arm: Annotated[Literal["canary", "baseline"], Meta(description="whose events are too few")]
+    what: Annotated[str, Meta(description="what is counted, such as `requests` or `lambda groups`")]
+    have: Annotated[int, Meta(description="in this window")]
+    need: int
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What a hold still needs before it can be decided, at the window's own rate."""
+
+    needs: list[Need]
+    requests: Annotated[int | None, Meta(description="of both arms, until the last need is met; null: no rate")]
+    minutes: Annotated[float | None, Meta(description="null where no event of the kind has come at all")]
+
+
+class Exemplar(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the worst events of a metric in the canary."""
+
+    event_id: str
+    value: float
+    partition: int
+    offset: int
+
+
+class OperationBy(msgspec.Struct, frozen=True, kw_only=True):
+    """The operator's action that a decision carries out."""
+
+    kind: Literal["kill", "rearm"]
+    ts: Annotated[int, Meta(description="when it was ordered, ms")]
+    actor: Annotated[str, Meta(description="who")]
+    reason: Annotated[str, Meta(description="why")]
+
+
 class SourceRange(msgspec.Struct, frozen=True, kw_only=True):
     """First and last offset of the unit's events in the window."""
 
@@ -174,6 +210,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: Annotated[int, Meta(description="records that were no events")]
     warnings: list[Warning]
     relaxed: Annotated[list[str], Meta(description="gates and rules looser than the page's")]
+    forecast: Annotated[Forecast | None, Meta(description="for a hold that waits for evidence")] = None
+    exemplars: Annotated[
+        dict[str, list[Exemplar]], Meta(description="the three worst events by failed gate and fired rule")
+    ] = msgspec.field(default_factory=dict)
+    operation: Annotated[OperationBy | None, Meta(description="the operator's action behind a kill or rearm")] = None
     source: list[SourceRange]
     manifest_hash: str
     versions: Annotated[dict[str, dict[str, str]], Meta(description="the pins that each arm is held to")]
