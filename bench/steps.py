@@ -8,8 +8,9 @@ from typing import Any
 import streams.panes
 from bench.load import MANIFEST, TOPIC_PARTITIONS, events
 from gates.digest import Digest
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.manifest import load_manifest
+from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import STEP, PartitionState, Run, partial_codec
 from streams.windows import split
@@ -34,7 +35,7 @@ def measure(count: int) -> dict[str, float]:
         return wrapper
 
     flags = load_manifest(MANIFEST).flags
-    table = GroupTable(flags)
+    table = GroupTable(Timeline.of(flags))
     clockwork = Clockwork(10_000, 10_000, "bench")
     states = [PartitionState.fresh(partition, clockwork, table) for partition in range(TOPIC_PARTITIONS)]
     patched = [

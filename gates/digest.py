@@ -40,9 +40,10 @@ class Counted:
         """The counts of both."""
         if not len(self.values):
             return other
-        values, at = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
+        values = np.union1d(self.values, other.values)
         counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, at, np.concatenate([self.counts, other.counts]))
+        for part in (self, other):
+            counts[np.searchsorted(values, part.values)] += part.counts
         return Counted(values, counts)
 
     def plus(self, values: Floats) -> "Counted":

@@ -4,22 +4,30 @@ One detector a problem, listed in ``DETECTORS``. A detector looks at the window 
 blocks a promote and never suppresses an abort.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from gates.bounds import log_odds_sample_ratio
 from gates.metrics import ArmMetrics
 from gates.rules import SLACK, rounded
-from gates.sums import IdSample, PinSet, shared
-from gates.window import REQUEST_SOURCES, Arm, Window
+from gates.sums import PinSet, shared
+from gates.unit import Unit
+from gates.window import CLIENT, EXAMPLES, REQUEST_SOURCES, Arm, Finds
 from schemas.decision import Problem
 from schemas.event import PINS
 from schemas.manifest import Flag
 
 DEAD_LETTERS_MAX = 0.01
-EXAMPLES = 3
+STORM_SHARE, STORM_EVENTS = 0.05, 5
+"""429s of the canary: points over the baseline and the stage before, and how many at least."""
+ORPHANS_MAX = 0.01
+"""Share of a window's sticky ids that may be without an exposure: exposures may be late or lost like any event."""
+RATIO_ALPHA, RATIO_OFF = 0.001, 0.05
+"""Level of the sample-ratio test, and the share of its weight that an arm must be off by."""
 
 Pins = dict[str, str]
 
@@ -29,33 +37,39 @@ class Evidence:
     """What the detectors may look at.
 
     ``baseline_is_pinned``: the baseline of an earlier window stands in, as no traffic is left for it.
-    ``locked``: by arm, the pins every later event is held against. ``stage_ids``: by arm, the sticky ids that
-    were served since the stage began.
+    ``hashes``: by region of the flag, the manifest hashes that its current window's events came from.
     """
 
     flag: Flag
-    window: Window
+    unit: Unit
     canary: ArmMetrics
     baseline: ArmMetrics
     baseline_is_pinned: bool
-    locked: dict[str, Pins]
-    stage_ids: dict[str, IdSample]
+    hashes: Mapping[str, Mapping[str, int]]
+
+    @property
+    def arms(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
+        """Both arms of the window by name."""
+        return ("baseline", self.unit.window.baseline), ("canary", self.unit.window.canary)
 
 
 def insufficient_data(seen: Evidence) -> Iterator[dict[str, Any]]:
     """Too few requests in an arm."""
-    least = seen.flag.window.min_requests
-    if min(seen.canary.rows, seen.baseline.rows) < least:
-        yield {"canary": seen.canary.rows, "baseline": seen.baseline.rows, "min_requests": least}
+    least, canary, baseline = seen.flag.window.min_requests, seen.canary.rows, seen.baseline.rows
+    # A safety guard reads the canary alone.
+    if canary < least or (baseline < least and seen.flag.kind != "safety_guard"):
+        yield {"canary": canary, "baseline": baseline, "min_requests": least}
 
 
 def no_pinned_baseline(seen: Evidence) -> Iterator[dict[str, Any]]:
     """No baseline at all, or two values of one pin in it."""
+    if seen.flag.kind == "safety_guard":
+        return
     if seen.baseline.rows == 0:
         yield {"requests": 0}
     elif not seen.baseline_is_pinned:
         values: dict[str, set[str]] = {}
-        for pins, _ in pin_sets(seen.window.baseline):
+        for pins, _ in pin_sets(seen.unit.window.baseline):
             for pin in judged(seen.flag, pins):
                 values.setdefault(pin, set()).add(pins[pin])
         mixed = {pin: sorted(found) for pin, found in sorted(values.items()) if len(found) > 1}
@@ -65,7 +79,7 @@ def no_pinned_baseline(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 def pins_missing(seen: Evidence) -> Iterator[dict[str, Any]]:
     """Requests without one of the six pins."""
-    for name, arm in (("baseline", seen.window.baseline), ("canary", seen.window.canary)):
+    for name, arm in seen.arms:
         missing: dict[str, int] = {}
         for pins, found in pin_sets(arm):
             for pin in PINS:
@@ -77,11 +91,11 @@ def pins_missing(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
     """A pin that is not what it was locked to, or not the manifest's; one finding a pin and value."""
-    for name, arm in (("baseline", seen.window.baseline), ("canary", seen.window.canary)):
+    for name, arm in seen.arms:
         drifts: dict[tuple[str, str], dict[str, Any]] = {}
         for pins, found in pin_sets(arm):
             for pin in judged(seen.flag, pins):
-                old, new = seen.locked[name].get(pin), pins[pin]
+                old, new = seen.unit.locked[name].get(pin), pins[pin]
                 if old is not None and old != new:
                     _, partition, offset = found.first
                     drift = drifts.setdefault(
@@ -91,6 +105,7 @@ def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
                             "pin": pin,
                             "old": old,
                             "new": new,
+                            "kind": _drift_kind(seen.flag, name, pin),
                             "requests": 0,
                             "first": {"partition": partition, "offset": offset},
                         },
@@ -101,7 +116,7 @@ def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 def sticky_violation(seen: Evidence) -> Iterator[dict[str, Any]]:
     """Sticky ids that were served in both arms within the stage."""
-    ids, level = shared(seen.stage_ids["canary"], seen.stage_ids["baseline"])
+    ids, level = shared(seen.unit.stage_ids["canary"], seen.unit.stage_ids["baseline"])
     if len(ids) > seen.flag.policy.sticky_violations_max:
         yield {
             "ids": len(ids),
@@ -112,13 +127,134 @@ def sticky_violation(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 def window_unstable(seen: Evidence) -> Iterator[dict[str, Any]]:
     """Too many late events or dead letters for the window's numbers to be whole."""
-    window, accepted = seen.window, seen.window.accepted
+    window = seen.unit.window
+    accepted = window.accepted
     for what, count, limit in (
         ("late", window.late, seen.flag.window.late_max),
         ("dead_letters", window.dead_letters, DEAD_LETTERS_MAX),
     ):
         if count and count / (count + accepted) > limit + SLACK:
             yield {what: count, "share": rounded(count / (count + accepted)), "limit": limit}
+
+
+def _drift_kind(flag: Flag, arm: str, pin: str) -> str:
+    """Against the manifest, or within an arm; an index alias that moved while the manifest stayed is told apart."""
+    named = flag.versions if arm == "canary" else flag.baseline_versions
+    if pin in named:
+        return "against_manifest"
+    return "alias_flip" if pin == "INDEX_HASH" else "within_arm"
+
+
+def cache_namespace_shared(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Caches used under two sets of pins: one arm may have been served the other's answers."""
+    detail = seen.unit.window.detail
+    found = {name: pins for name, pins in detail.namespaces.items() if len(pins) > 1}
+    if found:
+        decode = msgspec.json.decode
+        first = [{"namespace": name, "pins": list(map(decode, pins))} for name, pins in list(found.items())[:EXAMPLES]]
+        yield {"namespaces": len(found), "first": first, "not_followed": detail.namespaces_dropped}
+
+
+def rate_limit_storm(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """The canary meets 429s that neither the baseline nor the stage before met."""
+    events, share, other = seen.canary.served["rate_limited"], rate_limited(seen.canary), rate_limited(seen.baseline)
+    before = seen.unit.rate_limited
+    if events >= STORM_EVENTS and share - max(other, before or 0.0) >= STORM_SHARE - SLACK:
+        yield {"events": events, "share": rounded(share), "baseline": rounded(other), "stage_before": rounded(before)}
+
+
+def tool_loop(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Requests that called one tool again and again with the same arguments."""
+    yield from _told(seen.unit.window.detail.tool_loops, "tool")
+
+
+def unfenced_side_effect(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Writes without an idempotency key, or keys with two effects."""
+    detail = seen.unit.window.detail
+    for found in _told(detail.unfenced, "tool"):
+        yield {"what": "write_without_key", **found}
+    if detail.effects.conflicts:
+        keys = detail.effects.conflicts
+        first = [f"{key:016x}" for key in keys[:EXAMPLES]]
+        followed = f"1 key in {1 << detail.effects.level}"
+        yield {"what": "key_with_two_effects", "keys": len(keys), "xxh3": first, "followed": followed}
+
+
+def client_evaluated(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Events whose arm a client chose: they are kept out of the evidence."""
+    counts = {name: arm.sources[CLIENT]["exposures"] for name, arm in seen.arms if CLIENT in arm.sources}
+    if counts:
+        yield {"events": counts}
+
+
+def assignment_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Traffic that the hash of its sticky id would have sent to the other arm."""
+    misplaced, stage = seen.unit.window.detail.misplaced, seen.unit.stage
+    closed = seen.flag.kind == "quality_gated" and not seen.unit.engaged
+    if seen.unit.latched or closed or not misplaced:
+        return
+    # While a stage settles either weight is right: the canary's may be the next, the baseline's still the old.
+    ahead = min(stage + 1, len(seen.flag.ramp_stages) - 1) if seen.unit.settling else stage
+    counts = {arm: misplaced[arm][ahead if arm == "canary" else stage] for arm in sorted(misplaced)}
+    if any(counts.values()):
+        yield {"rows": {arm: count for arm, count in counts.items() if count}}
+
+
+def sample_ratio_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """The arms' shares of sticky ids are not the stage's weights."""
+    if seen.unit.ratio is not None:
+        yield dict(seen.unit.ratio)
+
+
+def region_divergence(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Regions of the flag assign under different manifests."""
+    told = {region: sorted(found) for region, found in sorted(seen.hashes.items()) if found}
+    if len(told) > 1 and len({name for found in told.values() for name in found}) > 1:
+        yield {"regions": told}
+
+
+def orphan_telemetry(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Requests of sticky ids that no exposure was ever reported for, where exposures are."""
+    window = seen.unit.window
+    if window.orphans and window.orphans / window.ids > ORPHANS_MAX + SLACK:
+        yield {"ids": window.orphans, "of": window.ids, "limit": ORPHANS_MAX}
+
+
+def _told(found: Finds, what: str) -> Iterator[dict[str, Any]]:
+    if found.count:
+        first = [{what: name, "partition": partition, "offset": offset} for partition, offset, name in found.first]
+        yield {"requests": found.count, "first": first}
+
+
+def rate_limited(arm: ArmMetrics) -> float:
+    """Share of an arm's requests that met a 429."""
+    return arm.served["rate_limited"] / arm.rows if arm.rows else 0.0
+
+
+def sample_ratio(flag: Flag, unit: Unit) -> tuple[float, dict[str, Any] | None]:
+    """Log odds of the stage's ids against its weights, and the finding if they and the finished stages' refute them.
+
+    Source: Lindon & Malek 2022; look at every pane.
+    """
+    weight = flag.ramp_stages[unit.stage]
+    if not 0 < weight < 1:
+        return 0.0, None
+    canary, baseline = unit.stage_ids["canary"], unit.stage_ids["baseline"]
+    level = max(canary.level, baseline.level)
+    counts = len(canary.within(level)), len(baseline.within(level))
+    shares = weight, 1 - weight
+    odds, n = log_odds_sample_ratio(counts, shares), sum(counts)
+    total = unit.odds + odds
+    off = any(abs(count - share * n) >= RATIO_OFF * share * n for count, share in zip(counts, shares, strict=True))
+    if total < -math.log(RATIO_ALPHA) or not off:
+        return odds, None
+    return odds, {
+        "ids": {"canary": counts[0], "baseline": counts[1]},
+        "share": rounded(counts[0] / n),
+        "weight": weight,
+        "log_odds": rounded(total, 6),
+        "followed": f"1 id in {1 << level}",
+    }
 
 
 Detector = Callable[[Evidence], Iterator[dict[str, Any]]]
@@ -128,7 +264,16 @@ DETECTORS: tuple[Detector, ...] = (
     pins_missing,
     pins_drifted,
     sticky_violation,
+    cache_namespace_shared,
+    rate_limit_storm,
+    tool_loop,
+    unfenced_side_effect,
+    client_evaluated,
+    assignment_mismatch,
+    sample_ratio_mismatch,
+    region_divergence,
     window_unstable,
+    orphan_telemetry,
 )
 
 

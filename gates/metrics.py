@@ -4,14 +4,14 @@ Every value is None where it is not known: nothing here is ever NaN.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from gates.bounds import excludes_from_above, excludes_from_below, interval, quantile_ranks
 from gates.digest import RANK_ERROR, Digest
-from gates.sums import Sums, complete, flipped
-from gates.window import Arm
+from gates.sums import COVERAGE_BITS, Sums, complete, flipped
+from gates.window import LABELS, SERVED, Arm
 
 INFORMATION_N_OPT = 1000
 MISSING_MAX = 0.05
@@ -55,10 +55,16 @@ class Lambda:
 
 @dataclass(frozen=True)
 class ArmMetrics:
-    """One arm's evidence: served rows for latency, errors, tools and cost; quality rows for ΔS, coverage and λ."""
+    """One arm's evidence: served rows for latency, errors, tools and cost; quality rows for ΔS, coverage and λ.
+
+    Where there is any label for a metric (``labels`` of the quality source, ``served_labels`` of all served ones),
+    that metric's rows are its labels.
+    """
 
     served: Sums
     quality: Sums
+    labels: Sums = field(default_factory=Sums)
+    served_labels: Sums = field(default_factory=Sums)
 
     @property
     def rows(self) -> int:
@@ -70,10 +76,73 @@ class ArmMetrics:
         """Requests of the quality source in use."""
         return self.quality["requests"]
 
+    @cached_property
+    def _coverage(self) -> Sums:
+        return self.labels if self.labels["coverage_rows"] else self.quality
+
+    @cached_property
+    def _lambda(self) -> Sums:
+        return self.labels if self.labels["lambda_rows"] else self.quality
+
     @property
     def delta_s(self) -> Digest:
         """ΔS of the quality source in use."""
-        return self.quality.delta_s
+        return self.labels.delta_s if self.labels.delta_s.count else self.quality.delta_s
+
+    @property
+    def delta_s_rows(self) -> int:
+        """Rows that should have a ΔS."""
+        return self.labels.delta_s.count or self.quality_rows
+
+    @property
+    def coverage(self) -> float | None:
+        """Mean coverage of the quality source in use."""
+        return self._coverage.coverage
+
+    @property
+    def coverage_sum(self) -> float:
+        """Σ coverage."""
+        return self._coverage["coverage_sum"] / (1 << COVERAGE_BITS)
+
+    @property
+    def coverage_count(self) -> int:
+        """Rows with a coverage."""
+        return self._coverage["coverage_rows"]
+
+    @property
+    def coverage_rows(self) -> int:
+        """Rows that should have a coverage."""
+        return self.labels["coverage_rows"] or self.quality_rows
+
+    @property
+    def lambda_rows(self) -> int:
+        """Rows that λ is read from."""
+        return self.labels["lambda_rows"] or self.quality_rows
+
+    @property
+    def lambda_count(self) -> int:
+        """Rows with a λ state."""
+        return self._lambda["lambda_rows"]
+
+    @property
+    def lambda_bad(self) -> int:
+        """Rows with a λ state other than convergent."""
+        return self._lambda["lambda_bad_rows"]
+
+    @property
+    def solved(self) -> int:
+        """Solved requests, or labels that say so."""
+        return (self.served_labels if self.served_labels["solved_rows"] else self.served)["solved"]
+
+    @property
+    def cost_rows(self) -> int:
+        """Requests whose cost per solved is known."""
+        return self.served["cost_known" if self.served_labels["solved_rows"] else "cost_rows"]
+
+    @property
+    def solved_rows(self) -> int:
+        """Rows that should say whether they were solved."""
+        return self.served_labels["solved_rows"] or self.rows
 
     @property
     def error_rate(self) -> float | None:
@@ -88,21 +157,26 @@ class ArmMetrics:
 
     @property
     def cost_per_solved(self) -> float | None:
-        """Σ cost ÷ solved requests."""
-        return self.served.cost / self.served["solved"] if self.served["solved"] else None
+        """Σ cost ÷ solved requests; with labels, the mean known cost ÷ the share of labels that say solved."""
+        if not self.solved:
+            return None
+        judged = self.served_labels["solved_rows"]
+        if judged:
+            return self.served.cost / self.cost_rows * judged / self.solved if self.cost_rows else None
+        return self.served.cost / self.solved
 
     @cached_property
     def lambda_(self) -> Lambda:
         """λ of the quality source in use."""
-        groups = self.quality.groups.values()
+        groups = self._lambda.groups.values()
         full = [g for g in groups if complete(g)]
         return Lambda(
             groups=len(groups),
             complete=len(full),
             convergent=sum(not flipped(g) for g in full),
             flipped_groups=sum(map(flipped, groups)),
-            events=self.quality["lambda_events"],
-            flipped_events=self.quality["lambda_flips"],
+            events=self._lambda["lambda_events"],
+            flipped_events=self._lambda["lambda_flips"],
         )
 
 
@@ -112,18 +186,33 @@ def mostly_present(rows: int, present: int) -> bool:
 
 
 def read_arms(
-    canary: Arm, baseline: Arm, quality_source: Literal["gold_if_present", "gold", "traffic"]
+    canary: Arm, baseline: Arm, quality_source: Literal["gold_if_present", "gold", "traffic"], *, shadow: bool = False
 ) -> tuple[ArmMetrics, ArmMetrics, str]:
-    """Canary, baseline and the quality source in use (``gold`` or ``traffic``) for both."""
+    """Canary, baseline and the quality source in use (``gold`` or ``traffic``) for both.
+
+    ``shadow``: the canary's mirrored requests stand where its traffic would.
+    """
     use = quality_source
     if use == "gold_if_present":
-        golden = all("gold" in arm.sources and arm.sources["gold"]["requests"] for arm in (canary, baseline))
-        use = "gold" if golden else "traffic"
-    return (
-        ArmMetrics(canary.served(), canary.sources.get(use, Sums())),
-        ArmMetrics(baseline.served(), baseline.sources.get(use, Sums())),
-        use,
-    )
+        use = "gold" if all(map(_golden, (canary, baseline))) else "traffic"
+    if shadow:
+        moved = {"traffic": "shadow", "label": "shadow_label", "gold": "gold", "gold_label": "gold_label"}
+        canary = Arm({place: canary.sources[name] for place, name in moved.items() if name in canary.sources})
+    return _read(canary, use), _read(baseline, use), use
+
+
+def _golden(arm: Arm) -> bool:
+    """Whether an arm has gold events, or labels of some."""
+    return any(arm.has(source, counter) for source, counter in (("gold", "requests"), (LABELS["gold"], "labels")))
+
+
+def _read(arm: Arm, use: str) -> ArmMetrics:
+    none = Sums()
+    labels = Sums()
+    for source in SERVED:
+        if LABELS[source] in arm.sources:
+            labels.count(arm.sources[LABELS[source]].counters)
+    return ArmMetrics(arm.served(), arm.sources.get(use, none), arm.sources.get(LABELS[use], none), labels)
 
 
 def difference(canary: float | None, baseline: float | None) -> float | None:

@@ -21,7 +21,6 @@ from gates.metrics import (
     uplift,
     uplift_interval,
 )
-from gates.sums import COVERAGE_BITS
 from schemas.decision import GateResult, RuleResult
 from schemas.manifest import Flag
 
@@ -74,10 +73,6 @@ class Comparison:
     def _enough_served(self) -> bool:
         return self._enough(self.canary.rows, self.baseline.rows)
 
-    @property
-    def _enough_quality(self) -> bool:
-        return self._enough(self.canary.quality_rows, self.baseline.quality_rows)
-
     def _delta_s(self, gate: str, limit: float | None, q: float) -> GateResult:
         c, b = self.canary.delta_s, self.baseline.delta_s
         observed = difference(c.quantile(q), b.quantile(q))
@@ -93,24 +88,26 @@ class Comparison:
 
     @property
     def _delta_s_known(self) -> bool:
-        return self._enough_quality and all(
-            mostly_present(arm.quality_rows, arm.delta_s.count) for arm in (self.canary, self.baseline)
+        c, b = self.canary, self.baseline
+        return self._enough(c.delta_s_rows, b.delta_s_rows) and all(
+            mostly_present(arm.delta_s_rows, arm.delta_s.count) for arm in (c, b)
         )
 
     def _coverage_known(self, *arms: ArmMetrics) -> bool:
-        return self._enough_quality and all(mostly_present(a.quality_rows, a.quality["coverage_rows"]) for a in arms)
+        return self._enough(self.canary.coverage_rows, self.baseline.coverage_rows) and all(
+            mostly_present(arm.coverage_rows, arm.coverage_count) for arm in arms
+        )
 
     def _coverage(self, limit: float | None) -> GateResult:
-        quality = self.canary.quality
-        rows, observed = quality["coverage_rows"], quality.coverage
+        rows, observed = self.canary.coverage_count, self.canary.coverage
         return _result(
             "coverage_min",
             limit,
             _at_least(observed if self._coverage_known(self.canary) else None, limit),
             observed,
-            (observed, self.baseline.quality.coverage),
-            (rows, self.baseline.quality["coverage_rows"]),
-            rate_interval(quality["coverage_sum"] / (1 << COVERAGE_BITS), rows, INFORMATION_ALPHA),
+            (observed, self.baseline.coverage),
+            (rows, self.baseline.coverage_count),
+            rate_interval(self.canary.coverage_sum, rows, INFORMATION_ALPHA),
         )
 
     def _lambda(self, wanted: bool) -> GateResult:
@@ -121,9 +118,9 @@ class Comparison:
             known = n >= least
         else:
             (good, n, share), (_, n_other, other) = (_convergent_rows(a) for a in (self.canary, self.baseline))
-            known = n >= least and mostly_present(self.canary.quality_rows, n)
+            known = n >= least and mostly_present(self.canary.lambda_rows, n)
         status: Status = "unknown"
-        if known and self._enough_quality:
+        if known and self._enough(self.canary.lambda_rows, self.baseline.lambda_rows):
             status = "pass" if good == n else "fail"
         return _result(
             "lambda_convergent",
@@ -182,11 +179,12 @@ class Comparison:
         observed = uplift(c.cost_per_solved, b.cost_per_solved)
         known = (
             self._enough_served
+            and self._enough(c.solved_rows, b.solved_rows)
             and bool(b.cost_per_solved)
-            and all(mostly_present(arm.rows, arm.served["cost_rows"]) for arm in (c, b))
+            and all(mostly_present(arm.rows, arm.cost_rows) for arm in (c, b))
         )
         status = _at_most(observed if known else None, limit)
-        if known and not c.served["solved"]:
+        if known and not c.solved:
             status = "fail"
         return _result(
             "cost_uplift_max",
@@ -194,7 +192,7 @@ class Comparison:
             status,
             observed,
             (c.cost_per_solved, b.cost_per_solved),
-            (c.served["solved"], b.served["solved"]),
+            (c.solved, b.solved),
             UNKNOWN,
         )
 
@@ -213,7 +211,7 @@ class Comparison:
             return results
         median = difference(c.delta_s.quantile(0.5), b.delta_s.quantile(0.5))
         tail = difference(c.delta_s.quantile(0.95), b.delta_s.quantile(0.95))
-        coverage = difference(c.quality.coverage, b.quality.coverage)
+        coverage = difference(c.coverage, b.coverage)
         flips = (c.lambda_.flip_rate or 0.0) - (b.lambda_.flip_rate or 0.0)
         if median is None or tail is None or coverage is None:
             return results
@@ -243,7 +241,7 @@ class Comparison:
         return [self._hard(rule.kind, rule.value, alpha) for rule in self.flag.abort_rules.hard]
 
     def _hard(self, kind: str, limit: float, alpha: float | None) -> RuleResult:
-        c, b, quality = self.canary, self.baseline, self.canary.quality
+        c, b = self.canary, self.baseline
         least = self.flag.window.min_requests
         surely = False
         if kind == "delta_s_p95_over":
@@ -254,13 +252,12 @@ class Comparison:
                 lower = drift_interval(c.delta_s, b.delta_s, 0.95, alpha)[0]
                 surely = lower is not None and lower > limit + SLACK
         elif kind == "coverage_under":
-            n, observed = quality["coverage_rows"], quality.coverage
+            n, observed = c.coverage_count, c.coverage
             enough, over = n >= least, observed is not None and observed < limit - SLACK
             if over and enough and alpha is not None:
-                total = quality["coverage_sum"] / (1 << COVERAGE_BITS)
-                surely = mean_surely_under(total, n, limit, alpha)
+                surely = mean_surely_under(c.coverage_sum, n, limit, alpha)
         elif kind == "lambda_flip_rate_over":
-            n, observed = c.quality_rows, c.lambda_.flip_rate
+            n, observed = c.lambda_rows, c.lambda_.flip_rate
             enough, over = n >= least, observed is not None and observed > limit + SLACK
             if over and enough and alpha is not None:
                 surely = any(rate_surely_over(k, units, limit, alpha / 2) for k, units in c.lambda_.tests)
@@ -291,8 +288,8 @@ class Comparison:
 
 
 def _convergent_rows(arm: ArmMetrics) -> tuple[int, int, float | None]:
-    rows = arm.quality["lambda_rows"]
-    good = rows - arm.quality["lambda_bad_rows"]
+    rows = arm.lambda_count
+    good = rows - arm.lambda_bad
     return good, rows, good / rows if rows else None
 
 

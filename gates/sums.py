@@ -36,9 +36,16 @@ COUNTERS = (
     "lambda_events",
     "lambda_flips",
     "lambda_misspelt",
+    "labels",
+    "solved_rows",
+    "cost_known",
+    "reason_rows",
+    "reason_failed",
+    "reason_in_full",
 )
 """``tool_missing``: requests with calls but no ``tool_ok``. ``cost_rows``: requests with both cost and solved.
-``lambda_rows``: requests with a λ state; ``lambda_events``: those of them without probe tags."""
+``lambda_rows``: rows with a λ state; ``lambda_events``: those of them without probe tags. ``labels``: rows that are
+labels and no requests. ``reason_in_full``: failed reason steps that were not served cite-only."""
 
 HIGH_BITS, LOW_BITS = 12, 45
 """Cost is summed exactly: the high part in units of 2^-12, the low part in units of 2^-57."""
@@ -49,6 +56,11 @@ SAMPLE_CAP = 1 << 17
 """Sticky ids held for one arm of one stage; beyond it every second, fourth, … id by hash is followed."""
 PIN_SETS_CAP = 32
 """Distinct sets of pins listed for one arm; beyond it only their count grows."""
+
+KEYS_CAP = 1 << 14
+"""Idempotency keys held for one unit and window; beyond it every second, fourth, … key by hash is followed."""
+WORST = 3
+"""Exemplars kept of each metric."""
 
 CONVERGED, FLIPPED = 1, 2
 RUNS_PER_GROUP = 6
@@ -88,7 +100,8 @@ class IdSample:
 
     def merge(self, other: "IdSample") -> None:
         """Add another sample's ids; the coarser of the two levels holds."""
-        if other.level > self.level:
+        # Not self.level: what waits here need not be sorted yet, and can only make the level higher.
+        if other.level > self._level:
             self._level = other.level
             self._ids = self._thin(self._ids)
         self.add(other.ids)
@@ -114,7 +127,10 @@ class IdSample:
         if not self._new:
             return
         # Levels only grow with the set, so thinning late or early ends at the same level.
-        self._ids = self._thin(np.unique(np.concatenate([self._ids, *self._new])))
+        merged = np.concatenate([self._ids, np.unique(np.concatenate(self._new))])
+        # Two ascending runs: a stable sort merges them.
+        merged.sort(kind="stable")
+        self._ids = self._thin(merged[np.diff(merged, prepend=~merged[:1]) != 0])
         self._new, self._waiting = [], 0
         while len(self._ids) > SAMPLE_CAP:
             self._level += 1
@@ -140,6 +156,63 @@ def shared(one: IdSample, other: IdSample) -> tuple[Ids, int]:
     return np.intersect1d(one.within(level), other.within(level), assume_unique=True), level
 
 
+class Effects(msgspec.Struct, array_like=True):
+    """The effect of each idempotency key, both as 64-bit hashes, thinned by the key's hash like ``IdSample``.
+
+    ``conflicts``: keys that showed a second effect, ascending.
+    """
+
+    level: int = 0
+    effects: dict[int, int] = msgspec.field(default_factory=dict)
+    conflicts: list[int] = msgspec.field(default_factory=list)
+
+    def add(self, key: int, effect: int) -> None:
+        """Note that a key had an effect."""
+        if key < 1 << (64 - self.level):
+            if self.effects.setdefault(key, effect) != effect:
+                self._conflict([key])
+                # Which effect is held must not depend on which came first.
+                self.effects[key] = min(self.effects[key], effect)
+            self._thin()
+
+    def merge(self, other: "Effects") -> None:
+        """Add another span's keys."""
+        if other.level > self.level:
+            self.level = other.level
+            self._drop()
+        self._conflict([key for key in other.conflicts if key < 1 << (64 - self.level)])
+        for key, effect in other.effects.items():
+            self.add(key, effect)
+
+    def _conflict(self, keys: list[int]) -> None:
+        self.conflicts = sorted({*self.conflicts, *keys})
+
+    def _thin(self) -> None:
+        while len(self.effects) > KEYS_CAP:
+            self.level += 1
+            self._drop()
+
+    def _drop(self) -> None:
+        bound = 1 << (64 - self.level)
+        self.effects = {key: effect for key, effect in self.effects.items() if key < bound}
+        self.conflicts = [key for key in self.conflicts if key < bound]
+
+
+class Worst(msgspec.Struct, array_like=True):
+    """One of the worst events of a metric. ``badness`` orders them; ``value`` is what a reader sees."""
+
+    badness: float
+    value: float
+    partition: int
+    offset: int
+    event_id: str
+
+    @property
+    def rank(self) -> tuple[float, int, int]:
+        """Worst first; then by place."""
+        return -self.badness, self.partition, self.offset
+
+
 class PinSet(msgspec.Struct, array_like=True):
     """How often one set of pins was seen, and where first: (pane, partition, offset)."""
 
@@ -156,6 +229,8 @@ class Sums(msgspec.Struct, array_like=True):
     groups: dict[int, int] = msgspec.field(default_factory=dict)
     pins: dict[str, PinSet] = msgspec.field(default_factory=dict)
     sticky: IdSample = msgspec.field(default_factory=IdSample)
+    exposed: IdSample = msgspec.field(default_factory=IdSample)
+    worst: dict[str, list[Worst]] = msgspec.field(default_factory=dict)
 
     def __getitem__(self, counter: str) -> int:
         return self.counters[COUNTERS.index(counter)]
@@ -184,7 +259,7 @@ class Sums(msgspec.Struct, array_like=True):
             self.pins[pins] = PinSet(count, first)
 
     def merge(self, other: "Sums") -> None:
-        """Add the sums of another span, all but its sticky ids, which are followed per stage."""
+        """Add the sums of another span, all but its ids, which are followed per stage."""
         self.count(other.counters)
         self.delta_s.merge(other.delta_s)
         self.latency.merge(other.latency)
@@ -192,6 +267,12 @@ class Sums(msgspec.Struct, array_like=True):
             self.groups[group] = _worse(self.groups.get(group, 0), runs)
         for pins, seen in other.pins.items():
             self.see_pins(pins, seen.count, seen.first)
+        for metric, found in other.worst.items():
+            self.note_worst(metric, found)
+
+    def note_worst(self, metric: str, found: list[Worst]) -> None:
+        """Keep the worst of these and of those known."""
+        self.worst[metric] = sorted([*self.worst.get(metric, ()), *found], key=lambda w: w.rank)[:WORST]
 
     @property
     def cost(self) -> float:

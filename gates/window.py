@@ -1,14 +1,28 @@
 """One window of one unit: the sums of both arms, and what was seen around them."""
 
+from collections.abc import Iterable
+
 import msgspec
 
 from gates.digest import Digest
-from gates.sums import COUNTERS, Sums
+from gates.sums import COUNTERS, WORST, Effects, Sums, Worst
 
 SERVED = ("traffic", "gold")
 """Sources that latency, errors, tools and cost are read from, merged in this order."""
 REQUEST_SOURCES = ("traffic", "gold", "shadow")
 """Sources that pins are read from."""
+LABELS = {"traffic": "label", "gold": "gold_label", "shadow": "shadow_label"}
+"""Where the labels of a source's requests are kept."""
+CLIENT = "client"
+"""Where rows are counted whose assignment a client evaluated: they are no evidence."""
+SOURCES = (*REQUEST_SOURCES, *LABELS.values(), CLIENT)
+
+NAMESPACES_CAP = 1024
+"""Cache namespaces followed in one unit and window; later ones are only counted."""
+HASHES_CAP = 8
+"""Manifest hashes told apart in one unit and window; later ones count as the last."""
+EXAMPLES = 3
+"""Places told of each finding."""
 
 
 class Arm(msgspec.Struct, array_like=True):
@@ -19,6 +33,15 @@ class Arm(msgspec.Struct, array_like=True):
     def of(self, source: str) -> Sums:
         """The sums of one source, made on first use."""
         return self.sources.setdefault(source, Sums())
+
+    def has(self, source: str, counter: str) -> bool:
+        """Whether a source has any of a counter."""
+        return source in self.sources and self.sources[source][counter] > 0
+
+    def worst(self, metric: str, sources: Iterable[str]) -> list[Worst]:
+        """The worst events of a metric over some sources."""
+        found = [worst for s in sources if s in self.sources for worst in self.sources[s].worst.get(metric, ())]
+        return sorted(found, key=lambda worst: worst.rank)[:WORST]
 
     def total(self, counter: str) -> int:
         """A counter over the served sources."""
@@ -46,7 +69,75 @@ class Arm(msgspec.Struct, array_like=True):
     @property
     def accepted(self) -> int:
         """Events of any kind and source."""
-        return sum(s["requests"] + s["exposures"] for s in self.sources.values())
+        return sum(s["requests"] + s["exposures"] + s["labels"] for s in self.sources.values())
+
+
+class Finds(msgspec.Struct, array_like=True):
+    """How often something was seen, and where first: (partition, offset, what)."""
+
+    count: int = 0
+    first: list[tuple[int, int, str]] = msgspec.field(default_factory=list)
+
+    def add(self, partition: int, offset: int, what: str) -> None:
+        """One more."""
+        self.merge(Finds(1, [(partition, offset, what)]))
+
+    def merge(self, other: "Finds") -> None:
+        """Those of another span, which came later."""
+        self.count += other.count
+        if len(self.first) < EXAMPLES:
+            self.first = [*self.first, *other.first][:EXAMPLES]
+
+
+class Detail(msgspec.Struct, array_like=True):
+    """What single rows told about the evidence itself.
+
+    ``namespaces``: by cache namespace, the first two sets of pins it was seen under. ``hashes``: rows by the manifest
+    hash that their assignment came from. ``misplaced``: by arm, traffic rows that a canary weight of each stage would
+    have sent to the other arm.
+    """
+
+    namespaces: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    namespaces_dropped: int = 0
+    effects: Effects = msgspec.field(default_factory=Effects)
+    unfenced: Finds = msgspec.field(default_factory=Finds)
+    tool_loops: Finds = msgspec.field(default_factory=Finds)
+    hashes: dict[str, int] = msgspec.field(default_factory=dict)
+    misplaced: dict[str, list[int]] = msgspec.field(default_factory=dict)
+
+    def see_namespace(self, name: str, pins: list[str]) -> None:
+        """Note the sets of pins that a namespace was used under."""
+        known = self.namespaces.get(name)
+        if known is not None:
+            self.namespaces[name] = sorted({*known, *pins})[:2]
+        elif len(self.namespaces) < NAMESPACES_CAP:
+            self.namespaces[name] = sorted(pins)[:2]
+        else:
+            self.namespaces_dropped += 1
+
+    def see_hash(self, name: str, count: int) -> None:
+        """Note rows under a manifest hash."""
+        if name not in self.hashes and len(self.hashes) == HASHES_CAP:
+            name = next(reversed(self.hashes))
+        self.hashes[name] = self.hashes.get(name, 0) + count
+
+    def misplace(self, arm: str, counts: list[int]) -> None:
+        """Add rows by stage that are in the wrong arm."""
+        known = self.misplaced.get(arm)
+        self.misplaced[arm] = counts if known is None else [a + b for a, b in zip(known, counts, strict=True)]
+
+    def merge(self, other: "Detail") -> None:
+        """Those of another span, which came later."""
+        for name, pins in other.namespaces.items():
+            self.see_namespace(name, pins)
+        self.namespaces_dropped += other.namespaces_dropped
+        self.effects.merge(other.effects)
+        self.unfenced.merge(other.unfenced)
+        self.tool_loops.merge(other.tool_loops)
+        for name, count in other.hashes.items():
+            self.see_hash(name, count)
+        for arm, counts in other.misplaced.items():
+            self.misplace(arm, counts)
 
 
 class Offsets(msgspec.Struct, array_like=True):
@@ -63,6 +154,13 @@ class PaneUnit(msgspec.Struct, array_like=True):
     late: int = 0
     duplicates: int = 0
     offsets: Offsets | None = None
+    detail: Detail | None = None
+
+    def details(self) -> Detail:
+        """What single rows told, made on first use."""
+        if self.detail is None:
+            self.detail = Detail()
+        return self.detail
 
     def of(self, arm: str) -> Arm:
         """One arm, made on first use."""
@@ -71,7 +169,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
     def in_order(self) -> "PaneUnit":
         """The same, its arms by name."""
         arms = {arm: self.arms[arm].in_order() for arm in sorted(self.arms)}
-        return PaneUnit(arms, self.late, self.duplicates, self.offsets)
+        return PaneUnit(arms, self.late, self.duplicates, self.offsets, self.detail)
 
     def saw(self, first: int, last: int) -> None:
         """Widen the range of source offsets."""
@@ -87,7 +185,10 @@ class PaneUnit(msgspec.Struct, array_like=True):
 
 
 class Window(msgspec.Struct, array_like=True):
-    """The merged panes of [start, end), ms."""
+    """The merged panes of [start, end), ms.
+
+    ``ids``: sticky ids of traffic seen, once a pane and partition; ``orphans``: those of them never exposed.
+    """
 
     start: int
     end: int
@@ -97,14 +198,19 @@ class Window(msgspec.Struct, array_like=True):
     duplicates: int = 0
     dead_letters: int = 0
     offsets: dict[int, Offsets] = msgspec.field(default_factory=dict)
+    detail: Detail = msgspec.field(default_factory=Detail)
+    orphans: int = 0
+    ids: int = 0
 
     def merge(self, partition: int, seen: PaneUnit) -> None:
         """Add what one partition saw; call in (pane, partition) order."""
         for name, arm in (("baseline", self.baseline), ("canary", self.canary)):
             if name in seen.arms:
-                for source in REQUEST_SOURCES:
+                for source in SOURCES:
                     if source in seen.arms[name].sources:
                         arm.of(source).merge(seen.arms[name].sources[source])
+        if seen.detail is not None:
+            self.detail.merge(seen.detail)
         self.late += seen.late
         self.duplicates += seen.duplicates
         if seen.offsets is not None:

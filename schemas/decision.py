@@ -96,10 +96,14 @@ class ArmSummary(msgspec.Struct, frozen=True, kw_only=True):
     gold: Annotated[int, Meta(description="requests of the gold set")]
     shadow: Annotated[int, Meta(description="mirrored requests, not served")]
     exposures: Annotated[int, Meta(description="assignments made")]
+    labels: Annotated[int, Meta(description="an evaluator's words on earlier requests")] = 0
     errors: Annotated[int, Meta(description="failed requests, final 429s included")]
     rate_limited: Annotated[int, Meta(description="requests that met a 429")]
     tool_calls: int
     tool_ok: Annotated[int, Meta(description="calls that succeeded")]
+    reason_rows: Annotated[int, Meta(description="requests that tell of a reason step")] = 0
+    reason_failed: Annotated[int, Meta(description="of those, failed")] = 0
+    reason_in_full: Annotated[int, Meta(description="of those, not served cite-only")] = 0
     cost: Annotated[float, Meta(description="sum, in the telemetry's own unit")]
     cost_rows: Annotated[int, Meta(description="requests with a cost")]
     solved: Annotated[int, Meta(description="solved requests")]
@@ -129,7 +133,7 @@ class Warning(msgspec.Struct, frozen=True, kw_only=True):
 class Need(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a hold waits for."""
 
-    reason: Annotated[str, Meta(description="gate id or problem name")]
+    reason: Annotated[str, Meta(description="gate id, problem name or `reason_status`")]
     arm: Annotated[Literal["canary", "baseline"], Meta(description="whose events are too few")]
     what: Annotated[str, Meta(description="what is counted, such as `requests` or `lambda groups`")]
     have: Annotated[int, Meta(description="in this window")]
@@ -141,7 +145,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
     needs: list[Need]
     requests: Annotated[int | None, Meta(description="of both arms, until the last need is met; null: no rate")]
-    minutes: Annotated[float | None, Meta(description="null where no event of the kind has come at all")]
+    minutes: Annotated[float | None, Meta(description="null where none of a kind came, or too many rows lack a metric")]
 
 
 class Exemplar(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +164,15 @@ class OperationBy(msgspec.Struct, frozen=True, kw_only=True):
     ts: Annotated[int, Meta(description="when it was ordered, ms")]
     actor: Annotated[str, Meta(description="who")]
     reason: Annotated[str, Meta(description="why")]
+
+
+class ChangeFreeze(msgspec.Struct, frozen=True, kw_only=True):
+    """The freeze window that holds a promote back."""
+
+    start: Annotated[int, Meta(description="ms")]
+    end: Annotated[int, Meta(description="ms, exclusive")]
+    reason: Annotated[str, Meta(description="why")]
+    by: Annotated[str | None, Meta(description="who")] = None
 
 
 class SourceRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +227,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     exemplars: Annotated[
         dict[str, list[Exemplar]], Meta(description="the three worst events by failed gate and fired rule")
     ] = msgspec.field(default_factory=dict)
+    change_freeze: Annotated[ChangeFreeze | None, Meta(description="set where it alone blocks a promote")] = None
     operation: Annotated[OperationBy | None, Meta(description="the operator's action behind a kill or rearm")] = None
     source: list[SourceRange]
     manifest_hash: str

@@ -4,7 +4,9 @@ TidegateError                 anything raised on purpose
 ├── InputError                what the user handed over is wrong; the command line exits 2
 │   ├── ManifestError         a manifest; names the YAML path and the way out
 │   ├── EventError            a telemetry event; names the field
-│   └── SettingsError         an environment variable or option
+│   ├── SettingsError         an environment variable or option
+│   └── Refusal               a manifest revision or an operation that is not taken; says why
+│       └── SignatureError    its signature, or the key behind it
 └── LogError                  the log under the worker is not what it must be; the worker stops
     ├── HoleError             offsets that should be dense have a gap
     ├── TopicError            a topic is missing or configured in a way that would break results
@@ -54,3 +56,15 @@ class TopicError(LogError):
 
 class StateError(LogError):
     """A checkpoint cannot be read back; names topic, partition and offset."""
+
+
+class Refusal(InputError):
+    """A manifest revision or an operation is not taken: what was in force stays; the message says why."""
+
+
+class SignatureError(Refusal):
+    """A document is not signed as it must be; nothing inside it was looked at."""
+
+
+class NoBrokerError(TopicError):
+    """No broker answers; names its address."""

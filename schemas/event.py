@@ -46,10 +46,16 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     ts: Annotated[int, Meta(ge=0, le=MAX_TS, description="event time, ms since the epoch, UTC")]
     kind: Annotated[
-        Literal["request", "exposure", "tick"] | None,
-        Meta(description="default request; exposure: an assignment was made; tick: only moves the watermark"),
+        Literal["request", "exposure", "label", "tick"] | None,
+        Meta(
+            description="default request; exposure: an assignment was made; label: an evaluator's word on an earlier "
+            "request; tick: only moves the watermark"
+        ),
     ] = "request"
-    event_id: Annotated[Name | None, Meta(description="unique per event; required but for ticks")] = None
+    event_id: Annotated[Name | None, Meta(description="unique per event; required but for ticks and labels")] = None
+    labels_event_id: Annotated[
+        Name | None, Meta(description="required for labels: the request that ΔS, coverage, λ or solved are of")
+    ] = None
     flag: Annotated[Name | None, Meta(description="required but for ticks")] = None
     arm: Annotated[Literal["baseline", "canary"] | None, Meta(description="required but for ticks")] = None
     sticky_id: Annotated[
@@ -86,12 +92,12 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     tools: list[ToolCall] | None = None
     cost: Annotated[float, Meta(ge=0, le=MAX_COST)] | None = None
     solved: bool | None = None
-    cache_namespace: str | None = None
+    cache_namespace: Annotated[str, Meta(max_length=1024)] | None = None
     cache_hit: bool | None = None
     assignment_key: str | None = None
     bucket: Annotated[float, Meta(ge=0, le=1)] | None = None
     evaluated_by: Literal["server", "client"] | None = None
-    manifest_hash: str | None = None
+    manifest_hash: Annotated[str, Meta(max_length=1024)] | None = None
     applied_seq: Count | None = None
     reason_status: Literal["ok", "failed"] | None = None
     output_mode: Literal["full", "cite_only"] | None = None
@@ -118,7 +124,8 @@ def _fault(event: TelemetryEvent) -> str | None:
     """The first rule across fields that the event breaks."""
     if event.kind == "tick":
         return None
-    for field in ("event_id", "flag", "arm", "sticky_id"):
+    name = "labels_event_id" if event.kind == "label" else "event_id"
+    for field in (name, "flag", "arm", "sticky_id"):
         if getattr(event, field) is None:
             return f"`{field}` is required for kind `{event.kind}`"
     if event.kind == "request":

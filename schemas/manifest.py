@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -81,6 +82,17 @@ def parse_duration(text: object) -> int:
     return length
 
 
+def parse_instant(text: object) -> int:
+    """Milliseconds since the epoch of an ISO 8601 time with its offset from UTC. Raises ValueError with the way out."""
+    try:
+        when = datetime.fromisoformat(text) if isinstance(text, str) else text
+    except ValueError:
+        when = None
+    if not isinstance(when, datetime) or when.tzinfo is None:
+        raise _fault(f"{_said(text)} is no time with its offset", "write it like 2026-12-24T00:00:00Z")
+    return round(when.timestamp() * 1000)
+
+
 def _flag_name(name: str) -> str:
     bad = [c for c in name if c == "|" or unicodedata.category(c) in ("Cc", "Zl", "Zp")]
     if bad or not name.strip():
@@ -126,6 +138,13 @@ Duration = Annotated[
     int,
     BeforeValidator(parse_duration),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}),
+]
+
+
+Instant = Annotated[
+    int,
+    BeforeValidator(parse_instant),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 
 
@@ -334,6 +353,7 @@ class Flag(_Part):
     policy: Policy = Policy()
 
     _name: str = PrivateAttr("")
+    _freeze_windows: "tuple[FreezeWindow, ...]" = PrivateAttr(())
 
     @model_validator(mode="after")
     def _consistent(self) -> "Flag":
@@ -383,8 +403,20 @@ class Flag(_Part):
         return self._name
 
     def resolved(self) -> dict[str, Any]:
-        """The flag as JSON builtins, every default spelled out, durations in ms."""
-        return {"name": self._name, **self.model_dump(mode="json")}
+        """The flag as JSON builtins, every default spelled out, durations in ms; freeze windows if there are any."""
+        frozen = [window.model_dump(mode="json") for window in self._freeze_windows]
+        more = {"freeze_windows": frozen} if frozen else {}
+        return {"name": self._name, **self.model_dump(mode="json"), **more}
+
+    @property
+    def ramp_stages(self) -> tuple[float, ...]:
+        """The canary's weight by stage, the shadow stage at 0 included."""
+        shadow = self.traffic.shadow and self.kind == "progressive_rollout"
+        return (0.0, *self.traffic.stages) if shadow else self.traffic.stages
+
+    def frozen_at(self, ts: int) -> "FreezeWindow | None":
+        """The freeze window that ``ts`` ms lies in."""
+        return next((window for window in self._freeze_windows if window.start <= ts < window.end), None)
 
     @cached_property
     def manifest_hash(self) -> str:
@@ -415,15 +447,35 @@ PAGE = Flag.model_validate({})
 """A flag with nothing written: the page's targets and rules."""
 
 
+class FreezeWindow(_Part):
+    """A time in which nothing is promoted: aborts, rollbacks and kills go on."""
+
+    start: Annotated[Instant, Field(alias="from")]
+    """ISO 8601 with its offset from UTC, such as 2026-12-24T00:00:00Z."""
+    end: Annotated[Instant, Field(alias="to")]
+    """Exclusive."""
+    reason: Text
+    by: Text | None = None
+    """Who decided it."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> "FreezeWindow":
+        if self.end <= self.start:
+            raise _fault("it ends before it starts", "write a later time", "to")
+        return self
+
+
 class Manifest(_Part):
     """A manifest file: flags by name, in file order."""
 
+    freeze_windows: tuple[FreezeWindow, ...] = ()
+    """When nothing is promoted, for all flags."""
     flags: Annotated[Mapping[Annotated[str, AfterValidator(_flag_name)], Flag], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _named(self) -> "Manifest":
         for name, flag in self.flags.items():
-            flag._name = name
+            flag._name, flag._freeze_windows = name, self.freeze_windows
         return self
 
 
@@ -501,6 +553,8 @@ def _explain(error: ErrorDetails, document: Document) -> Fault:
             page = [rule.value for rule in PAGE.abort_rules.hard if rule.kind == value.get("kind")]
             fix = f"write value: {page[0]:.10g}, the page's, or another" if page else "write value: N"
             return Fault(at, "a hard rule needs a value", fix)
+        case "missing" if at[0] == "freeze_windows":
+            return Fault(at, "missing", f"write {key}: beside the others")
         case "missing":
             return Fault(at, "missing", f"write {key}: and one of {', '.join(_KINDS[str(at[3])])}")
         case "extra_forbidden":

@@ -18,16 +18,20 @@ from aiokafka.structs import RecordMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
-from schemas.errors import TidegateError
+from schemas.errors import Refusal, StateError, TidegateError
 from schemas.event import TelemetryEvent, encode
-from schemas.manifest import Flag
+from schemas.signed import TrustedKeys
+from schemas.timeline import Timeline
 from streams import checkpoints
 from streams.columns import GroupTable
 from streams.fetch import FetchedRun, RunScheduler, install
+from streams.follow import Follower
 from streams.health import Metrics, serve
+from streams.manifests import ManifestLog, tell
+from streams.operations import OperationLog, is_order, order_key
 from streams.panes import PartitionState, partial_codec
 from streams.settings import Settings
-from streams.windows import GateState, split
+from streams.windows import GateState, Order, gate_of, order_codec, split, switches
 
 log = structlog.get_logger("tidegate")
 
@@ -40,17 +44,20 @@ UNCONFIRMED_MAX = 2_000
 class Keeper:
     """One partition of one agent: its state, what it sent, and its checkpoints."""
 
-    def __init__(self, worker: "Worker", agent: str, topic: str, tp: TP, state: Any) -> None:
+    def __init__(self, worker: "Worker", agent: str, topic: str, tp: TP, state: Any, turn: int = 0) -> None:
         self.worker, self.agent, self.topic, self.tp, self.state = worker, agent, topic, tp, state
         self.unconfirmed: list[Awaitable[Any]] = []
         self.saved_next = state.next
         self.saved_at = self.heard_at = time.monotonic()
         self.pause = worker.settings.checkpoint_every / 1000
         self.saving: asyncio.Task[None] | None = None
-        self.turn = 0
+        self.turn = turn
         # Held from a step to the sending of its results: no checkpoint may fall between.
         self.lock = asyncio.Lock()
         self.whole = True
+        # Of a gate: the orders that were put into its log since this worker has it.
+        self.operations_next: int = getattr(state, "operations_next", 0)
+        self.switched: set[tuple[str, int]] = set()
 
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Any = None
@@ -116,14 +123,30 @@ class Keeper:
 class Worker:
     """The Faust app and what its agents share. Raises nothing: a failure ends the process, see ``fail``.
 
-    ``partitions``, ``gates``: those of the telemetry and the partials topic, as ``check_topics`` found them.
+    ``timeline``: of a manifest file; None: the manifests topic's, followed. ``trusted``: who may sign; None: operations
+    are not signed. ``partitions``, ``gates``: those of the telemetry and the partials topic, as ``check_topics`` found
+    them.
     """
 
-    def __init__(self, settings: Settings, flags: Mapping[str, Flag], partitions: int, gates: int) -> None:
-        self.settings, self.flags = settings, flags
+    def __init__(
+        self,
+        settings: Settings,
+        timeline: Timeline | None,
+        trusted: TrustedKeys | None,
+        partitions: int,
+        gates: int,
+    ) -> None:
+        self.settings = settings
         self.partitions, self.gates = partitions, gates
-        self.table = GroupTable(flags)
+        self.timeline = timeline or Timeline()
+        self.table = GroupTable(self.timeline)
         self.metrics = Metrics()
+        self.operations = OperationLog(trusted)
+        self.ordered = Follower(settings, settings.operations_topic, self._take_operation)
+        self.manifests: Follower | None = None
+        if timeline is None:
+            self.revisions = ManifestLog(settings, trusted or {})
+            self.manifests = Follower(settings, settings.manifests_topic, self._take_manifest)
         self.keepers: dict[TP, Keeper] = {}
         self.failed: Exception | None = None
         self.assigned = asyncio.Event()
@@ -158,6 +181,8 @@ class Worker:
         self.app.agent(self._source(settings.partials_topic), concurrency=1)(self._gate_agent)
         self.app.timer(min(1.0, settings.checkpoint_every / 1000))(self._idle)
         self.app.task(self._serve)
+        self.app.task(self._follow_operations)
+        self.app.task(self._follow_manifests)
         self.app.on_partitions_revoked.connect(self._save_all)
         self.app.on_before_shutdown.connect(self._shut_down)
 
@@ -187,26 +212,31 @@ class Worker:
         """Load the states of newly assigned partitions; the offsets to read on from."""
         started = time.monotonic()
         clockwork = self.settings.clockwork
+        # Whoever takes in events knows every revision that they may be for.
+        if self.manifests is not None:
+            await self.manifests.catch_up()
         positions: dict[TP, int] = {}
         for source, topic, agent in (
             (self.settings.telemetry_topic, self.settings.window_checkpoints_topic, "window"),
             (self.settings.partials_topic, self.settings.gate_checkpoints_topic, "gate"),
         ):
             mine = [tp for tp in tps if tp.topic == source]
-            blobs = await checkpoints.read(self.settings, topic, [tp.partition for tp in mine])
+            found = await checkpoints.read(self.settings, topic, [tp.partition for tp in mine])
             for tp in mine:
-                blob = blobs.get(tp.partition)
+                saved = found.get(tp.partition)
+                blob = saved and saved.state
                 state: Any
                 if agent == "window" and blob:
                     state = PartitionState.load(blob, tp.partition, clockwork, self.table)
                 elif agent == "window":
                     state = PartitionState.fresh(tp.partition, clockwork, self.table, begins.get(tp, 0))
                 elif blob:
-                    state = GateState.load(blob, tp.partition, self.gates, self.partitions, clockwork, self.flags)
+                    state = GateState.load(blob, tp.partition, self.gates, self.partitions, clockwork, self.timeline)
+                    self._check_revisions(state)
                 else:
                     first = begins.get(tp, 0)
-                    state = GateState.fresh(tp.partition, self.gates, self.partitions, clockwork, self.flags, first)
-                self.keepers[tp] = Keeper(self, agent, topic, tp, state)
+                    state = GateState.fresh(tp.partition, self.gates, self.partitions, clockwork, self.timeline, first)
+                self.keepers[tp] = Keeper(self, agent, topic, tp, state, saved.turn if saved else 0)
                 positions[tp] = state.next
         for tp in self.keepers.keys() - set(tps):
             del self.keepers[tp]
@@ -218,6 +248,75 @@ class Worker:
             seconds=round(time.monotonic() - started, 3),
         )
         return positions
+
+    def _check_revisions(self, gate: GateState) -> None:
+        known = [revision.number for revision in self.timeline.revisions]
+        if self.manifests is not None and gate.revision > max(known, default=0):
+            raise StateError(
+                f"topic {self.settings.manifests_topic} has lost revision {gate.revision}, which decisions rest on; "
+                "restore its record, or start a new TIDEGATE_APPLICATION_ID"
+            )
+
+    def _take_manifest(self, record: aiokafka.ConsumerRecord) -> None:
+        revision = self.revisions.take(record)
+        tell(record, revision)
+        if isinstance(revision, Refusal):
+            self.metrics.refused.labels("manifest").inc()
+            return
+        self.timeline = self.revisions.timeline
+        self.metrics.revision.set(revision.number)
+        self.table.renew(self.timeline)
+        for keeper in self.keepers.values():
+            if keeper.agent == "gate":
+                keeper.state.renew(self.timeline)
+            reached = (keeper.state.watermark or 0) + (self.settings.lateness if keeper.agent == "window" else 0)
+            if reached > revision.effective_from:
+                log.error(
+                    "manifest late",
+                    revision=revision.number,
+                    reason=f"{keeper.tp.topic}-{keeper.tp.partition} is past its effective_from already, so a replay "
+                    "will differ; was a producer's clock ahead?",
+                )
+
+    def _take_operation(self, record: aiokafka.ConsumerRecord) -> None:
+        if self.operations.take(record) is None:
+            self.metrics.refused.labels("operation").inc()
+
+    async def _follow_manifests(self) -> None:
+        try:
+            if self.manifests is not None:
+                await self.manifests.follow()
+        except Exception as error:
+            await self.fail(error)
+
+    async def _follow_operations(self) -> None:
+        try:
+            await self.ordered.follow(self._give_orders)
+        except Exception as error:
+            await self.fail(error)
+
+    async def _give_orders(self) -> None:
+        """Put the orders for the flags of this worker's gates into the gates' logs.
+
+        The gate carries an order out where it stands in the log, so a crash repeats the same bytes. Before that, a
+        crash puts it there once more; the gate drops what it has had.
+        """
+        at = self.timeline.index(int(time.time() * 1000))
+        switched = list(switches(self.timeline, at)) if at >= 0 else []
+        for keeper in [keeper for keeper in self.keepers.values() if keeper.agent == "gate"]:
+            gate = keeper.tp.partition
+            for order in switched:
+                if gate_of(order.flag, self.gates) == gate and (order.flag, order.revision) not in keeper.switched:
+                    await self._put(order, gate)
+                    keeper.switched.add((order.flag, order.revision))
+            for order in self.operations.orders:
+                if gate_of(order.flag, self.gates) == gate and order.offset >= keeper.operations_next:
+                    await self._put(order, gate)
+                    keeper.operations_next = order.offset + 1
+
+    async def _put(self, order: Order, gate: int) -> None:
+        # Confirmed one by one: an order must not overtake the one before it.
+        await (await self.send(self.settings.partials_topic, order_key(order), order_codec.dump(order), gate))
 
     async def publish_position(self, tp: TP, offset: int) -> None:
         """Show consumer lag to dashboards."""
@@ -283,8 +382,12 @@ class Worker:
 
     async def _gate(self, keeper: Keeper, event: Any) -> None:
         state: GateState = keeper.state
-        partial = partial_codec.load(event.value)
-        for decision, command in state.step(event.message.offset, partial):
+        offset = event.message.offset
+        if is_order(event.message.key):
+            outcomes = state.operate(offset, order_codec.load(event.value))
+        else:
+            outcomes = state.step(offset, partial_codec.load(event.value))
+        for decision, command in outcomes:
             key = decision.key.encode()
             await keeper.send(self.settings.decisions_topic, key, decision.to_bytes(), keeper.tp.partition)
             if command is not None:
@@ -339,11 +442,16 @@ class Worker:
     async def _serve(self) -> None:
         host, port = self.settings.http_host, self.settings.http_port
         self._runner = await serve(
-            host, port, self.metrics, lambda: {"manifest": bool(self.flags), "partitions": self.assigned.is_set()}
+            host, port, self.metrics, lambda: {"manifest": self._in_force(), "partitions": self.assigned.is_set()}
         )
         log.info("serving", address="http://{}:{}".format(*self._runner.addresses[0][:2]))
         await self.assigned.wait()
-        log.info("ready", flags=sorted(self.flags))
+        if self.timeline.starts:
+            await asyncio.sleep(self.timeline.starts[0] / 1000 - time.time())
+        log.info("ready", flags=sorted(self.timeline.flags(int(time.time() * 1000))))
+
+    def _in_force(self) -> bool:
+        return self.timeline.index(int(time.time() * 1000)) >= 0
 
     async def _save_all(self, *_: Any, **__: Any) -> None:
         if not self.failed:
@@ -365,6 +473,15 @@ def _consumer_of(worker: Worker) -> type[Consumer]:
             # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
             consumer._fetch_max_wait_ms = worker.settings.fetch_wait
             return consumer
+
+        async def _fetch_records(
+            self, consumer: aiokafka.AIOKafkaConsumer, active_partitions: set[TP], *more: Any, **options: Any
+        ) -> Any:
+            # Faust hands on all that it takes here before it takes more. One run of telemetry at a time, so that a
+            # kill does not wait behind a backlog in every partition.
+            backlog = [tp for tp in consumer._fetcher._records if tp.topic == worker.settings.telemetry_topic]
+            now = active_partitions - set(backlog[1:])
+            return await super()._fetch_records(consumer, now or active_partitions, *more, **options)
 
     class CheckpointConsumer(Consumer):
         def _new_consumer_thread(self) -> Thread:

@@ -7,6 +7,7 @@ record is a valid prefix of the work.
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import aiokafka
 import msgspec
@@ -24,11 +25,22 @@ Send = Callable[[bytes, bytes], Awaitable[Awaitable[RecordMetadata]]]
 
 
 class Closing(msgspec.Struct, array_like=True):
-    """The record that makes a checkpoint valid: the state itself, or the offsets of its chunks."""
+    """The record that makes a checkpoint valid: the state itself, or the offsets of its chunks.
+
+    ``turn`` goes on counting over restarts, so that a new writer does not begin on the chunks of the last whole state.
+    """
 
     state: bytes
     chunks: list[int]
     sha256: bytes
+    turn: int = 0
+
+
+class Saved(NamedTuple):
+    """A state read back, and the turn in which it was written."""
+
+    state: bytes
+    turn: int
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -43,15 +55,15 @@ async def write(send: Send, state: bytes, turn: int) -> Awaitable[RecordMetadata
     """
     digest = hashlib.sha256(state).digest()
     if len(state) <= CHUNK_BYTES:
-        return await send(b"state", _encoder.encode(Closing(state, [], digest)))
+        return await send(b"state", _encoder.encode(Closing(state, [], digest, turn)))
     chunks = []
     for index, at in enumerate(range(0, len(state), CHUNK_BYTES)):
         chunks.append(await send(b"chunk/%d/%d" % (turn % 2, index), state[at : at + CHUNK_BYTES]))
     offsets = [(await chunk).offset for chunk in chunks]
-    return await send(b"state", _encoder.encode(Closing(b"", offsets, digest)))
+    return await send(b"state", _encoder.encode(Closing(b"", offsets, digest, turn)))
 
 
-async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, bytes]:
+async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, Saved]:
     """The newest state of each partition that has one.
 
     Raises StateError if a state is there but cannot be read whole: going on without it would count events twice.
@@ -76,7 +88,7 @@ async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dic
         await reader.stop()
 
 
-async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> bytes | None:
+async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> Saved | None:
     back = 1
     while begin < end:
         start = max(begin, end - back)
@@ -84,13 +96,16 @@ async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: 
         closing = [(offset, value) for offset, (key, value) in records.items() if key == b"state"]
         if closing:
             return await _whole(reader, tp, *closing[-1])
+        if begin == 0 and start == begin:
+            # Compaction keeps the last record of a key: there was never a closing one, only chunks of the first.
+            return None
         if start == begin:
             raise StateError(f"{tp.topic}-{tp.partition}: records, but no checkpoint among them")
         back *= 4
     return None
 
 
-async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, value: bytes) -> bytes:
+async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, value: bytes) -> Saved:
     where = f"{tp.topic}-{tp.partition} offset {offset}"
     try:
         closing = _decoder.decode(value)
@@ -102,7 +117,7 @@ async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: 
         state = b"".join(records[chunk][1] for chunk in closing.chunks if chunk in records)
     if hashlib.sha256(state).digest() != closing.sha256:
         raise StateError(f"{where}: the checkpoint is not whole")
-    return state
+    return Saved(state, closing.turn)
 
 
 async def _records(
@@ -114,7 +129,7 @@ async def _records(
     give_up = time.monotonic() + READ_SECONDS
     while await reader.position(tp) < end:
         for records in (await reader.getmany(tp, timeout_ms=200)).values():
-            found |= {r.offset: (r.key, r.value) for r in records if r.offset < end}
+            found |= {r.offset: (r.key, r.value or b"") for r in records if r.offset < end}
         if time.monotonic() > give_up:
             raise StateError(f"{tp.topic}-{tp.partition}: offsets {start} to {end} were not read in {READ_SECONDS} s")
     return found

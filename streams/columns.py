@@ -2,6 +2,9 @@
 
 Numbers that differ per event become columns. Everything that repeats (flag, arm, scope, source, λ, pins, outcome)
 is looked up once per distinct combination: a ``Group`` says what such an event counts for.
+
+Runs without any of the optional facts about assignment, caches, tools and reason steps are decoded into a smaller
+struct, which costs less; the result is the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +18,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from gates.sums import CONVERGED, COUNTERS, FLIPPED, Ids, Ints
+from gates.window import CLIENT, LABELS
 from schemas.errors import EventError
 from schemas.event import CONVERGENT, FUTURE_MS, KNOWN_LAMBDA, MAX_DEPTH, PINS, TelemetryEvent, parse, too_deep
 from schemas.manifest import Flag, Scope
+from schemas.timeline import Timeline
 
 GROUPS_CAP = 1 << 16
 """Distinct combinations remembered; beyond it the table is emptied and fills again."""
@@ -40,22 +45,38 @@ _REPEATING = (
     "tool_ok",
     "solved",
 )
+_FACTS = ("evaluated_by", "manifest_hash", "reason_status", "output_mode")
+"""What repeats among the fields that a lean run has none of."""
+_LEAN = frozenset(
+    (
+        *(*_REPEATING, *_SCOPE, "ts", "event_id", "sticky_id", "versions", "query_id"),
+        *("delta_s", "coverage", "latency_ms", "cost"),
+    )
+)
+LEAN_AGAIN = 64
+"""Runs after one with other fields before the small struct is tried again."""
 _NOT_VALID, NOTHING, UNKNOWN_FLAG = -1, -2, -3
 _ROW_COUNTERS = ("cost_rows", "cost_high", "cost_low", "coverage_rows", "coverage_sum")
 
 
-def _wire_struct() -> type[Any]:
-    """The event with its versions left as raw bytes: they are read once per group."""
+def _wire_struct(*, lean: bool) -> type[Any]:
+    """The event with its versions left as raw bytes: they are read once per group.
+
+    ``lean``: only the fields of ``_LEAN``, and any other is an error.
+    """
     hints = get_type_hints(TelemetryEvent, include_extras=True)
     hints["versions"] = msgspec.Raw
     fields: list[Any] = []
     for field in msgspec.structs.fields(TelemetryEvent):
+        if lean and field.name not in _LEAN:
+            continue
         default = msgspec.Raw() if field.name == "versions" else field.default
         fields.append((field.name, hints[field.name]) + (() if field.required else (default,)))
-    return msgspec.defstruct("WireEvent", fields, kw_only=True, frozen=True, gc=False)
+    return msgspec.defstruct("WireEvent", fields, kw_only=True, frozen=True, gc=False, forbid_unknown_fields=lean)
 
 
-_decoder = msgspec.json.Decoder(_wire_struct())
+_decoder = msgspec.json.Decoder(_wire_struct(lean=False))
+_lean_decoder = msgspec.json.Decoder(_wire_struct(lean=True))
 _pins_decoder = msgspec.json.Decoder(dict[str, str] | None)
 _xxh3 = xxhash.xxh3_64_intdigest
 
@@ -66,7 +87,8 @@ class Group:
 
     ``cell``: index of (unit, arm, source) in ``GroupTable.cells``, or a negative reason why it counts for nothing.
     ``tagged``, ``untagged``: the counters it adds to, as a run of a λ group and otherwise.
-    ``run``: which of a λ group's six runs it is if it has a query id, else -1.
+    ``run``: which of a λ group's six runs it is if it has a query id, else -1. ``hash``: index of the manifest hash
+    that its assignment came from, or -1. ``client``: the assignment was a client's own.
     """
 
     cell: int
@@ -77,8 +99,12 @@ class Group:
     state: int = 0
     tick: bool = False
     request: bool = False
+    label: bool = False
     solved_known: bool = False
     sticky: bool = False
+    exposure: bool = False
+    hash: int = -1
+    error: bool = False
 
 
 class _Codes(dict[Any, int]):
@@ -96,28 +122,37 @@ class _Codes(dict[Any, int]):
 class GroupTable:
     """Combinations met so far, as codes into arrays. A cache: it holds nothing that the log does not.
 
-    ``repeating`` gives the part of an event that a combination is made of, its versions apart.
+    ``lean`` and ``full`` give the part of an event that a combination is made of, its versions apart. Where more than
+    one revision of the manifest is in force, a combination is of one of them.
     """
 
-    def __init__(self, flags: Mapping[str, Flag]) -> None:
-        self._flags = flags
+    def __init__(self, timeline: Timeline) -> None:
+        self.runs_until_lean = 0
+        self.renew(timeline)
+
+    def renew(self, timeline: Timeline) -> None:
+        """Take another timeline of manifests."""
+        self.timeline = timeline
+        flags = [flag for revision in timeline.revisions for flag in revision.flags.values()]
         scoped = [
-            field
-            for field, names in _SCOPE.items()
-            if any("all" not in getattr(flag.scope, names) for flag in flags.values())
+            field for field, names in _SCOPE.items() if any("all" not in getattr(flag.scope, names) for flag in flags)
         ]
-        self._fields = (*_REPEATING, *scoped)
-        self.repeating = attrgetter(*self._fields)
+        self._lean_fields = (*_REPEATING, *scoped)
+        self._full_fields = (*self._lean_fields, *_FACTS)
+        self.lean, self.full = attrgetter(*self._lean_fields), attrgetter(*self._full_fields)
         self.clear()
 
     def clear(self) -> None:
         """Forget every combination."""
         self.codes = _Codes(self)
         self._groups: list[Group] = []
-        self._cells: dict[tuple[str, str, str], int] = {}
+        self._cells: dict[tuple[str, str, str, str], int] = {}
         self._pins: dict[str, int] = {}
         self.pin_names: list[str] = []
+        self._hashes: dict[str, int] = {}
+        self.hash_names: list[str] = []
         self.cells: list[tuple[str, str, str]] = []
+        self.weights: list[tuple[float, ...] | None] = []
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -133,22 +168,38 @@ class GroupTable:
         self.state = np.array([g.state for g in groups], np.int64)
         self.tick = np.array([g.tick for g in groups], np.bool_)
         self.request = np.array([g.request for g in groups], np.bool_)
+        self.label = np.array([g.label for g in groups], np.bool_)
+        self.measured = self.request | self.label
+        self.exposure = np.array([g.exposure for g in groups], np.bool_)
+        self.hash = np.array([g.hash for g in groups], np.int64)
+        self.errors = _badness([g.error for g in groups])
+        self.flips = _badness([g.state == FLIPPED for g in groups])
+        calls, ok = COUNTERS.index("tool_calls"), COUNTERS.index("tool_ok")
+        failed, in_full = COUNTERS.index("reason_failed"), COUNTERS.index("reason_in_full")
+        self.tool_failures = _badness([g.untagged[calls] - g.untagged[ok] for g in groups])
+        self.reason_failures = _badness([g.untagged[failed] for g in groups])
+        self.reasons_in_full = _badness([g.untagged[in_full] for g in groups])
         self.solved_known = np.array([g.solved_known for g in groups], np.bool_)
         self.sticky = np.array([g.sticky for g in groups], np.bool_)
 
-    def intern(self, repeating: tuple[Any, ...], versions: bytes) -> int:
-        """Work out a combination seen for the first time."""
-        self._groups.append(self._group(dict(zip(self._fields, repeating, strict=True)), versions))
+    def intern(self, repeating: tuple[Any, ...], versions: bytes, revision: int = 0) -> int:
+        """Work out a combination seen for the first time; ``revision``: its index in the timeline, -1 for none."""
+        lean = len(repeating) == len(self._lean_fields)
+        fields = self._lean_fields if lean else self._full_fields
+        event = dict.fromkeys(_FACTS) | dict(zip(fields, repeating, strict=True))
+        revisions = self.timeline.revisions
+        flags = revisions[revision].flags if revisions and revision >= 0 else {}
+        self._groups.append(self._group(event, versions, flags))
         return len(self._groups) - 1
 
-    def _group(self, event: dict[str, Any], versions: bytes) -> Group:
+    def _group(self, event: dict[str, Any], versions: bytes, flags: Mapping[str, Flag]) -> Group:
         try:
             pins = (_pins_decoder.decode(versions) if versions else None) or {}
         except (msgspec.MsgspecError, UnicodeError):
             return Group(_NOT_VALID)
         if event["kind"] == "tick":
             return Group(NOTHING, tick=True)
-        request = event["kind"] in ("request", None)
+        request, label = event["kind"] in ("request", None), event["kind"] == "label"
         outcome = event["error"] is not None or event["status"] is not None
         if (
             event["flag"] is None
@@ -157,41 +208,70 @@ class GroupTable:
             or (event["tool_ok"] or 0) > (event["tool_calls"] or 0)
         ):
             return Group(_NOT_VALID)
-        flag = self._flags.get(event["flag"])
+        flag = flags.get(event["flag"])
         if flag is None:
-            return Group(UNKNOWN_FLAG, request=request)
+            return Group(UNKNOWN_FLAG, request=request, label=label)
         source = event["source"] or "traffic"
         if source == "warmup" or not in_scope(flag.scope, event):
-            return Group(NOTHING, request=request)
-        return self._counting(flag, event, pins, source, request=request)
+            return Group(NOTHING, request=request, label=label)
+        return self._counting(flag, event, pins, source)
 
-    def _counting(
-        self, flag: Flag, event: dict[str, Any], pins: dict[str, str], source: str, *, request: bool
-    ) -> Group:
-        cell_key = f"{flag.name}|{event['region'] or ''}", event["arm"], source
-        if cell_key not in self._cells:
-            self._cells[cell_key] = len(self.cells)
-            self.cells.append(cell_key)
-        cell, sticky = self._cells[cell_key], source == "traffic"
-        if not request:
+    def _cell(self, flag: Flag, event: dict[str, Any], source: str) -> int:
+        unit, arm = f"{flag.name}|{event['region'] or ''}", event["arm"]
+        key = unit, arm, source, flag.manifest_hash
+        if key not in self._cells:
+            self._cells[key] = len(self.cells)
+            self.cells.append((unit, arm, source))
+            hashed = flag.policy.assignment == "sha256" and source == "traffic"
+            self.weights.append(flag.ramp_stages if hashed else None)
+        return self._cells[key]
+
+    def _hash(self, event: dict[str, Any]) -> int:
+        name = event["manifest_hash"]
+        if name is None:
+            return -1
+        if name not in self._hashes:
+            self._hashes[name] = len(self.hash_names)
+            self.hash_names.append(name)
+        return self._hashes[name]
+
+    def _counting(self, flag: Flag, event: dict[str, Any], pins: dict[str, str], source: str) -> Group:
+        request, label, known_hash = event["kind"] in ("request", None), event["kind"] == "label", self._hash(event)
+        sticky = source == "traffic"
+        if event["evaluated_by"] == "client":
             exposure = _counters(exposures=1)
-            return Group(cell, exposure, exposure, sticky=sticky)
+            return Group(self._cell(flag, event, CLIENT), exposure, exposure, request=request, hash=known_hash)
+        cell = self._cell(flag, event, LABELS[source] if label else source)
+        if not request and not label:
+            exposure = _counters(exposures=1)
+            return Group(cell, exposure, exposure, sticky=sticky, exposure=sticky, hash=known_hash)
         too_many = event["status"] == 429
         state = event["lambda_state"]
         bad = state is not None and state not in CONVERGENT
         calls, good = event["tool_calls"] or 0, event["tool_ok"]
-        counters = {
-            "requests": 1,
-            "errors": bool(event["error"]) or too_many or (event["status"] or 0) >= 500,
-            "rate_limited": bool(event["rate_limited"]) or too_many,
-            "tool_calls": calls if good is not None else 0,
-            "tool_ok": good or 0,
-            "tool_missing": calls > 0 and good is None,
+        counters: dict[str, int] = {
             "solved": bool(event["solved"]),
+            "solved_rows": event["solved"] is not None,
             "lambda_rows": state is not None,
             "lambda_bad_rows": bad,
             "lambda_misspelt": state is not None and state not in KNOWN_LAMBDA,
         }
+        error = bool(event["error"]) or too_many or (event["status"] or 0) >= 500
+        failed = event["reason_status"] == "failed"
+        if label:
+            counters["labels"] = 1
+        else:
+            counters |= {
+                "requests": 1,
+                "errors": error,
+                "rate_limited": bool(event["rate_limited"]) or too_many,
+                "tool_calls": calls if good is not None else 0,
+                "tool_ok": good or 0,
+                "tool_missing": calls > 0 and good is None,
+                "reason_rows": event["reason_status"] is not None,
+                "reason_failed": failed,
+                "reason_in_full": failed and event["output_mode"] != "cite_only",
+            }
         kept = {k: v for k, v in sorted(pins.items()) if k in PINS or k in flag.versions or k in flag.baseline_versions}
         name = msgspec.json.encode(kept).decode()
         if name not in self._pins:
@@ -202,13 +282,22 @@ class GroupTable:
             cell,
             _counters(**counters),
             _counters(**counters, lambda_events=state is not None, lambda_flips=bad),
-            pins=self._pins[name],
+            pins=-1 if label else self._pins[name],
             run=(event["paraphrase"] - 1) * 2 + event["seed"] - 1 if tagged else -1,
             state=0 if state is None else FLIPPED if bad else CONVERGED,
-            request=True,
+            request=request,
+            label=label,
             solved_known=event["solved"] is not None,
-            sticky=sticky,
+            sticky=sticky and request,
+            hash=known_hash,
+            error=error and request,
         )
+
+
+def _badness(counts: Any) -> NDArray[np.float64]:
+    """Numbers above 0, and NaN for the others: how bad an event of each group is."""
+    values = np.array(counts, np.float64)
+    return np.where(values > 0, values, np.nan)
 
 
 def _counters(**counts: int) -> tuple[int, ...]:
@@ -230,7 +319,7 @@ class Columns:
 
     ``row``: index in the run. ``code``: group. ``event`` and ``sticky``: 64-bit xxh3 of the ids.
     ``delta_s``, ``coverage``, ``latency``, ``cost``: NaN where absent. ``query``: 64-bit xxh3 of the query id by
-    position, for probes only.
+    position, for probes only. ``events``: the decoded records. ``lean``: none of them tells more than the columns do.
     """
 
     row: Ints
@@ -243,7 +332,14 @@ class Columns:
     latency: NDArray[np.float64]
     cost: NDArray[np.float64]
     query: dict[int, int]
+    events: list[Any]
+    lean: bool
     dead: list[tuple[int, str]]
+
+    def event_id(self, at: int) -> str:
+        """The id of a row, by position; a label's is of what it labels."""
+        event = self.events[at]
+        return str(event.labels_event_id if event.kind == "label" else event.event_id)
 
 
 def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, table: GroupTable) -> Columns:
@@ -256,12 +352,21 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
         table.clear()
     known = len(table)
     dead: dict[int, str] = {}
-    events, rows = _decode_joined(values)
+    events, rows = _decode_joined(values, _lean_decoder) if table.runs_until_lean == 0 else (None, [])
+    lean = events is not None
+    if events is None:
+        events, rows = _decode_joined(values, _decoder)
+        table.runs_until_lean = LEAN_AGAIN if table.runs_until_lean == 0 else table.runs_until_lean - 1
     if events is None:
         events, rows = _decode_singly(values, dead)
     versions = [bytes(e.versions) for e in events]
-    codes = table.codes
-    code = np.array([codes[key] for key in zip(map(table.repeating, events), versions, strict=True)], np.int64)
+    codes, repeating = table.codes, map(table.lean if lean else table.full, events)
+    keys: Iterable[tuple[Any, ...]]
+    if len(table.timeline.revisions) > 1:
+        keys = zip(repeating, versions, [table.timeline.index(e.ts) for e in events], strict=True)
+    else:
+        keys = zip(repeating, versions, strict=True)
+    code = np.array([codes[key] for key in keys], np.int64)
     if len(table) > known or known == 0:
         table.refresh()
     row = np.array(rows, np.int64)
@@ -269,7 +374,7 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
     latency = np.array([e.latency_ms for e in events], np.float64)
     event = np.array(_hashes([e.event_id for e in events]), np.uint64)
     sticky = np.array(_hashes([e.sticky_id for e in events]), np.uint64)
-    valid = _valid(table, code, event, sticky, latency)
+    valid = _valid(table, code, event, sticky, latency, events)
     if timestamps is not None and len(row):
         stamps = np.array(timestamps, np.int64)[row]
         valid &= (stamps < 0) | (ts - FUTURE_MS <= stamps)
@@ -290,12 +395,23 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
         query = {moved[i]: q for i, q in query.items() if i in moved}
         row, ts, code, event, sticky = row[keep], ts[keep], code[keep], event[keep], sticky[keep]
         delta_s, coverage, latency, cost = delta_s[keep], coverage[keep], latency[keep], cost[keep]
-    return Columns(row, ts, code, event, sticky, delta_s, coverage, latency, cost, query, sorted(dead.items()))
+        events = [events[i] for i in keep.tolist()]
+    dead_rows = sorted(dead.items())
+    return Columns(row, ts, code, event, sticky, delta_s, coverage, latency, cost, query, events, lean, dead_rows)
 
 
-def _valid(table: GroupTable, code: Ints, event: Ids, sticky: Ids, latency: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _valid(
+    table: GroupTable, code: Ints, event: Ids, sticky: Ids, latency: NDArray[np.float64], events: list[Any]
+) -> NDArray[np.bool_]:
+    """Which rows are whole; fills in the ids of labels, which may be known by what they label alone."""
     if not len(code):
         return np.ones(0, np.bool_)
+    for i in np.flatnonzero(table.label[code]).tolist():
+        labelled = getattr(events[i], "labels_event_id", None)
+        if labelled is None:
+            event[i] = 0
+        elif event[i] == 0:
+            event[i] = _xxh3(b"label\0" + labelled.encode())
     cell = table.cell[code]
     valid: NDArray[np.bool_] = cell != _NOT_VALID
     # An absent id hashes to 0; of ticks nothing but the time is asked.
@@ -306,7 +422,7 @@ def _valid(table: GroupTable, code: Ints, event: Ids, sticky: Ids, latency: NDAr
     return valid
 
 
-def _decode_joined(values: Sequence[bytes | None]) -> tuple[list[Any] | None, list[int]]:
+def _decode_joined(values: Sequence[bytes | None], decoder: Any) -> tuple[list[Any] | None, list[int]]:
     """All values in one call, if it is sure that each record is one value.
 
     Between records that all run from { to } stands "}\\n{", which no JSON value has inside: n results of n records
@@ -320,7 +436,7 @@ def _decode_joined(values: Sequence[bytes | None]) -> tuple[list[Any] | None, li
         if nexts[-1] > n * MAX_DEPTH and any(map(too_deep, values)):  # type: ignore[arg-type]
             return None, []
         if text[0] == ord("{") and (text[nexts - 2] == ord("}")).all() and (text[nexts[:-1]] == ord("{")).all():
-            events = _decoder.decode_lines(joined)
+            events = decoder.decode_lines(joined)
             if len(events) == n:
                 return events, list(range(n))
     except (msgspec.MsgspecError, UnicodeError, TypeError, IndexError):
@@ -347,6 +463,11 @@ def _why(value: bytes | None, timestamp: int | None) -> str:
     except EventError as error:
         return str(error)
     raise AssertionError(f"the column decoder and the schema disagree about {value!r}")
+
+
+def hash_of(text: str) -> int:
+    """64-bit xxh3."""
+    return _xxh3(text.encode())
 
 
 def _hashes(ids: Iterable[str | None]) -> list[int]:

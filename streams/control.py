@@ -10,7 +10,9 @@ from typing import Self
 from aiokafka import ConsumerRecord
 
 from schemas.decision import Command, Weights, command_from_bytes
-from schemas.errors import EventError, TopicError
+from schemas.errors import EventError, SignatureError, TopicError
+from schemas.seal import verify_record
+from schemas.signed import TrustedKeys
 from streams.settings import Settings, load_settings
 from streams.tail import tail
 
@@ -29,10 +31,13 @@ class ControlConsumer:
     First comes the last command of each (flag, region), then each new one once, in the order of its ``seq``. Every
     consumer reads all partitions and no group is used, so any number of routers hear everything. While Kafka is
     away no command comes, and reading goes on when it is back. ``settings`` None: from the environment.
+    ``trusted_keys``: the workers' public keys by key id, see ``load_trusted``; a command that none of them signed is
+    logged and passed over, unread. None: signatures are not asked for.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, trusted_keys: TrustedKeys | None = None) -> None:
         self._settings = settings or load_settings()
+        self._trusted = trusted_keys
         self._commands: asyncio.Queue[Command | Exception | None] = asyncio.Queue()
         self._last: dict[str, Command] = {}
         self._weights: dict[str, Weights] = {}
@@ -105,7 +110,12 @@ class ControlConsumer:
                 continue
             where = f"{record.topic}-{record.partition} offset {record.offset}"
             try:
+                if self._trusted is not None:
+                    verify_record(record.value, record.headers, "command", self._trusted)
                 command = command_from_bytes(record.value)
+            except SignatureError as error:
+                log.warning("%s is refused: %s", where, error)
+                continue
             except EventError as error:
                 log.warning("%s is passed over: %s", where, error)
                 continue

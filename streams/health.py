@@ -29,6 +29,8 @@ class Metrics:
         self.decisions = Counter("tidegate_decisions", "decisions written", ["verdict"], registry=r)
         self.checkpoints = Counter("tidegate_checkpoints", "states saved", registry=r)
         self.checkpoint_bytes = Gauge("tidegate_checkpoint_bytes", "size of the last state", ["agent"], registry=r)
+        self.refused = Counter("tidegate_refused", "signed records that were not taken", ["kind"], registry=r)
+        self.revision = Gauge("tidegate_manifest_revision", "the last revision that was taken", registry=r)
         self.watermark = Gauge("tidegate_watermark_ms", "event time reached, ms", ["agent", "partition"], registry=r)
         self.position = Gauge("tidegate_position", "next offset", ["agent", "partition"], registry=r)
         self.canary_weight = Gauge("tidegate_canary_weight", "share of traffic", ["flag", "region"], registry=r)

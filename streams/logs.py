@@ -16,7 +16,7 @@ def configure(settings: Settings) -> None:
     ]
     last: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if settings.log_format == "console":
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), repr_native_str=True)
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[

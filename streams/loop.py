@@ -26,7 +26,7 @@ class Loop:
     """Runs a simulation at ``speed`` times real time, which stands still while a due decision is awaited.
 
     ``patience``: seconds to wait for it before the run goes on without. ``until``: ends the run before the trace
-    does. ``told``: called with each decision of the simulated unit, then its command, and with complaints.
+    does. ``told``: called with each decision of the simulated flag, then its command, and with complaints.
     ``moved``: called with the event time, ms, that each step reached.
     """
 
@@ -39,7 +39,7 @@ class Loop:
     moved: Callable[[int], None] = lambda _: None
     events: int = 0
     _heard: asyncio.Event = field(default_factory=asyncio.Event)
-    _ordered: str | None = None
+    _ordered: dict[str, str | None] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _obeyed: set[str] = field(default_factory=set)
     _untold: dict[str, Command] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Loop:
     async def _await_decision(self, due: int) -> None:
         try:
             async with asyncio.timeout(self.patience):
-                while self.simulation.due == due or (self._ordered and self._ordered not in self._obeyed):
+                while self.simulation.due == due or {*self._ordered.values()} - {None, *self._obeyed}:
                     self._heard.clear()
                     await self._heard.wait()
         except TimeoutError:
@@ -134,20 +134,19 @@ class Loop:
             self._heard.set()
 
     def _follow(self, value: bytes) -> Decision | None:
-        """Go with a decision on the simulated unit that was not seen before."""
+        """Go with a decision on a simulated region that was not seen before."""
         decision = decision_from_bytes(value)
-        if decision.key != self.simulation.unit or decision.decision_id in self._seen:
+        if decision.key not in self.simulation.sites or decision.decision_id in self._seen:
             return None
         self._seen.add(decision.decision_id)
-        self.simulation.decided(decision)
         # Its command travels in another topic and may come a little later.
-        self._ordered = None if decision.verdict in ("pass", "hold") else decision.decision_id
+        self._ordered[decision.key] = decision.decision_id if self.simulation.decided(decision) else None
         return decision
 
     async def _hear_commands(self, commands: ControlConsumer) -> None:
         async for command in commands:
             self.simulation.apply(command)
-            if command.key == self.simulation.unit:
+            if command.key in self.simulation.sites:
                 self._obeyed.add(command.decision_id)
                 if command.decision_id in self._seen:
                     self.told(command)

@@ -4,18 +4,22 @@ The state is a function of the records in offset order: not of the clock, nor of
 runs, nor of restarts. ``step`` says what to send on; the caller sends it and then saves ``dump``.
 """
 
+import hashlib
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gates.ramp import Clockwork
-from gates.sums import COUNTERS, COVERAGE_BITS, Ints, StateCodec, Sums, cost_parts
-from gates.window import PaneUnit
+from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, Worst, cost_parts
+from gates.unit import Clockwork
+from gates.window import CLIENT, Detail, PaneUnit
 from schemas.errors import HoleError, StateError
-from streams.columns import UNKNOWN_FLAG, Columns, GroupTable, decode
+from streams.columns import UNKNOWN_FLAG, Columns, GroupTable, decode, hash_of
 
 STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
@@ -23,6 +27,9 @@ NEVER = -(2**53)
 """Before the first valid record no pane is closed and no time is known."""
 
 _COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
+_COST_KNOWN = COUNTERS.index("cost_known")
+TOOL_LOOP = 10
+"""Calls of one tool with the same arguments in one request that make a loop."""
 _COVERAGE = COUNTERS.index("coverage_rows"), COUNTERS.index("coverage_sum")
 
 
@@ -251,7 +258,9 @@ class PartitionState:
         counters = np.add.reduceat(self._counters(columns, rows, code), starts, axis=0).tolist()
         delta_s, latency = columns.delta_s[rows], columns.latency[rows]
         offset, sticky = columns.row[rows] + first, columns.sticky[rows]
-        request, pins = table.request[code], table.pins[code]
+        request, pins, measured = table.request[code], table.pins[code], table.measured[code]
+        exposed = table.exposure[code]
+        any_exposed = bool(exposed.any())
         for start, end, row in zip(starts.tolist(), ends.tolist(), counters, strict=True):
             its_pane = int(pane[start])
             unit, arm, source = table.cells[int(cell[start])]
@@ -260,13 +269,23 @@ class PartitionState:
             seen.saw(int(offset[start]), int(offset[end - 1]))
             sums.count(row)
             here = slice(start, end)
-            sums.delta_s.add(_present(delta_s[here], request[here]))
+            if source == CLIENT:
+                continue
+            sums.delta_s.add(_present(delta_s[here], measured[here]))
             sums.latency.add(_present(latency[here], request[here]))
             if source == "traffic":
                 sums.sticky.add(sticky[here])
+                if any_exposed:
+                    sums.exposed.add(sticky[here][exposed[here]])
+                if table.weights[int(cell[start])] is not None:
+                    self._check_assignment(columns, rows[here], int(cell[start]), seen)
             self._note_pins(sums, pins[here], offset[here], its_pane)
+            if arm == "canary":
+                self._note_worst(columns, rows[here], code[here], offset[here], sums)
         if columns.query:
             self._note_probes(columns, rows, pane, cell, code)
+        if not columns.lean:
+            self._note_details(columns, rows, pane, cell, code, offset)
 
     def _counters(self, columns: Columns, rows: Ints, code: Ints) -> Ints:
         """One row of counters an event."""
@@ -275,18 +294,97 @@ class PartitionState:
         if columns.query:
             probes = np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))
             counters[probes] = table.tagged[code[probes]]
-        request = table.request[code]
+        request, measured = table.request[code], table.measured[code]
         cost = columns.cost[rows]
         has_cost = request & ~np.isnan(cost)
         high, low = cost_parts(np.where(has_cost, cost, 0.0))
         counters[:, _COST[0]] = has_cost & table.solved_known[code]
+        counters[:, _COST_KNOWN] = has_cost
         counters[:, _COST[1]] = high
         counters[:, _COST[2]] = low
         coverage = columns.coverage[rows]
-        has_coverage = request & ~np.isnan(coverage)
+        has_coverage = measured & ~np.isnan(coverage)
         counters[:, _COVERAGE[0]] = has_coverage
         counters[:, _COVERAGE[1]] = np.rint(np.where(has_coverage, coverage, 0.0) * float(1 << COVERAGE_BITS))
         return counters
+
+    def _note_worst(self, columns: Columns, rows: Ints, code: Ints, offset: Ints, sums: Sums) -> None:
+        """Keep the worst events of each metric, so that a failed gate can name them."""
+        table = self._table
+        for metric, badness, sign in (
+            ("delta_s", columns.delta_s[rows], 1.0),
+            ("coverage", -columns.coverage[rows], -1.0),
+            ("latency", columns.latency[rows], 1.0),
+            ("cost", columns.cost[rows], 1.0),
+            ("error", table.errors[code], 1.0),
+            ("tool", table.tool_failures[code], 1.0),
+            ("lambda", table.flips[code], 1.0),
+            ("reason", table.reason_failures[code], 1.0),
+            ("reason_in_full", table.reasons_in_full[code], 1.0),
+        ):
+            known = sums.worst.get(metric, [])
+            # Of equal ones the first is kept, and these come later.
+            least = known[-1].badness if len(known) == WORST else -math.inf
+            # fmax passes NaN over; with nothing but NaN there is nothing to keep.
+            if np.fmax.reduce(badness) > least:
+                found = [
+                    Worst(
+                        float(badness[i]),
+                        float(badness[i]) * sign,
+                        self._state.partition,
+                        int(offset[i]),
+                        columns.event_id(int(rows[i])),
+                    )
+                    for i in worst_rows(badness)
+                ]
+                sums.note_worst(metric, found)
+
+    def _check_assignment(self, columns: Columns, rows: Ints, cell: int, seen: PaneUnit) -> None:
+        """Count traffic that the hash of its sticky id would have sent to the other arm, at each stage's weight."""
+        unit, arm, _ = self._table.cells[cell]
+        weights = np.array(self._table.weights[cell])
+        flag = unit.split("|", 1)[0]
+        buckets = np.array([bucket_of(flag, columns.events[i].sticky_id) for i in rows.tolist()])
+        wrong = (buckets[:, None] >= weights) if arm == "canary" else (buckets[:, None] < weights)
+        seen.details().misplace(arm, wrong.sum(axis=0).tolist())
+
+    def _note_details(self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints, offset: Ints) -> None:
+        """What single rows tell: manifest hashes, cache namespaces, tools."""
+        table = self._table
+        hashes = table.hash[code]
+        known = np.flatnonzero(hashes >= 0)
+        if len(known):
+            facts = np.stack([pane[known], cell[known], hashes[known]])
+            _, first, counts = np.unique(facts, axis=1, return_index=True, return_counts=True)
+            by_offset = sorted(zip(offset[known[first]].tolist(), known[first].tolist(), counts.tolist(), strict=True))
+            for _, at, count in by_offset:
+                unit = table.cells[int(cell[at])][0]
+                self._pane(int(pane[at])).of(unit).details().see_hash(table.hash_names[int(hashes[at])], count)
+        in_order = np.argsort(offset, kind="stable")
+        for at in in_order[table.request[code[in_order]]].tolist():
+            event = columns.events[int(rows[at])]
+            unit, _, source = table.cells[int(cell[at])]
+            if source == CLIENT or (event.cache_namespace is None and not event.tools):
+                continue
+            detail = self._pane(int(pane[at])).of(unit).details()
+            if event.cache_namespace is not None:
+                detail.see_namespace(event.cache_namespace, [table.pin_names[int(table.pins[code[at]])]])
+            if event.tools:
+                self._note_tools(detail, event, int(offset[at]))
+
+    def _note_tools(self, detail: Detail, event: Any, offset: int) -> None:
+        calls: Counter[tuple[str, str]] = Counter()
+        partition = self._state.partition
+        for tool in event.tools:
+            if tool.args_hash is not None:
+                calls[tool.name, tool.args_hash] += 1
+            if tool.idempotency_key is not None and tool.effect_id is not None:
+                detail.effects.add(hash_of(tool.idempotency_key), hash_of(tool.effect_id))
+            if tool.write and tool.idempotency_key is None:
+                detail.unfenced.add(partition, offset, cut(tool.name))
+        for (name, _), count in calls.items():
+            if count >= TOOL_LOOP:
+                detail.tool_loops.add(partition, offset, cut(name))
 
     def _note_pins(self, sums: Sums, pins: Ints, offset: Ints, pane: int) -> None:
         if (pins == pins[0]).all():
@@ -324,6 +422,27 @@ class PartitionState:
         if steps:
             self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}
         return partials
+
+
+def worst_rows(badness: NDArray[np.float64]) -> list[int]:
+    """Indices of the ``WORST`` largest values, NaN apart; of equal ones the first."""
+    known = np.flatnonzero(~np.isnan(badness))
+    if len(known) <= WORST:
+        return known.tolist()
+    values = badness[known]
+    third = np.partition(values, len(values) - WORST)[len(values) - WORST]
+    above = known[values > third]
+    return [*above.tolist(), *known[values == third][: WORST - len(above)].tolist()]
+
+
+def bucket_of(flag: str, sticky_id: str) -> float:
+    """Where in [0, 1) assignment by hash puts a sticky id."""
+    return int.from_bytes(hashlib.sha256(f"{flag}:{sticky_id}".encode()).digest()[:8], "big") / 2**64
+
+
+def cut(text: str) -> str:
+    """A name as findings show it."""
+    return text[:100]
 
 
 def _tally(one: Ints, other: Ints) -> list[tuple[tuple[int, int], int]]:

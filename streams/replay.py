@@ -6,7 +6,7 @@ them.
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -14,31 +14,34 @@ from typing import IO
 import msgspec
 from aiokafka.partitioner import murmur2
 
-from gates.ramp import Clockwork
-from schemas.decision import Command, Decision
+from gates.unit import Clockwork
 from schemas.errors import InputError
 from schemas.event import too_deep
-from schemas.manifest import Flag
+from schemas.operation import Operation, parse_operation
+from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import STEP, PartitionState, Run, partial_codec
-from streams.windows import GateState
-
-Outcome = tuple[Decision, Command | None]
+from streams.windows import GateState, Order, Outcome, switches
 
 PARTITIONS_MAX = 100_000
 
 
 class Pipeline:
-    """Every partition and one gate in one process, fed by hand.
+    """Every partition and one gate in one process, fed by hand; operations take effect by their ts.
 
     What it gives depends on each partition's records in order, not on how partitions or runs alternate.
     """
 
-    def __init__(self, flags: Mapping[str, Flag], partitions: int, clockwork: Clockwork) -> None:
-        self.table = GroupTable(flags)
+    def __init__(
+        self, timeline: Timeline, partitions: int, clockwork: Clockwork, operations: Sequence[Operation] = ()
+    ) -> None:
+        self.table = GroupTable(timeline)
         self.clockwork = clockwork
         self.partitions: dict[int, PartitionState] = {}
-        self.gate = GateState.fresh(0, 1, partitions, clockwork, flags)
+        self.gate = GateState.fresh(0, 1, partitions, clockwork, timeline)
+        in_force = sorted({timeline.index(start) for start in timeline.starts})
+        switched = {(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}
+        self.gate.schedule([*switched.values(), *(Order(o.flag, o.by) for o in operations)])
         self._partials = 0
 
     def step(self, partition: int, run: Run) -> Iterator[Outcome]:
@@ -50,6 +53,10 @@ class Pipeline:
             copy = partial_codec.load(partial_codec.dump(partial))
             self._partials += 1
             yield from self.gate.step(self._partials - 1, copy)
+
+    def finish(self) -> Iterator[Outcome]:
+        """Carry out the operations that were given after everything that the logs decide."""
+        yield from self.gate.finish()
 
 
 class _Line(msgspec.Struct):
@@ -159,16 +166,17 @@ def _record_at(path: Path, number: int, line: bytes, partitions: int) -> list[Re
 
 def replay(
     paths: Sequence[Path],
-    flags: Mapping[str, Flag],
+    timeline: Timeline,
     partitions: int,
     clockwork: Clockwork,
     progress: Callable[[int], None] = lambda _: None,
+    operations: Sequence[Operation] = (),
 ) -> Iterator[Outcome]:
     """The decisions and commands that follow from the files, in order.
 
     Raises InputError for a file that cannot be read or that lacks records within a partition.
     """
-    pipeline = Pipeline(flags, partitions, clockwork)
+    pipeline = Pipeline(timeline, partitions, clockwork, operations)
     waiting: dict[int, tuple[int, list[bytes], list[int]]] = {}
     following: dict[int, int] = {}
     for path, number, line in read_lines(paths, progress):
@@ -190,6 +198,18 @@ def replay(
                 yield from pipeline.step(partition, Run(*waiting.pop(partition)))
     for partition, run in sorted(waiting.items()):
         yield from pipeline.step(partition, Run(*run))
+    yield from pipeline.finish()
+
+
+def read_operations(path: Path) -> list[Operation]:
+    """The operations of an NDJSON file. Raises InputError, naming file and line, for a line that is none."""
+    found = []
+    for _, number, line in read_lines([path]):
+        try:
+            found.append(parse_operation(line))
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+    return found
 
 
 def by_unit(records: Iterable[bytes]) -> dict[str, list[bytes]]:

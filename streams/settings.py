@@ -1,6 +1,9 @@
 """All settings, from the environment (prefix ``TIDEGATE_``), in one frozen object."""
 
+import os
+import re
 import ssl
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +12,7 @@ from aiokafka.helpers import create_ssl_context
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.errors import SettingsError
 from schemas.manifest import parse_duration
 
@@ -24,7 +27,7 @@ def _off(value: Any) -> Any:
 class Settings(BaseSettings):
     """What a worker, a publisher and the commands need to know; a printed one shows no secret."""
 
-    model_config = SettingsConfigDict(env_prefix="TIDEGATE_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="TIDEGATE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, comma-separated")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
@@ -39,7 +42,18 @@ class Settings(BaseSettings):
     ssl_certfile: Path | None = Field(None, description="client certificate (PEM)")
     ssl_keyfile: Path | None = Field(None, description="client key (PEM)")
     ssl_key_password: SecretStr | None = Field(None, description="password of the client key")
-    manifest: Path | None = Field(None, description="the flags and their gates (YAML)")
+    manifest: Path | None = Field(
+        None, description="the flags and their gates, in a file; unset: the revisions in the manifests topic"
+    )
+    trusted_keys: Path | None = Field(
+        None, description="file of the public keys, a line each, that may sign manifests and operations"
+    )
+    unsigned_manifest: bool = Field(
+        False, description="take a manifest file that is not signed; without trusted keys, unsigned operations too"
+    )
+    manifest_lead: Duration = Field(
+        120_000, ge=100_000, description="a revision takes effect at the earliest this long after it was published"
+    )
     topic_prefix: str = Field("tidegate", description="first part of the public topics' names")
     application_id: str = Field("tidegate", description="consumer group; first part of the internal topics' names")
     instance_id: str | None = Field(None, description="static group membership: a name of its own for each worker")
@@ -96,6 +110,16 @@ class Settings(BaseSettings):
         return f"{self.topic_prefix}.control"
 
     @property
+    def manifests_topic(self) -> str:
+        """Signed manifest revisions in."""
+        return f"{self.topic_prefix}.manifests"
+
+    @property
+    def operations_topic(self) -> str:
+        """Operators' kills and rearms in."""
+        return f"{self.topic_prefix}.operations"
+
+    @property
     def partials_topic(self) -> str:
         """Closed panes, from the window agent to the gate agent."""
         return f"{self.application_id}.partials"
@@ -120,16 +144,26 @@ class Settings(BaseSettings):
         """The TLS context, None without TLS. Raises SettingsError if a file cannot be read."""
         if not self.security_protocol.endswith("SSL"):
             return None
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+            path: Path | None = getattr(self, name)
+            try:
+                if path is not None:
+                    path.open("rb").close()
+            except OSError as error:
+                raise SettingsError(f"TIDEGATE_{name.upper()}: {path}: {error.strerror}") from None
         try:
             context: ssl.SSLContext = create_ssl_context(
                 cafile=self.ssl_cafile and str(self.ssl_cafile),
                 certfile=self.ssl_certfile and str(self.ssl_certfile),
                 keyfile=self.ssl_keyfile and str(self.ssl_keyfile),
-                password=self.ssl_key_password and self.ssl_key_password.get_secret_value(),
+                # Without one OpenSSL would ask for it on the terminal.
+                password=self.ssl_key_password.get_secret_value() if self.ssl_key_password else "",
             )
             return context
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"TIDEGATE_SSL_CAFILE, _CERTFILE or _KEYFILE cannot be used: {error}") from None
+            raise SettingsError(
+                f"TIDEGATE_SSL_CAFILE, _SSL_CERTFILE, _SSL_KEYFILE or _KEY_PASSWORD cannot be used: {error}"
+            ) from None
 
     @property
     def kafka(self) -> dict[str, Any]:
@@ -148,11 +182,26 @@ class Settings(BaseSettings):
         return arguments
 
 
+# A broker for the tests, and what Kubernetes sets for a service named tidegate.
+_NOT_OURS = re.compile(r"TIDEGATE_(TEST_\w+|(\w+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_\w+)?)")
+
+
+def _refuse_unknown() -> None:
+    """A misspelt variable would leave the default in force in silence."""
+    known = {f"TIDEGATE_{name.upper()}" for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        upper = name.upper()
+        if upper.startswith("TIDEGATE_") and upper not in known and not _NOT_OURS.fullmatch(upper):
+            near = get_close_matches(upper, sorted(known), 1)
+            raise SettingsError(f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
+
+
 def load_settings(**given: Any) -> Settings:
     """Settings from the environment; ``given`` ones (None: not given) win.
 
     Raises SettingsError, one line, naming the variable.
     """
+    _refuse_unknown()
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

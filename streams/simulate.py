@@ -8,50 +8,47 @@ sends follows from trace, scenario, seed and the commands applied alone.
 
 import csv
 import gzip
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from gates.ramp import Clockwork
-from schemas.decision import Command, Decision, Verdict
+from gates.unit import Clockwork, first_weight
+from schemas.decision import Command, Decision
 from schemas.errors import InputError
 from schemas.event import TelemetryEvent
 from schemas.manifest import Flag
-
-Arm = Literal["baseline", "canary"]
+from streams.scenarios import BASELINE_PINS, Arm, Canary, Scenario, regions_of
 
 USERS = 4_000
 QUESTIONS, PARAPHRASES, SEEDS = 20, (1, 2, 3), (1, 2)
 RUNS = [(question, run) for run in product(PARAPHRASES, SEEDS) for question in range(QUESTIONS)]
 """The gold set in the order it is asked: every question once before any is asked again."""
+PROBED_SHARE = 0.75
+"""Part of a window in which it is asked, so that labels of all of it come before the end."""
+NEVER = 2**62
 
 LATENCY_MS, LATENCY_MS_PER_TOKEN, LATENCY_CV = 240.0, 0.01, 0.08
 """Time to first token: a fixed part, a little for the prompt, and noise of 8 %."""
 COST, COST_PER_TOKEN = 0.012, 1e-6
-ERROR_RATE, SOLVED_RATE = 0.0002, 0.95
+SOLVED_RATE = 0.95
 TOOL_SHARE, TOOL_SUCCESS = 0.4, 0.9997
 DELTA_S, DELTA_S_SD = 0.12, 0.03
 COVERAGE, COVERAGE_SD = 0.86, 0.04
-
-BASELINE_PINS = {
-    "MODEL_VER": "gpt-4o-2025-05-13",
-    "PROMPT_VER": "p-2025.07.02-h4",
-    "INDEX_HASH": "91ac...",
-    "RERANK_CONF": "bge-rerank-v2@top32",
-    "TOK_VER": "o200k-1",
-    "ANALYZER_CONF": "icu-74",
-}
-"""Where the manifest does not pin the baseline."""
+LIGHT_CHAIN_COST = 0.85
+"""What a request costs once a cost guard has fallen back, in full chains."""
+BASELINE = Canary(delta_s=0.0, latency=1.0, cost=1.0)
 
 
 @dataclass(frozen=True)
@@ -88,57 +85,9 @@ def read_trace(path: Path) -> list[Arrival]:
     return [Arrival(int((moment - first).total_seconds() * 1000), *sizes) for moment, *sizes in rows]
 
 
-@dataclass(frozen=True)
-class Canary:
-    """How the modelled canary differs from the baseline; the defaults are a healthy one, a bit dearer and slower."""
-
-    delta_s: float = 0.004
-    latency: float = 1.03
-    cost: float = 1.02
-    error_rate: float = ERROR_RATE
-    pins: Mapping[str, str] = field(default_factory=dict)
-
-
-BASELINE = Canary(delta_s=0.0, latency=1.0, cost=1.0)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What happens to the canary, by minutes since the first promote (negative before it), and how it ends."""
-
-    text: str
-    canary: Callable[[float], Canary]
-    verdicts: tuple[Verdict, ...]
-    """The verdicts to expect, in order, after which the scenario has shown its point."""
-
-
-SCENARIOS: dict[str, Scenario] = {
-    "healthy": Scenario(
-        "all gates stay green: the canary ramps to 100 %",
-        lambda minutes: Canary(),
-        ("promote", "promote", "promote", "pass"),
-    ),
-    "drift": Scenario(
-        "answers drift away from the gold set after the first promote: abort",
-        lambda minutes: Canary(delta_s=0.004 + 0.04 * min(max(minutes - 1, 0.0), 8.0)),
-        ("promote", "abort", "hold"),
-    ),
-    "slow": Scenario(
-        "the canary turns slow after the first promote: freeze, then rollback",
-        lambda minutes: Canary(latency=1.03 if minutes < 1 else 1.32),
-        ("promote", "freeze", "rollback", "hold"),
-    ),
-    "errors": Scenario(
-        "a burst of errors after the first promote: abort, long before the window ends",
-        lambda minutes: Canary(error_rate=0.20 if 2 <= minutes < 5 else ERROR_RATE),
-        ("promote", "abort", "hold"),
-    ),
-    "pins": Scenario(
-        "the canary's index is swapped in mid-window: hold, whatever the gates say",
-        lambda minutes: Canary(pins={} if minutes < 4 else {"INDEX_HASH": "5e1d..."}),
-        ("promote", "hold", "hold"),
-    ),
-}
+GUARDED = {"degrade": True, "fallback": True, "restore": False}
+"""Commands to a service with a guard, and whether it has stepped in then."""
+ENDED = ("rollback", "abort", "kill")
 
 
 class Router:
@@ -150,22 +99,34 @@ class Router:
 
     def __init__(self, canary_weight: float) -> None:
         self._canary_weight = canary_weight
-        self._weights: dict[str, list[tuple[int, float]]] = {}
+        self._commands: dict[str, list[Command]] = {}
 
     def apply(self, command: Command) -> None:
         """Take in a command of any unit, in the order of ``seq``."""
-        self._weights.setdefault(command.key, []).append((command.effective_from, command.weights.canary))
+        self._commands.setdefault(command.key, []).append(command)
 
     def weight(self, unit: str, ts: int) -> float:
         """The canary's weight at ``ts``: the last command's that is in effect, else the weight at the start."""
-        for effective_from, weight in reversed(self._weights.get(unit, [])):
-            if effective_from <= ts:
-                return weight
-        return self._canary_weight
+        command = next(self._in_effect(unit, ts), None)
+        return self._canary_weight if command is None else command.weights.canary
+
+    def guarded(self, unit: str, ts: int) -> bool:
+        """Whether a guard has stepped in at ``ts``."""
+        actions = (command.action for command in self._in_effect(unit, ts))
+        return next((GUARDED[action] for action in actions if action in GUARDED), False)
+
+    def ended(self, unit: str) -> bool:
+        """Whether the last command took the canary away for good."""
+        commands = self._commands.get(unit)
+        return commands is not None and commands[-1].action in ENDED
 
     def arm(self, flag: str, region: str, sticky_id: str, ts: int) -> Arm:
         """Where the id is served."""
         return "canary" if _bucket(flag, sticky_id) < self.weight(f"{flag}|{region}", ts) else "baseline"
+
+    def _in_effect(self, unit: str, ts: int) -> Iterator[Command]:
+        """The commands that have taken effect by ``ts``, the last first."""
+        return (command for command in reversed(self._commands.get(unit, [])) if command.effective_from <= ts)
 
 
 @cache
@@ -173,8 +134,29 @@ def _bucket(flag: str, sticky_id: str) -> float:
     return int.from_bytes(sha256(f"{flag}:{sticky_id}".encode()).digest()[:8], "big") / 2**64
 
 
+@dataclass
+class Site:
+    """One region of the modelled service, and how far the decisions on it are known.
+
+    ``window``: the one that is filled now, ms. ``green_at``: start of the window after the first green one; none yet:
+    infinite. ``engaged``: a quality gate is open, or a guard has stepped in.
+    """
+
+    number: int
+    unit: str
+    common: TelemetryEvent
+    window: tuple[int, int]
+    green_at: float = math.inf
+    engaged: bool = False
+
+    @property
+    def region(self) -> str:
+        """Its name."""
+        return str(self.common.region)
+
+
 class Simulation:
-    """One flag in one region, from ``start`` (ms) on; ``now`` is how far its events have been given out.
+    """One flag in the scenario's regions, from ``start`` (ms) on; ``now`` is how far its events have been given out.
 
     ``due`` is the moment before which the decision of the current window has to be known, so that its command is in
     time for the first event that it concerns.
@@ -184,14 +166,11 @@ class Simulation:
         self, trace: Sequence[Arrival], scenario: Scenario, flag: Flag, clockwork: Clockwork, *, start: int, seed: int
     ) -> None:
         self.flag, self.scenario, self._clockwork, self._trace = flag, scenario, clockwork, trace
-        self.region = "us-east-1" if "all" in flag.scope.regions else flag.scope.regions[0]
-        self.unit = f"{flag.name}|{self.region}"
-        self.router = Router(flag.traffic.stages[0])
+        self.router = Router(first_weight(flag))
         self.start = self.now = start
         self.end = start + trace[-1].at + 1
-        self.window = self._pane(start), self._pane(start) + flag.window.length_ms
         self._seed, self._next = seed, 0
-        self._promoted = float("inf")
+        self._waiting: list[TelemetryEvent] = []
         scope = {
             "tenant": flag.scope.tenants,
             "endpoint": flag.scope.endpoints,
@@ -199,9 +178,13 @@ class Simulation:
             "surface": flag.scope.surfaces,
         }
         named = {name: ids[0] for name, ids in scope.items() if "all" not in ids}
-        self._common = msgspec.convert(
-            {"ts": start, "flag": flag.name, "region": self.region, "lambda_state": "→"} | named, TelemetryEvent
-        )
+        common = msgspec.convert({"ts": start, "flag": flag.name, "lambda_state": "→"} | named, TelemetryEvent)
+        window = self._pane(start), self._pane(start) + flag.window.length_ms
+        self.sites = {
+            f"{flag.name}|{region}": Site(number, f"{flag.name}|{region}", replace(common, region=region), window)
+            for number, region in enumerate(regions_of(flag)[: scenario.regions])
+        }
+        self._by_number = list(self.sites.values())
         self._noise = _Noise.draw(len(trace), [seed])
         self._users = np.random.default_rng([seed, 1]).integers(0, USERS, len(trace)).tolist()
 
@@ -210,104 +193,161 @@ class Simulation:
 
     @property
     def due(self) -> int:
-        """When the decision on the current window is needed, ms."""
-        return self.window[1] + self._clockwork.lateness_ms
+        """When the next decision on a window is needed, ms; a kill switch has no windows."""
+        if self.flag.kind == "kill_switch":
+            return NEVER
+        return min(site.window[1] for site in self._by_number) + self._clockwork.lateness_ms
 
-    @property
-    def weight(self) -> float:
-        """The canary's weight now."""
-        return self.router.weight(self.unit, self.now)
+    def weight(self, site: Site) -> float:
+        """The canary's weight in a region now."""
+        return self.router.weight(site.unit, self.now)
 
     def apply(self, command: Command) -> None:
         """Follow a command of the control topic."""
         self.router.apply(command)
-        if command.key == self.unit and command.action == "promote":
-            self._promoted = min(self._promoted, max(command.effective_from, self.start))
 
-    def decided(self, decision: Decision) -> None:
-        """Follow a decision to the window after it; an early abort ends no window."""
-        if decision.key == self.unit and decision.window.closed:
+    def decided(self, decision: Decision) -> bool:
+        """Follow a decision to the window after it; whether a command comes with it. An early abort ends no window."""
+        site, verdict = self.sites[decision.key], decision.verdict
+        commanded = verdict not in ("pass", "hold")
+        if verdict in ("open", "degrade", "fallback"):
+            commanded, site.engaged = not site.engaged, True
+        elif verdict in ("close", "restore"):
+            commanded, site.engaged = site.engaged, False
+        if decision.window.closed and decision.operation is None:
             start = decision.window.end
-            if decision.verdict == "promote":
+            if verdict == "promote":
                 start = self._clockwork.stage_start(start, self.flag.window.settle_ms)
-            self.window = start, start + self.flag.window.length_ms
+            site.window = start, start + self.flag.window.length_ms
+            if verdict in ("promote", "open", "pass"):
+                site.green_at = min(site.green_at, max(start, self.start))
+        return commanded
 
     def undecided(self) -> None:
-        """Go on to the next window although no decision on this one came."""
-        self.window = self.window[1], self.window[1] + self.flag.window.length_ms
+        """Go on to the next window where no decision on the due one came."""
+        due = self.due
+        for site in self._by_number:
+            if site.window[1] + self._clockwork.lateness_ms == due:
+                site.window = site.window[1], site.window[1] + self.flag.window.length_ms
 
     def tick(self) -> TelemetryEvent:
         """What moves the watermark to ``now`` − lateness."""
         return TelemetryEvent(ts=self.now, kind="tick")
 
     def advance(self, until: int) -> list[TelemetryEvent]:
-        """The events of [now, until), in order of time, with a tick at each pane's end; ``until`` is ``now`` then."""
-        events = [*self._requests(until), *self._probes(until)]
+        """What is sent in [now, until), in that order, with a tick at each pane's end; ``until`` is ``now`` then."""
+        modelled = [*self._requests(until)]
+        for site in self._by_number:
+            modelled += self._probes(site, until)
+        sent = [(changed.ts, changed) for changed in self._waiting]
+        for site, event, noise in modelled:
+            sent += [(max(event.ts, changed.ts), changed) for changed in self._changed(site, event, noise)]
+        self._waiting = [event for ts, event in sent if ts >= until]
         pane = self._clockwork.pane_ms
-        events += [TelemetryEvent(ts=ts, kind="tick") for ts in range(self._pane(self.now) + pane, until + 1, pane)]
+        ticks = range(self._pane(self.now) + pane, until + 1, pane)
+        sent = [(ts, event) for ts, event in sent if ts < until]
+        sent += [(ts, TelemetryEvent(ts=ts, kind="tick")) for ts in ticks]
         self.now = until
-        return sorted(events, key=lambda event: event.ts)
+        return [event for _, event in sorted(sent, key=itemgetter(0))]
 
-    def _requests(self, until: int) -> Iterator[TelemetryEvent]:
+    def _changed(self, site: Site, event: TelemetryEvent, noise: "_Noise") -> Iterable[TelemetryEvent]:
+        """What the scenario makes of an event."""
+        window = (event.ts - site.green_at) / self.flag.window.length_ms
+        events: list[TelemetryEvent] = [event]
+        for change in self.scenario.changes:
+            if change.first <= window < change.last and noise.change < change.share:
+                events = [
+                    changed
+                    for one in events
+                    for changed in (change.apply(one, self.flag) if change.arm in (None, one.arm) else (one,))
+                ]
+        return events
+
+    def _requests(self, until: int) -> Iterator["Modelled"]:
         following = bisect_left(self._trace, until - self.start, key=lambda arrival: arrival.at)
         for i in range(self._next, following):
-            arrival = self._trace[i]
+            arrival, noise = self._trace[i], self._noise[i]
+            site = self._by_number[self._users[i] % len(self._by_number)]
             ts, user = self.start + arrival.at, f"user-{self._users[i]:04d}"
-            arm = self.router.arm(self.flag.name, self.region, user, ts)
-            yield self._served(ts, arm, user, f"{self.start:x}-{i}", arrival, self._noise[i])
+            arm = self.router.arm(self.flag.name, site.region, user, ts)
+            event_id = f"{self.start:x}-{i}"
+            yield site, self._served(site, ts, arm, user, event_id, arrival, noise), noise
+            if self._in_shadow(site, ts):
+                mirrored = self._served(site, ts, "canary", user, f"{event_id}-mirrored", arrival, noise)
+                yield site, replace(mirrored, source="shadow"), noise
         self._next = following
 
-    def _probes(self, until: int) -> Iterator[TelemetryEvent]:
-        """The gold set, asked of every arm that serves anyone, spread over the window.
+    def _in_shadow(self, site: Site, ts: int) -> bool:
+        """Whether the canary is sent a copy of every request, as it serves none."""
+        serves = self.router.weight(site.unit, ts) > 0 or self.router.ended(site.unit)
+        return self.flag.traffic.shadow and not serves
+
+    def _probes(self, site: Site, until: int) -> Iterator["Modelled"]:
+        """The gold set, asked of the baseline while it serves anyone, and of the canary until that has ended.
 
         Not before the decision on the window before is due: only then is it known that this one begins.
         """
-        start, end = self.window
+        start, end = site.window
         first = start + self._clockwork.lateness_ms
-        times = [first + (end - first) * i // len(RUNS) for i in range(len(RUNS))]
+        times = [first + int((end - first) * PROBED_SHARE) * i // len(RUNS) for i in range(len(RUNS))]
         now, following = bisect_left(times, self.now), bisect_left(times, until)
         if now == following:
             return
-        shares: dict[Arm, float] = {"baseline": 1 - self.weight, "canary": self.weight}
-        for number, (arm, share) in enumerate(shares.items()):
-            if share <= 0:
+        asked: dict[Arm, bool] = {"baseline": self.weight(site) < 1, "canary": not self.router.ended(site.unit)}
+        for number, (arm, serves) in enumerate(asked.items()):
+            if not serves:
                 continue
-            noise = _Noise.draw(len(RUNS), [self._seed, 2, start - self.start, number])
+            noise = _Noise.draw(len(RUNS), [self._seed, 2, start - self.start, 2 * site.number + number])
             for i in range(now, following):
                 question, (paraphrase, seed) = RUNS[i]
                 name, size = f"{question:02d}", self._trace[question % len(self._trace)]
-                event_id = f"{start:x}-{arm}-{i}"
-                asked = self._served(times[i], arm, f"gold-{arm}-{name}", event_id, size, noise[i])
-                yield replace(asked, source="gold", query_id=f"gold-{name}", paraphrase=paraphrase, seed=seed)
+                event_id = f"{start:x}-{arm}-{site.number}-{i}"
+                probe = self._served(site, times[i], arm, f"gold-{arm}-{name}", event_id, size, noise[i])
+                tags = {"query_id": f"gold-{name}", "paraphrase": paraphrase, "seed": seed}
+                yield site, replace(probe, source="gold", **tags), noise[i]
 
     def _served(
-        self, ts: int, arm: Arm, sticky_id: str, event_id: str, size: Arrival, noise: "_Noise"
+        self, site: Site, ts: int, arm: Arm, sticky_id: str, event_id: str, size: Arrival, noise: "_Noise"
     ) -> TelemetryEvent:
+        canary = BASELINE
+        pins = BASELINE_PINS | self.flag.baseline_versions
         if arm == "canary":
-            canary = self.scenario.canary((ts - self._promoted) / 60_000)
+            canary = self.scenario.canary((ts - site.green_at) / self.flag.window.length_ms)
             pins = BASELINE_PINS | self.flag.versions | dict(canary.pins)
-        else:
-            canary = BASELINE
-            pins = BASELINE_PINS | self.flag.baseline_versions
         latency = (LATENCY_MS + LATENCY_MS_PER_TOKEN * size.prompt) * (1 + LATENCY_CV * noise.latency)
+        cost = (COST + COST_PER_TOKEN * (size.prompt + size.answer)) * canary.cost
         failed = noise.error < canary.error_rate
         calls = int(noise.tools < TOOL_SHARE)
-        return replace(
-            self._common,
+        event = replace(
+            site.common,
             ts=ts,
             event_id=event_id,
             arm=arm,
             sticky_id=sticky_id,
             versions=pins,
             delta_s=round(min(max(DELTA_S + DELTA_S_SD * noise.delta_s + canary.delta_s, 0.0), 2.0), 4),
-            coverage=round(min(max(COVERAGE + COVERAGE_SD * noise.coverage, 0.0), 1.0), 4),
+            coverage=round(min(max(COVERAGE + COVERAGE_SD * noise.coverage + canary.coverage, 0.0), 1.0), 4),
             latency_ms=round(max(latency * canary.latency, 1.0), 1),
             status=503 if failed else 200,
             tool_calls=calls,
             tool_ok=calls * int(noise.tool_ok < TOOL_SUCCESS),
-            cost=round((COST + COST_PER_TOKEN * (size.prompt + size.answer)) * canary.cost, 6),
+            cost=round(cost, 6),
             solved=not failed and noise.solved < SOLVED_RATE,
         )
+        return self._guarded(site, event, canary, noise)
+
+    def _guarded(self, site: Site, event: TelemetryEvent, canary: Canary, noise: "_Noise") -> TelemetryEvent:
+        """The answer as a service gives it that obeys its guard: from the light chain, or by citations alone."""
+        stepped_in = event.arm == "canary" and self.router.guarded(site.unit, event.ts)
+        if self.flag.kind == "cost_guard" and stepped_in and event.cost is not None:
+            return replace(event, cost=round(event.cost * LIGHT_CHAIN_COST, 6))
+        if self.flag.kind == "safety_guard":
+            return replace(
+                event,
+                reason_status="failed" if noise.reason < canary.reason_failures else "ok",
+                output_mode="cite_only" if stepped_in else "full",
+            )
+        return event
 
 
 class _Noise(NamedTuple):
@@ -320,9 +360,16 @@ class _Noise(NamedTuple):
     tools: float
     tool_ok: float
     solved: float
+    reason: float
+    change: float
 
     @classmethod
     def draw(cls, n: int, seed: list[int]) -> list["_Noise"]:
         random = np.random.default_rng(seed)
-        columns = [random.standard_normal(n).tolist() for _ in range(3)] + [random.random(n).tolist() for _ in range(4)]
+        columns = [random.standard_normal(n).tolist() for _ in range(3)]
+        columns += [random.random(n).tolist() for _ in range(len(cls._fields) - 3)]
         return [cls(*row) for row in zip(*columns, strict=True)]
+
+
+Modelled = tuple[Site, TelemetryEvent, _Noise]
+"""An event as the service would send it, where it comes from, and its chance."""

@@ -8,7 +8,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
-from schemas.errors import TopicError
+from schemas.errors import NoBrokerError, TopicError
+from schemas.signed import MAX_BYTES
 from streams.settings import Settings
 
 WEEK_MS = 7 * 24 * 3600 * 1000
@@ -32,6 +33,8 @@ def topics(settings: Settings) -> list[Topic]:
     kept = {"retention.ms": str(settings.retention)}
     state = {"segment.ms": "3600000", "segment.bytes": str(64 << 20), "min.cleanable.dirty.ratio": "0.1"}
     passing = {"retention.ms": str(WEEK_MS), "max.message.bytes": str(STATE_MAX_BYTES)}
+    # The broker's clock, not the writer's: what a record may do depends on when it was written.
+    ordered = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(2 * MAX_BYTES)}
     p, g = settings.partitions, settings.gate_partitions
     return [
         Topic(settings.telemetry_topic, p, "delete", kept, "events in"),
@@ -42,6 +45,8 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(settings.gate_checkpoints_topic, g, "compact", state, "state of each gate"),
         Topic(settings.decisions_topic, g, "delete", {"retention.ms": "-1"}, "decisions out"),
         Topic(settings.control_topic, g, "compact", {"min.cleanable.dirty.ratio": "0.1"}, "commands out"),
+        Topic(settings.manifests_topic, 1, "compact", ordered, "signed manifest revisions in"),
+        Topic(settings.operations_topic, 1, "delete", {"retention.ms": "-1", **ordered}, "kills and rearms in"),
     ]
 
 
@@ -52,7 +57,7 @@ async def connect(settings: Settings) -> AIOKafkaAdminClient:
         await admin.start()
     except (KafkaError, OSError) as error:
         await admin.close()
-        raise TopicError(f"no Kafka answers at {settings.broker} (TIDEGATE_BROKER): {error}") from None
+        raise NoBrokerError(f"no Kafka answers at {settings.broker} (TIDEGATE_BROKER): {error}") from None
     return admin
 
 
@@ -119,6 +124,11 @@ async def check_topics(settings: Settings) -> tuple[int, int]:
                 raise TopicError(
                     f"topic {name} has {found[name]} partitions, not {count}; partitions cannot be added later: "
                     "start a new TIDEGATE_APPLICATION_ID"
+                )
+        for name in (settings.manifests_topic, settings.operations_topic):
+            if found[name] != 1:
+                raise TopicError(
+                    f"topic {name} has {found[name]} partitions, not 1, so its records have no order; make it anew"
                 )
         policies = await _policies(admin, [topic.name for topic in wanted])
         for topic in wanted:

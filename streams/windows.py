@@ -1,19 +1,26 @@
 """From partials to decisions: panes merged in (pane, partition) order, units advanced, records given out.
 
 A pane is merged when every source partition has closed it, so the order in which partials arrive does not matter.
+Operators' orders stand in the same log, between the partials, and are carried out where they stand.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from zlib import crc32
 
 import msgspec
 
-from gates.ramp import Clockwork, Ramp, Unit, begin
+from gates.guards import machine
+from gates.machine import Machine
 from gates.sums import StateCodec
-from schemas.decision import Command, Decision
+from gates.unit import Clockwork, Unit, begin, dormant
+from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
+from schemas.timeline import Timeline
 from streams.panes import NEVER, Partial
+
+Outcome = tuple[Decision, Command | None]
 
 
 def gate_of(flag: str, gates: int) -> int:
@@ -29,8 +36,35 @@ def split(partial: Partial, gates: int) -> list[Partial]:
     return parts
 
 
+class Order(msgspec.Struct, array_like=True, frozen=True):
+    """An entry of a gate's log that is no partial: an operation on a flag.
+
+    ``offset``: the operation's, in the operations topic; -1 for a kill switch that ``revision`` of the manifest, with
+    ``manifest_hash``, turns off.
+    """
+
+    flag: str
+    operation: OperationBy
+    offset: int = -1
+    revision: int = -1
+    manifest_hash: str = ""
+
+
+class Kill(msgspec.Struct, array_like=True):
+    """A kill that stands: regions of the flag that begin are killed too. ``revision``: -1 for an operator's."""
+
+    operation: OperationBy
+    manifest_hash: str
+    revision: int
+
+
 class GateSnapshot(msgspec.Struct, array_like=True):
-    """The whole state of one gate partition."""
+    """The whole state of one gate partition.
+
+    ``retired``: units that a revision of the manifest ended; their chains of records go on where they begin again.
+    ``revision``: number of the last revision that took effect. ``switched``: by flag, revision and manifest hash with
+    which its kill switch was last turned off.
+    """
 
     gate: int
     gates: int
@@ -40,42 +74,81 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     next: int = 0
     waiting: dict[int, dict[int, Partial]] = msgspec.field(default_factory=dict)
     units: dict[str, Unit] = msgspec.field(default_factory=dict)
+    retired: dict[str, Unit] = msgspec.field(default_factory=dict)
+    revision: int = -1
+    operations_next: int = 0
+    kills: dict[str, Kill] = msgspec.field(default_factory=dict)
+    switched: dict[str, tuple[int, str]] = msgspec.field(default_factory=dict)
 
 
 _codec = StateCodec(GateSnapshot)
+order_codec = StateCodec(Order)
+
+
+def switches(timeline: Timeline, index: int) -> Iterator[Order]:
+    """The kill switches that are off in a revision, as kills from when they were turned off."""
+    for name, flag in timeline.revisions[index].flags.items():
+        if flag.kind != "kill_switch" or flag.ramp_stages[0] > 0:
+            continue
+        since = timeline.revisions[index]
+        for earlier in reversed(timeline.revisions[:index]):
+            if name not in earlier.flags or earlier.flags[name].manifest_hash != flag.manifest_hash:
+                break
+            since = earlier
+        by = OperationBy(
+            kind="kill",
+            ts=since.effective_from,
+            actor=since.by or "manifest",
+            reason=f"kill switch is off in revision {since.number}",
+        )
+        yield Order(name, by, revision=since.number, manifest_hash=flag.manifest_hash)
 
 
 class GateState:
-    """The units of one gate partition, fed with partials in the order of their topic."""
+    """The units of one gate partition, fed with partials and orders as they stand in its log.
 
-    def __init__(self, snapshot: GateSnapshot, clockwork: Clockwork, flags: Mapping[str, Flag]) -> None:
+    ``timeline`` may grow with ``renew``. A revision takes effect at the end of the pane before it, so that two
+    manifests never mix in a window: units whose flag it changes are cut there, the others go on undisturbed.
+    """
+
+    def __init__(self, snapshot: GateSnapshot, clockwork: Clockwork, timeline: Timeline) -> None:
         self._state = snapshot
-        self._flags = flags
+        self._timeline = timeline
         self._clockwork = clockwork
-        self._ramps: dict[str, Ramp] = {}
-        for name, unit in snapshot.units.items():
-            flag = flags.get(name.split("|", 1)[0])
-            if flag is not None and flag.manifest_hash == unit.manifest_hash:
-                self._ramps[name] = Ramp(flag, unit, self._clockwork)
+        self._ramps: dict[str, Machine] = {}
+        self._scheduled: deque[Order] = deque()
+        self._applied = max((i for i, r in enumerate(timeline.revisions) if r.number <= snapshot.revision), default=-1)
+        for name, unit in list(snapshot.units.items()):
+            flag = self._flag(name.split("|", 1)[0], unit.manifest_hash)
+            if flag is not None:
+                self._ramps[name] = machine(flag, unit, clockwork, self._ramps)
+            else:
+                self._retire(name)
+        # What was noted under a manifest that is there no more, an unsigned file that was changed, does not count.
+        for flag_name, kill in list(snapshot.kills.items()):
+            if self._flag(flag_name, kill.manifest_hash) is None:
+                del snapshot.kills[flag_name]
+        for flag_name, (_, manifest_hash) in list(snapshot.switched.items()):
+            if self._flag(flag_name, manifest_hash) is None:
+                del snapshot.switched[flag_name]
+
+    def _flag(self, name: str, manifest_hash: str) -> Flag | None:
+        """The flag of that name and content, from whatever revision."""
+        flags = (revision.flags.get(name) for revision in reversed(self._timeline.revisions))
+        return next((flag for flag in flags if flag is not None and flag.manifest_hash == manifest_hash), None)
 
     @classmethod
     def fresh(
-        cls,
-        gate: int,
-        gates: int,
-        partitions: int,
-        clockwork: Clockwork,
-        flags: Mapping[str, Flag],
-        first: int = 0,
+        cls, gate: int, gates: int, partitions: int, clockwork: Clockwork, timeline: Timeline, first: int = 0
     ) -> "GateState":
-        """The state before the first partial, which is at offset ``first``. ``partitions``: of the source topic."""
+        """The state before the first entry, which is at offset ``first``. ``partitions``: of the source topic."""
         closed = [NEVER] * partitions
         snapshot = GateSnapshot(gate, gates, clockwork.pane_ms, clockwork.lateness_ms, closed, first)
-        return cls(snapshot, clockwork, flags)
+        return cls(snapshot, clockwork, timeline)
 
     @classmethod
     def load(
-        cls, blob: bytes, gate: int, gates: int, partitions: int, clockwork: Clockwork, flags: Mapping[str, Flag]
+        cls, blob: bytes, gate: int, gates: int, partitions: int, clockwork: Clockwork, timeline: Timeline
     ) -> "GateState":
         """The state that ``dump`` gave. Raises StateError if the bytes are none, or of another shape of the topics."""
         try:
@@ -89,16 +162,30 @@ class GateState:
                 f"the state of gate {gate} was written with (gate, gates, partitions, pane ms, lateness ms) = "
                 f"{found}, not {wanted}; give the old settings and partitions or start a new application id"
             )
-        return cls(snapshot, clockwork, flags)
+        return cls(snapshot, clockwork, timeline)
 
     def dump(self) -> bytes:
         """The whole state, position included."""
         return _codec.dump(self._state)
 
+    def renew(self, timeline: Timeline) -> None:
+        """Take a timeline that has grown by later revisions."""
+        self._timeline = timeline
+
     @property
     def next(self) -> int:
-        """The offset of the next partial in its topic."""
+        """The offset of the next entry in its topic."""
         return self._state.next
+
+    @property
+    def operations_next(self) -> int:
+        """The offset in the operations topic after the last operation that was carried out here."""
+        return self._state.operations_next
+
+    @property
+    def revision(self) -> int:
+        """Number of the last revision of the manifest that took effect here; -1 before the first."""
+        return self._state.revision
 
     @property
     def watermark(self) -> int | None:
@@ -107,7 +194,7 @@ class GateState:
         return None if closed == NEVER else closed * self._state.pane_ms
 
     @property
-    def ramps(self) -> Mapping[str, Ramp]:
+    def ramps(self) -> Mapping[str, Machine]:
         """The running units by ``flag|region``."""
         return self._ramps
 
@@ -116,18 +203,15 @@ class GateState:
         """Panes that some partition has not closed yet."""
         return len(self._state.waiting)
 
-    def step(self, offset: int, partial: Partial) -> Iterator[tuple[Decision, Command | None]]:
+    def step(self, offset: int, partial: Partial) -> Iterator[Outcome]:
         """Take in the partial at ``offset``; give what follows, in order. Exhaust it before ``dump``.
 
-        A partial that was seen before is dropped: after a crash they are sent again. Raises HoleError if one is
+        A partial that was seen before is dropped: after a crash they are sent again. Raises HoleError if an entry is
         missing before this one.
         """
         state = self._state
-        if offset < state.next:
+        if not self._follows(offset):
             return
-        if offset > state.next:
-            raise HoleError(f"partials {state.next} to {offset - 1} of gate {state.gate} are missing")
-        state.next = offset + 1
         if not 0 <= partial.partition < len(state.closed):
             raise StateError(
                 f"a partial of partition {partial.partition}, but the source topic had {len(state.closed)} partitions"
@@ -140,34 +224,80 @@ class GateState:
                 f"partition {partial.partition} closed panes up to {closed}, "
                 f"but its next partial starts at {partial.previous}"
             )
+        done = min(state.closed)
         state.closed[partial.partition] = partial.pane + 1
         if partial.units or partial.dead_letters:
             state.waiting.setdefault(partial.pane, {})[partial.partition] = partial
-        yield from self._advance(min(state.closed))
+        yield from self._advance(done, min(state.closed))
 
-    def _advance(self, closed: int) -> Iterator[tuple[Decision, Command | None]]:
-        """Merge and close panes below ``closed``; panes in which nothing happens are passed over."""
+    def operate(self, offset: int, order: Order) -> Iterator[Outcome]:
+        """Carry out the order at ``offset`` at once, whatever the time; as ``step``.
+
+        One that was carried out before is dropped: whoever forwards orders may do so again.
+        """
+        state = self._state
+        if not self._follows(offset):
+            return
+        if order.revision >= 0:
+            if state.switched.get(order.flag) == (order.revision, order.manifest_hash):
+                return
+            state.switched[order.flag] = order.revision, order.manifest_hash
+        else:
+            if order.offset < state.operations_next:
+                return
+            state.operations_next = order.offset + 1
+        yield from self._carry_out(order)
+
+    def schedule(self, orders: Iterable[Order]) -> None:
+        """Orders that stand in no log: carried out before the first pane whose end + lateness is past their ts."""
+        self._scheduled = deque(sorted(orders, key=lambda order: order.operation.ts))
+
+    def finish(self) -> Iterator[Outcome]:
+        """Carry out the orders that are still scheduled."""
+        while self._scheduled:
+            yield from self._carry_out(self._scheduled.popleft())
+
+    def _follows(self, offset: int) -> bool:
+        """Whether the entry at ``offset`` is the next one, which it then was; False for one from before."""
+        state = self._state
+        if offset > state.next:
+            raise HoleError(f"partials {state.next} to {offset - 1} of gate {state.gate} are missing")
+        if offset < state.next:
+            return False
+        state.next = offset + 1
+        return True
+
+    def _advance(self, done: int, closed: int) -> Iterator[Outcome]:
+        """Merge and close panes from ``done`` to ``closed``; those in which nothing happens are passed over."""
         state, pane_ms = self._state, self._state.pane_ms
         while True:
             ends = [pane + 1 for pane in state.waiting if pane < closed]
             deadlines = [ramp.deadline for ramp in self._ramps.values() if ramp.deadline is not None]
             ends += [deadline // pane_ms for deadline in deadlines if deadline <= closed * pane_ms]
-            if not ends:
+            # A revision that came to be known too late takes effect as soon as it can.
+            starts = self._timeline.starts[self._applied + 1 :]
+            changes = [max(start // pane_ms, done) for start in starts if start <= closed * pane_ms]
+            if not (ends or changes):
                 return
-            end = min(ends)
-            self._merge(end - 1, state.waiting.pop(end - 1, {}))
-            for _, ramp in sorted(self._ramps.items()):
-                yield from ramp.close(end * pane_ms)
+            end = min(ends + changes)
+            while self._scheduled and self._scheduled[0].operation.ts < end * pane_ms + state.lateness_ms:
+                yield from self._carry_out(self._scheduled.popleft())
+            if end in ends:
+                yield from self._merge(end - 1, state.waiting.pop(end - 1, {}))
+                for _, ramp in sorted(self._ramps.items()):
+                    yield from ramp.close(end * pane_ms)
+            if end in changes:
+                yield from self._revise(end * pane_ms)
+            done = end
 
-    def _merge(self, pane: int, partials: dict[int, Partial]) -> None:
-        for partial in partials.values():
-            for name, seen in partial.units.items():
-                if not seen.accepted:
-                    continue
-                if name not in self._ramps:
-                    self._begin(name, pane * self._state.pane_ms)
-                elif self._ramps[name].asleep:
-                    self._ramps[name].wake(pane * self._state.pane_ms)
+    def _merge(self, pane: int, partials: dict[int, Partial]) -> Iterator[Outcome]:
+        start = pane * self._state.pane_ms
+        shown = {name for partial in partials.values() for name, seen in partial.units.items() if seen.accepted}
+        for name in sorted(shown):
+            if name not in self._ramps:
+                yield from self._begin(name, start)
+            elif self._ramps[name].asleep:
+                self._ramps[name].wake(start)
         for partition, partial in sorted(partials.items()):
             for name, seen in partial.units.items():
                 if name in self._ramps:
@@ -176,10 +306,77 @@ class GateState:
         for ramp in self._ramps.values():
             ramp.unit.window.dead_letters += dead_letters
 
-    def _begin(self, name: str, start: int) -> None:
+    def _begin(self, name: str, start: int) -> Iterator[Outcome]:
         flag_name, region = name.split("|", 1)
-        flag = self._flags.get(flag_name)
-        if flag is not None:
-            unit = begin(flag, region, start, self._state.units.get(name))
-            self._state.units[name] = unit
-            self._ramps[name] = Ramp(flag, unit, self._clockwork)
+        flag = self._timeline.flags(start).get(flag_name)
+        if flag is None:
+            return
+        before = self._state.retired.pop(name, None)
+        ramp = self._run(name, flag, begin(flag, region, start, before))
+        kill = self._state.kills.get(flag_name)
+        if kill is not None:
+            yield ramp.operate(kill.operation)
+        elif before is not None:
+            yield from ramp.begun()
+
+    def _run(self, name: str, flag: Flag, unit: Unit) -> Machine:
+        self._state.units[name] = unit
+        self._ramps[name] = machine(flag, unit, self._clockwork, self._ramps)
+        return self._ramps[name]
+
+    def _retire(self, name: str) -> None:
+        self._ramps.pop(name, None)
+        self._state.retired[name] = self._state.units.pop(name)
+
+    def _revise(self, at: int) -> Iterator[Outcome]:
+        """Go over to the revision that is in force from ``at`` ms on."""
+        state = self._state
+        self._applied = self._timeline.index(at)
+        revision = self._timeline.revisions[self._applied]
+        state.revision = revision.number
+
+        def changed(flag_name: str, manifest_hash: str) -> bool:
+            flag = revision.flags.get(flag_name)
+            return flag is None or flag.manifest_hash != manifest_hash
+
+        for name, ramp in sorted(self._ramps.items()):
+            if changed(ramp.flag.name, ramp.unit.manifest_hash):
+                yield from ramp.cut(at)
+                self._retire(name)
+        for flag_name, kill in list(state.kills.items()):
+            # A kill given under this revision already, while the telemetry was behind, goes on.
+            since = kill.revision >= revision.number if kill.revision >= 0 else kill.operation.ts >= at
+            if changed(flag_name, kill.manifest_hash) and not since:
+                del state.kills[flag_name]
+
+    def _carry_out(self, order: Order) -> Iterator[Outcome]:
+        by, kills = order.operation, self._state.kills
+        flags = self._candidates(order)
+        if not flags:
+            return
+        if by.kind == "kill":
+            kills[order.flag] = Kill(by, flags[-1].manifest_hash, order.revision)
+        else:
+            kills.pop(order.flag, None)
+        for name in sorted(self._units_of(order.flag, flags)):
+            yield self._ramps[name].operate(by)
+
+    def _candidates(self, order: Order) -> list[Flag]:
+        """The flag as the windows are judged by now, and as it is when the order is given, if telemetry is behind."""
+        revisions = self._timeline.revisions
+        at = self._timeline.index(order.operation.ts)
+        if order.revision >= 0:
+            at = next((i for i, revision in enumerate(revisions) if revision.number == order.revision), at)
+        found = [revisions[i].flags.get(order.flag) for i in (self._applied, at) if i >= 0]
+        return [flag for flag in found if flag is not None]
+
+    def _units_of(self, name: str, flags: list[Flag]) -> set[str]:
+        """The running units of a flag; regions that a manifest names, or telemetry once showed, begin dormant."""
+        named = {region: flag for flag in reversed(flags) for region in flag.scope.regions if region != "all"}
+        units = {f"{name}|{region}" for region in named}
+        units |= {unit for unit in (*self._ramps, *self._state.retired) if unit.split("|", 1)[0] == name}
+        for unit in sorted(units - self._ramps.keys()):
+            region = unit.split("|", 1)[1]
+            flag = named.get(region, flags[0])
+            self._run(unit, flag, dormant(flag, region, self._state.retired.pop(unit, None)))
+        return units

@@ -14,8 +14,15 @@ SUBCOMMANDS = {
     "worker": "run the gate evaluator beside a Kafka",
     "simulate": "publish modelled telemetry over a real trace's arrivals",
     "replay": "decide from files what a worker would have decided",
+    "backtest": "say what another manifest would have decided, or chance alone",
     "lint": "check a manifest and show what it resolves to",
+    "keygen": "make a key pair to sign with",
+    "sign": "make a manifest a signed revision",
+    "publish": "publish a signed revision to the workers",
+    "kill": "take a flag's canary to 0 in every region",
+    "rearm": "start a flag from its first stage again",
     "topics": "create or check the topics",
+    "explain": "say in words what was decided and why",
     "watch": "show decisions and commands as they come",
 }
 

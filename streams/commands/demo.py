@@ -20,12 +20,24 @@ from rich.text import Text
 from schemas.decision import Command, Decision
 from schemas.errors import InputError, TidegateError
 from schemas.manifest import Flag, read_manifest
+from schemas.timeline import Timeline
 from streams.broker import embedded_broker
-from streams.commands.screen import clock, gates_table, order, outcome, plain_gates, problems, stage_bar
+from streams.commands.publish import send
+from streams.commands.screen import (
+    clock,
+    engaged_after,
+    gates_table,
+    order,
+    outcome,
+    plain_gates,
+    problems,
+    state_bar,
+)
 from streams.loop import Loop
 from streams.replay import by_unit, first_difference, replay
+from streams.scenarios import SCENARIOS, Scenario, told_scenarios
 from streams.settings import Settings, load_settings
-from streams.simulate import SCENARIOS, Scenario, Simulation, read_trace
+from streams.simulate import Simulation, Site, read_trace
 from streams.tail import tail
 from streams.topics import connect, create_topics, topics
 
@@ -42,6 +54,8 @@ CITATION = (
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
 FRAME_SECONDS = 0.25
+AFTERMATH_MS = 60_000
+"""Event time that is shown after the last decision, so that its command is seen at work."""
 LOG_LINES = 15
 # The worker dies with the demo, however the demo dies, where the system can be asked for that.
 _LAUNCH = (
@@ -57,6 +71,8 @@ SETTINGS = {
     "lateness": "10s",
     "checkpoint_every": "1s",
     "tick_idle_after": "off",
+    # Its manifest lies in the source folder: nobody signs it.
+    "unsigned_manifest": "true",
     "fetch_wait": "50ms",
     "http_host": "127.0.0.1",
     "http_port": "0",
@@ -71,28 +87,37 @@ EMBEDDED = {
     "session_timeout": "3s",
     "heartbeat": "500ms",
 }
-_SCENARIOS = "\b\nScenarios:\n" + "\n".join(f"  {name:8} {scenario.text}" for name, scenario in SCENARIOS.items())
 
 
-@click.command(epilog=_SCENARIOS)
-@click.option("--scenario", type=click.Choice(list(SCENARIOS)), default="healthy", show_default=True)
+@click.command(epilog=told_scenarios())
+@click.option(
+    "--scenario",
+    type=click.Choice(list(SCENARIOS)),
+    metavar="NAME",
+    default="healthy",
+    show_default=True,
+    help="what happens, see below",
+)
 @click.option("--broker", envvar="TIDEGATE_BROKER", help="a Kafka to use in place of the embedded broker")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, help="a folder")
 @click.option("--speed", type=click.FloatRange(1, 200), default=45.0, show_default=True, help="times real time")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="of all that is modelled")
 def command(scenario: str, broker: str | None, out: Path, speed: float, seed: int) -> None:
-    """Watch a canary ramp to 100 %, or be stopped, in about a minute.
+    """Watch a canary ramp to 100 %, or be held or stopped, in about a minute.
 
     Starts an embedded broker, a real worker as its own process, and a simulated service under a real request trace
-    that obeys the worker's commands. Leaves decisions, commands and all telemetry in OUT, then decides once more
-    from that telemetry alone and compares the bytes. Exits with 1 if they differ.
+    that obeys the worker's commands. Leaves manifest, decisions, commands and all telemetry in OUT, then decides once
+    more from that telemetry alone and compares the bytes. Exits with 1 if they differ, or if the verdicts are not
+    those that the scenario is about.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "worker.log").write_bytes(b"")
+        manifest = out / "manifest.yml"
+        manifest.write_text(SCENARIOS[scenario].manifest(MANIFEST.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out: {error.filename}: {error.strerror}") from None
-    given = SETTINGS | {"manifest": str(MANIFEST)}
+    given = SETTINGS | {"manifest": str(manifest)}
     with ExitStack() as stack:
         if broker is None:
             shapes = {topic.name: topic.partitions for topic in topics(load_settings(**given | EMBEDDED))}
@@ -186,10 +211,11 @@ class Demo:
     console: Console = field(default_factory=lambda: Console(highlight=False))
     decisions: list[Decision] = field(default_factory=list)
     notes: list[Text] = field(default_factory=list)
+    engaged: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.settings = load_settings(**self.given)
-        self.flags = read_manifest(MANIFEST, pane_ms=self.settings.pane).flags
+        self.flags = read_manifest(self.out / "manifest.yml", pane_ms=self.settings.pane).flags
         self.flag: Flag = next(iter(self.flags.values()))
         trace = read_trace(TRACE)
         # In the past by the length of the trace, so that no event is ahead of the clock.
@@ -197,10 +223,29 @@ class Demo:
         self.simulation = Simulation(
             trace, self.scenario, self.flag, self.settings.clockwork, start=start, seed=self.seed
         )
-        self.loop = Loop(self.simulation, self.settings, self.speed, until=self._has_shown_its_point, told=self._tell)
+        self.loop = Loop(
+            *(self.simulation, self.settings, self.speed),
+            until=self._has_shown_its_point,
+            told=self._tell,
+            moved=self._moved,
+        )
+        self._order_is_due = asyncio.Event()
+        self.operation = self.scenario.operation(self.flag, start)
+        self.ordered_at: float | None = None
+        self.shown_at: int | None = None
 
     def _has_shown_its_point(self) -> bool:
-        return len(self.decisions) >= len(self.scenario.verdicts)
+        least = min(len(self._of(unit)) for unit in self.simulation.sites)
+        if least >= len(self.scenario.verdicts) and self.shown_at is None:
+            self.shown_at = self.simulation.now
+        return self.shown_at is not None and self.simulation.now >= self.shown_at + AFTERMATH_MS
+
+    def _moved(self, now: int) -> None:
+        if self.operation is not None and now >= self.operation.ts:
+            self._order_is_due.set()
+
+    def _of(self, unit: str) -> list[Decision]:
+        return [decision for decision in self.decisions if decision.key == unit]
 
     async def run(self, *, own_topics: bool) -> bool:
         """Run, record, replay, compare; whether all was as it should be.
@@ -228,7 +273,7 @@ class Demo:
         with self.console.status("starting the worker") if self.console.is_terminal else nullcontext():
             await worker.ready()
         self._began = time.monotonic()
-        tasks = [asyncio.create_task(work) for work in (self.loop.run(), worker.died(), self._show())]
+        tasks = [asyncio.create_task(work) for work in (self.loop.run(), worker.died(), self._show(), self._operate())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -237,6 +282,16 @@ class Demo:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _operate(self) -> None:
+        """Give the operator's order when its time has come."""
+        operation = self.operation
+        if operation is not None:
+            await self._order_is_due.wait()
+            self.ordered_at = time.monotonic()
+            self._note([Text(f"{clock(operation.ts)}  {operation.actor} orders: {operation.kind} {operation.flag}")])
+            await send(self.settings, self.settings.operations_topic, operation.flag.encode(), operation.to_bytes())
+        await asyncio.Event().wait()
 
     async def _show(self) -> None:
         if not self.console.is_terminal:
@@ -256,31 +311,45 @@ class Demo:
             f"event time {clock(simulation.now)}, minute {minutes:.1f} at {self.speed:g} times real time; "
             f"{self.loop.events:,} events, {self.loop.events / seconds:,.0f} a second"
         )
-        start, end = simulation.window
-        share = min(max((simulation.now - start) / (end - start), 0.0), 1.0)
-        parts: list[RenderableType] = [
-            stage_bar(self.flag.traffic.stages, simulation.weight),
-            Text(progress, style="dim"),
-            Text(f"this window {clock(start)}-{clock(end)}: {share:.0%}", style="dim"),
-            *self.notes,
-        ]
-        if self.decisions:
+        parts: list[RenderableType] = [self._stands(site) for site in simulation.sites.values()]
+        parts.append(Text(progress, style="dim"))
+        if self.flag.kind != "kill_switch":
+            start, end = next(iter(simulation.sites.values())).window
+            share = min(max((simulation.now - start) / (end - start), 0.0), 1.0)
+            parts.append(Text(f"this window {clock(start)}-{clock(end)}: {share:.0%}", style="dim"))
+        parts += self.notes
+        if self.decisions and self.decisions[-1].gates:
             window = self.decisions[-1].window
             parts += [Text(f"\ngates of {clock(window.start)}-{clock(window.end)}"), gates_table(self.decisions[-1])]
         return Group(*parts)
 
+    def _stands(self, site: Site) -> Text:
+        router, weight = self.simulation.router, self.simulation.weight(site)
+        bar = state_bar(self.flag, weight, engaged=self.engaged.get(site.unit, False), ended=router.ended(site.unit))
+        return Text(f"{site.region:10} ").append(bar) if len(self.simulation.sites) > 1 else bar
+
     def _tell(self, what: Decision | Command | str) -> None:
-        if isinstance(what, Decision):
-            self.decisions.append(what)
-            notes = [outcome(what), *(Text(f"  {problem}", style="yellow") for problem in problems(what))]
-        elif isinstance(what, Command):
-            notes = [Text("  ").append(order(what))]
-        else:
-            notes = [Text(what, style="yellow")]
+        several = len(self.simulation.sites) > 1
+        if isinstance(what, str):
+            self._note([Text(what, style="yellow")])
+            return
+        where = Text(f"{what.region:10} " if several else "")
+        if isinstance(what, Command):
+            self._note([Text("  ").append(where).append(order(what)).append(self._delay(), style="dim")])
+            return
+        self.decisions.append(what)
+        self.engaged[what.key] = engaged_after(what, before=self.engaged.get(what.key, False))
+        self._note([where.append(outcome(what)), *(Text(f"  {line}", style="yellow") for line in problems(what))])
+        if not self.console.is_terminal and what.gates:
+            self.console.print(f"  {plain_gates(what)}", soft_wrap=True)
+
+    def _delay(self) -> str:
+        """How long after the operator's order a command came."""
+        return "" if self.ordered_at is None else f", {time.monotonic() - self.ordered_at:.2f} s after the order"
+
+    def _note(self, notes: list[Text]) -> None:
         self.notes += notes
         if not self.console.is_terminal:
-            if isinstance(what, Decision):
-                notes.append(Text(f"  {plain_gates(what)}"))
             for note in notes:
                 self.console.print(note, soft_wrap=True)
 
@@ -296,7 +365,11 @@ class Demo:
         _write(out / "commands.ndjson", ordered)
         telemetry = out / "telemetry.ndjson.gz"
         recorded = await _dump(settings, telemetry)
-        outcomes = list(replay([telemetry], self.flags, settings.partitions, settings.clockwork))
+        operations = [self.operation] if self.operation else []
+        _write(out / "operations.ndjson", [operation.to_bytes() for operation in operations])
+        outcomes = list(
+            replay([telemetry], Timeline.of(self.flags), settings.partitions, settings.clockwork, operations=operations)
+        )
         decided_again = [decision.to_bytes() for decision, _ in outcomes]
         ordered_again = [command.to_bytes() for _, command in outcomes if command is not None]
         difference = first_difference(decided_again, decided) or first_difference(ordered_again, ordered)
@@ -305,20 +378,29 @@ class Demo:
             f"replayed {counts} from {recorded:,} recorded events: {difference or 'the same bytes'}",
             style="bold red" if difference else "bold green",
         )
-        self._say(f"{out}: decisions.ndjson, commands.ndjson, telemetry.ndjson.gz, worker.log")
+        self._say(f"{out}: manifest.yml, decisions.ndjson, commands.ndjson, telemetry.ndjson.gz, worker.log")
         prefix = "" if settings.topic_prefix == "tidegate" else f"TIDEGATE_TOPIC_PREFIX={settings.topic_prefix} "
+        ordered_in = f"--operations {out / 'operations.ndjson'} " if operations else ""
         self._say(
-            f"again by hand: {prefix}tidegate replay --manifest {MANIFEST} --events {telemetry} "
-            f"--out {out / 'again.ndjson'} --compare {out / 'decisions.ndjson'}",
+            f"again by hand: {prefix}tidegate replay --manifest {out / 'manifest.yml'} --events {telemetry} "
+            f"{ordered_in}--out {out / 'again.ndjson'} --compare {out / 'decisions.ndjson'}",
             style="dim",
         )
-        verdicts = tuple(decision.verdict for decision in self.decisions)
-        if verdicts != self.scenario.verdicts:
-            self._say(
-                f"expected {', '.join(self.scenario.verdicts)}, but got {', '.join(verdicts) or 'no decision'}",
-                style="bold red",
-            )
-        return difference is None and verdicts == self.scenario.verdicts
+        return self._as_expected() and difference is None
+
+    def _as_expected(self) -> bool:
+        """Whether every region had the scenario's verdicts; says where not."""
+        expected = True
+        for site in self.simulation.sites.values():
+            verdicts = tuple(decision.verdict for decision in self._of(site.unit))
+            if verdicts != self.scenario.verdicts:
+                expected = False
+                self._say(
+                    f"{site.region}: expected {', '.join(self.scenario.verdicts)}, "
+                    f"but got {', '.join(verdicts) or 'no decision'}",
+                    style="bold red",
+                )
+        return expected
 
     async def _delete_topics(self) -> None:
         names = [topic.name for topic in topics(self.settings)]

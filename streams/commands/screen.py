@@ -1,12 +1,15 @@
 """How decisions look on a terminal, and as plain lines where there is none."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from rich.table import Table
 from rich.text import Text
 
-from schemas.decision import Command, Decision, GateResult
+from gates.power import kind_gates
+from schemas.decision import Command, Decision, GateResult, RuleResult
+from schemas.manifest import Flag
+from streams.commands.words import plain, problem_words
 
 GATE_STYLE = {
     "pass": "green",
@@ -19,12 +22,27 @@ GATE_STYLE = {
 VERDICT_STYLE = {
     "promote": "bold green",
     "pass": "bold green",
+    "open": "bold green",
+    "restore": "bold green",
+    "rearm": "bold cyan",
     "hold": "yellow",
     "freeze": "bold yellow",
+    "degrade": "bold yellow",
+    "fallback": "bold yellow",
+    "close": "bold red",
     "rollback": "bold red",
     "abort": "bold red",
     "kill": "bold red",
 }
+STATES = {
+    "quality_gated": ("closed", "open"),
+    "cost_guard": ("full chain", "light chain"),
+    "safety_guard": ("full answers", "cite-only answers"),
+    "kill_switch": ("on", "killed"),
+}
+"""What a flag that is no ramp is at rest, and what it is once it is engaged."""
+ENGAGED = {"open": True, "close": False, "fallback": True, "degrade": True, "restore": False, "pass": False}
+"""What a verdict leaves such a flag in; others leave it as it was."""
 _AT_LEAST = ("coverage_min", "tool_success_min")
 _SHARES = ("latency_p95_uplift_max", "error_rate_max", "tool_success_min", "cost_uplift_max")
 _CHANGES = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
@@ -61,21 +79,56 @@ def limit(gate: GateResult) -> str:
     return f"{sign} {percent(gate.threshold) if gate.gate in _SHARES else gate.threshold}"
 
 
+@dataclass(frozen=True)
+class Row:
+    """A gate, or a rule that stands for one, as it is shown. ``judged``: the flag's verdict depends on it."""
+
+    name: str
+    observed: str
+    limit: str
+    canary_rows: int
+    baseline_rows: int | None
+    status: str
+    style: str
+    judged: bool
+
+
+def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[Row]:
+    """A safety guard's rules, then the gates; ``only_judged``: without those that the flag does not decide on."""
+    judged = kind_gates(decision.kind)
+    rows = [_rule_row(rule) for rule in decision.abort_rules if rule.kind.startswith("reason_")]
+    for gate in decision.gates:
+        counts = gate.n_canary, gate.n_baseline
+        decides = gate.gate in judged
+        status = gate.status.replace("_", " ") if decides else "not judged"
+        style = GATE_STYLE[gate.status] if decides else "dim"
+        rows.append(Row(gate.gate, observed(gate), limit(gate), *counts, status, style, decides))
+    return [row for row in rows if row.judged or not only_judged]
+
+
+def _rule_row(rule: RuleResult) -> Row:
+    seen, most, share = rule.observed, rule.value or 0.0, rule.kind.endswith("_rate_over")
+    shown = "?" if seen is None else f"{100 * seen:.2f} %" if share else f"{seen:g}"
+    allowed = f"≤ {percent(most) if share else f'{most:g}'}"
+    status, style = ("fired", "bold red") if rule.fired else ("pass", "green")
+    return Row(rule.kind, shown, allowed, rule.n, None, status, style, judged=True)
+
+
 def gates_table(decision: Decision) -> Table:
     """Every gate with its value, its limit and the rows it rests on."""
     table = Table("gate", box=None, pad_edge=False, header_style="dim")
     for title in ("observed", "limit", "canary rows", "baseline rows"):
         table.add_column(title, justify="right")
     table.add_column("")
-    for gate in decision.gates:
-        style = GATE_STYLE[gate.status]
+    for row in gate_rows(decision):
         table.add_row(
-            gate.gate,
-            Text(observed(gate), style=style),
-            limit(gate),
-            f"{gate.n_canary:,}",
-            f"{gate.n_baseline:,}",
-            Text(gate.status.replace("_", " "), style=style),
+            row.name,
+            Text(row.observed, style=row.style),
+            row.limit,
+            f"{row.canary_rows:,}",
+            "" if row.baseline_rows is None else f"{row.baseline_rows:,}",
+            Text(row.status, style=row.style),
+            style="" if row.judged else "dim",
         )
     return table
 
@@ -87,37 +140,66 @@ def verdict(decision: Decision) -> Text:
 
 
 def outcome(decision: Decision) -> Text:
-    """One line: window, stage, verdict, reasons."""
+    """One line: window, stage, verdict, reasons; for an operator's order who gave it and why."""
+    by = decision.operation
+    if by is not None:
+        said = Text(decision.verdict, style=VERDICT_STYLE.get(decision.verdict, ""))
+        return Text(f"{clock(decision.decided_at)}  ").append(said).append(f" by {plain(by.actor)}: {plain(by.reason)}")
+    if decision.window.start == decision.window.end:
+        return Text(f"{clock(decision.decided_at)}  ").append(verdict(decision))
     window = f"{clock(decision.window.start)}-{clock(decision.window.end)}"
     early = "" if decision.window.closed else f" cut at {clock(decision.decided_at)}"
-    return Text(f"{window}{early}  at {percent(decision.stage.canary_weight):>5}  ").append(verdict(decision))
+    weight = decision.stage.canary_weight
+    closed = decision.kind == "quality_gated" and not weight
+    where = f"{'closed':8}" if closed else f"at {percent(weight):>5}"
+    return Text(f"{window}{early}  {where}  ").append(verdict(decision))
 
 
 def problems(decision: Decision) -> list[str]:
     """One line for each evidence problem, with what was seen."""
-    return [
-        f"{found.problem}: " + ", ".join(f"{name} {value}" for name, value in found.detail.items())
-        for found in decision.evidence_problems
-    ]
+    return [problem_words(found) for found in decision.evidence_problems]
 
 
 def order(command: Command) -> Text:
     """One line: what a router has to do."""
     weight = percent(command.weights.canary)
-    return Text(f"command {command.seq}: {command.action}, canary {weight} from {clock(command.effective_from)}")
+    what = f"canary stays at {weight}" if command.weights == command.previous_weights else f"canary {weight}"
+    return Text(f"command {command.seq}: {command.action}, {what} from {clock(command.effective_from)}")
 
 
 def plain_gates(decision: Decision) -> str:
-    """All gates in one line."""
-    return "; ".join(f"{gate.gate} {observed(gate)} ({limit(gate)}) {gate.status}" for gate in decision.gates)
+    """Everything that the flag decides on, in one line."""
+    rows = gate_rows(decision, only_judged=True)
+    return "; ".join(f"{row.name} {row.observed} ({row.limit}) {row.status}" for row in rows)
 
 
-def stage_bar(stages: Sequence[float], weight: float) -> Text:
-    """The stages, the one in effect marked, and the canary's share of the traffic as a bar."""
+def state(kind: str, weight: float, *, engaged: bool) -> str:
+    """Where a flag stands: open or closed, stepped in or not, and the canary's weight."""
+    canary = f"canary {percent(weight)}"
+    return f"{STATES[kind][engaged]}, {canary}" if kind in STATES else canary
+
+
+def engaged_after(decision: Decision, *, before: bool) -> bool:
+    """Whether a flag is engaged after a decision, as it was ``before`` where that does not say."""
+    if decision.operation is not None:
+        return decision.kind == "kill_switch" and decision.verdict == "kill"
+    return ENGAGED.get(decision.verdict, before)
+
+
+def state_bar(flag: Flag, weight: float, *, engaged: bool, ended: bool = False) -> Text:
+    """The stages or states, the one in effect marked, and the canary's share of the traffic as a bar.
+
+    ``ended``: the canary was taken away, so its weight of 0 is no stage.
+    """
+    if flag.kind in STATES:
+        names, at = list(STATES[flag.kind]), int(engaged)
+    else:
+        names = [percent(stage) if stage else "shadow" for stage in flag.ramp_stages]
+        at = flag.ramp_stages.index(weight) if weight in flag.ramp_stages and not ended else -1
     bar = Text()
-    for number, stage in enumerate(stages):
-        bar.append(" → " if number else "", style="dim")
-        bar.append(f"[{percent(stage)}]" if stage == weight else percent(stage), "bold" if stage == weight else "dim")
+    for number, name in enumerate(names):
+        bar.append((" ⇄ " if flag.kind in STATES else " → ") if number else "", style="dim")
+        bar.append(f"[{name}]" if number == at else name, "bold" if number == at else "dim")
     filled = round(weight * BAR_WIDTH)
     bar.append("   ").append("█" * filled, "green").append("░" * (BAR_WIDTH - filled), "blue")
     return bar.append(f"  canary {percent(weight)}")

@@ -13,20 +13,22 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
+from gates.unit import first_weight
 from schemas.decision import Command, Decision
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import Flag, parse_duration, read_manifest
 from streams.commands.screen import order, outcome, percent, plain_gates, problems
 from streams.loop import Loop, latest_start, shown
+from streams.scenarios import SCENARIOS, told_scenarios
 from streams.settings import load_settings
-from streams.simulate import SCENARIOS, Arrival, Simulation, read_trace
-
-_SCENARIOS = "\b\nScenarios:\n" + "\n".join(f"  {name:8} {scenario.text}" for name, scenario in SCENARIOS.items())
+from streams.simulate import Arrival, Simulation, read_trace
 
 
-@click.command(epilog=_SCENARIOS)
+@click.command(epilog=told_scenarios())
 @click.option("--trace", type=click.Path(path_type=Path), required=True, help="TIMESTAMP,ContextTokens,GeneratedTokens")
-@click.option("--scenario", type=click.Choice(list(SCENARIOS)), required=True, help="what happens to the canary")
+@click.option(
+    "--scenario", type=click.Choice(list(SCENARIOS)), metavar="NAME", required=True, help="what happens, see below"
+)
 @click.option("--manifest", type=click.Path(path_type=Path), help="the flags and their gates (YAML)")
 @click.option("--flag", "flag_name", help="the flag to simulate; the manifest's first if left out")
 @click.option("--broker", help="Kafka bootstrap servers")
@@ -49,12 +51,15 @@ def command(
 
     Arrivals and sizes are the trace's; users, latencies, costs, errors and quality are modelled. The simulation obeys
     the commands as a router would: it sends to the canary what the control topic says. Event time runs SPEED times as
-    fast as the clock, and lies in the past so that it never overtakes the clock.
+    fast as the clock, and lies in the past so that it never overtakes the clock. What happens is timed by the flag's
+    window; a scenario of another kind of flag than the manifest's is refused. In kill-switch nothing happens but what
+    you order with `tidegate kill`.
     """
     settings = load_settings(broker=broker, manifest=manifest)
     if settings.manifest is None:
         raise SettingsError("no manifest: give --manifest FILE or set TIDEGATE_MANIFEST, the same as the worker's")
     flag = _pick(read_manifest(settings.manifest, pane_ms=settings.pane).flags, flag_name)
+    SCENARIOS[scenario].check(flag)
     arrivals = read_trace(trace)
     simulation = Simulation(
         arrivals, SCENARIOS[scenario], flag, settings.clockwork, start=_start(start, arrivals, speed), seed=seed
@@ -62,18 +67,21 @@ def command(
     progress = Progress(console=Console(soft_wrap=True), disable=not sys.stdout.isatty())
     console = progress.console
     console.print(
-        f"{len(arrivals):,} requests from {shown(simulation.start)} on, "
-        f"{simulation.unit} at {percent(simulation.weight)}: {SCENARIOS[scenario].text}",
+        f"{len(arrivals):,} requests from {shown(simulation.start)} on, {', '.join(simulation.sites)} "
+        f"at {percent(first_weight(flag))}: {SCENARIOS[scenario].text}",
         highlight=False,
     )
 
+    def named(what: Decision | Command, line: Text) -> Text:
+        return Text(f"{what.region}  ").append(line) if len(simulation.sites) > 1 else line
+
     def tell(what: Decision | Command | str) -> None:
         if isinstance(what, Decision):
-            console.print(outcome(what))
+            console.print(named(what, outcome(what)))
             for line in (plain_gates(what), *problems(what)):
                 console.print(Text(f"    {line}", style="dim"))
         else:
-            console.print(order(what) if isinstance(what, Command) else Text(what, style="yellow"))
+            console.print(named(what, order(what)) if isinstance(what, Command) else Text(what, style="yellow"))
 
     with suppress(KeyboardInterrupt), progress:
         task = progress.add_task("event time", total=simulation.end - simulation.start)

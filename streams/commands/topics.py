@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schemas.errors import NoBrokerError, TopicError
 from streams.settings import load_settings
 from streams.topics import check_topics, create_topics, topics
 
@@ -17,10 +18,12 @@ def command(create: bool, broker: str | None) -> None:
     """Show what the topics have to be like, and check those that are there.
 
     Partitions, replicas and retention come from TIDEGATE_PARTITIONS, TIDEGATE_GATE_PARTITIONS,
-    TIDEGATE_REPLICATION_FACTOR and TIDEGATE_RETENTION. Exits with 2 if a topic is missing or would break results.
+    TIDEGATE_REPLICATION_FACTOR and TIDEGATE_RETENTION. Exits with 1 if a topic is missing or would break results.
     """
     settings = load_settings(broker=broker)
     console = Console()
+    if not console.is_terminal:
+        console.width = 1_000
     table = Table("topic", "partitions", "cleanup", "config", "for", box=None, pad_edge=False)
     for topic in topics(settings):
         config = ", ".join(f"{key}={value}" for key, value in topic.config.items())
@@ -29,5 +32,11 @@ def command(create: bool, broker: str | None) -> None:
     if create:
         made = asyncio.run(create_topics(settings))
         console.print(f"made: {', '.join(made)}" if made else "nothing to make: every topic is there")
-    p, g = asyncio.run(check_topics(settings))
+    try:
+        p, g = asyncio.run(check_topics(settings))
+    except TopicError as error:
+        if isinstance(error, NoBrokerError):
+            raise
+        click.echo(f"tidegate: {error}", err=True)
+        raise SystemExit(1) from None
     console.print(f"[green]all topics are there: {p} telemetry partitions, {g} gates[/green]", highlight=False)

@@ -12,17 +12,8 @@ from rich.text import Text
 
 from schemas.decision import Decision, Weights, decision_from_bytes
 from schemas.errors import EventError
-from streams.commands.screen import (
-    GATE_STYLE,
-    limit,
-    observed,
-    order,
-    outcome,
-    percent,
-    plain_gates,
-    problems,
-    verdict,
-)
+from streams.commands.screen import engaged_after, gate_rows, order, outcome, plain_gates, problems, state, verdict
+from streams.commands.words import plain
 from streams.control import ControlConsumer
 from streams.loop import shown
 from streams.settings import Settings, load_settings
@@ -34,7 +25,7 @@ from streams.tail import Tail, tail
 @click.option("--flag", help="only this flag")
 @click.option("--once", is_flag=True, help="show what is there and end")
 def command(broker: str | None, flag: str | None, once: bool) -> None:
-    """Show every flag and region: stage, weight, last verdict, and each gate with its value against the limit.
+    """Show every flag and region: stage or state, weight, last verdict, and each gate with its value against the limit.
 
     Reads the decisions and control topics from the start and disturbs nobody. On a terminal a table that keeps
     itself up to date, else a line for each decision and command.
@@ -45,11 +36,12 @@ def command(broker: str | None, flag: str | None, once: bool) -> None:
 
 
 class _Board:
-    """The last decision and the last weights of each unit."""
+    """The last decision and the last weights of each unit, and which quality gates are open and guards stepped in."""
 
     def __init__(self, flag: str | None) -> None:
         self._flag = flag
         self.decisions: dict[str, Decision] = {}
+        self.engaged: dict[str, bool] = {}
         self._seen: set[str] = set()
         self.weights: Mapping[str, Weights] = {}
 
@@ -66,6 +58,7 @@ class _Board:
             return None
         self._seen.add(decision.decision_id)
         self.decisions[decision.key] = decision
+        self.engaged[decision.key] = engaged_after(decision, before=self.engaged.get(decision.key, False))
         return decision
 
     def table(self) -> Table:
@@ -75,8 +68,12 @@ class _Board:
             weights = self.weights.get(unit)
             weight = weights.canary if weights else decision.stage.canary_weight
             where = Text(decision.flag, style="bold").append(f"\n{decision.region}", style="not bold")
-            where.append(f"\nstage {decision.stage.index}, canary {percent(weight)}", style="not bold")
+            stands = state(decision.kind, weight, engaged=self.engaged[unit])
+            ramps = f"stage {decision.stage.index}, " if decision.kind == "progressive_rollout" else ""
+            where.append(f"\n{ramps}{stands}", style="not bold")
             said = Text(f"{shown(decision.decided_at)}\n").append(verdict(decision))
+            if decision.operation is not None:
+                said.append(f"\nby {plain(decision.operation.actor)}: {plain(decision.operation.reason)}")
             for problem in problems(decision):
                 said.append(f"\n{problem}", style="yellow")
             table.add_row(where, said, _gates(decision))
@@ -85,8 +82,8 @@ class _Board:
 
 def _gates(decision: Decision) -> Table:
     grid = Table.grid(padding=(0, 1))
-    for gate in decision.gates:
-        grid.add_row(Text(gate.gate, no_wrap=True), Text(observed(gate), style=GATE_STYLE[gate.status]), limit(gate))
+    for row in gate_rows(decision, only_judged=True):
+        grid.add_row(Text(row.name, no_wrap=True), Text(row.observed, style=row.style), row.limit)
     return grid
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import click
 import structlog
 
 from schemas.errors import SettingsError, TopicError
-from schemas.manifest import read_manifest
+from schemas.signed import TrustedKeys, is_signed
+from schemas.timeline import Timeline
 from streams import logs
+from streams.health import Metrics, serve
+from streams.manifests import load_trusted, read_file, read_files, read_topic, tell
 from streams.settings import Settings, load_settings
 from streams.topics import check_topics, create_topics
 
@@ -23,6 +27,33 @@ STOP_SECONDS = 4.5
 def _give_up() -> None:
     log.error("stopped in haste", reason=f"the broker confirmed nothing for {STOP_SECONDS} s")
     os._exit(1)
+
+
+def _from_file(path: Path, settings: Settings, trusted: TrustedKeys | None) -> Timeline:
+    if not settings.unsigned_manifest and not is_signed(read_file(path)):
+        raise SettingsError(
+            f"{path} is not signed: sign it with `tidegate sign`, or set TIDEGATE_UNSIGNED_MANIFEST=true to take it so"
+        )
+    return read_files([path], trusted, settings.pane)
+
+
+async def _await_manifest(settings: Settings, trusted: TrustedKeys) -> bool:
+    """Wait, not ready, until the manifests topic has a revision; False if told to stop meanwhile."""
+    probe = await serve(
+        settings.http_host, settings.http_port, Metrics(), lambda: {"manifest": False, "partitions": False}
+    )
+    waiting = asyncio.create_task(read_topic(settings, trusted, wait=True, told=tell))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, waiting.cancel)
+    try:
+        log.info("waiting for a manifest", topic=settings.manifests_topic)
+        await waiting
+        return True
+    except asyncio.CancelledError:
+        log.info("stopped")
+        return False
+    finally:
+        await probe.cleanup()
 
 
 def _settings_help() -> str:
@@ -37,21 +68,23 @@ def _settings_help() -> str:
 
 
 @click.command(epilog=_settings_help())
-@click.option("--manifest", type=click.Path(path_type=Path), help="the flags and their gates (YAML)")
+@click.option("--manifest", type=click.Path(path_type=Path), help="the flags and their gates, signed or YAML")
 @click.option("--broker", help="Kafka bootstrap servers")
 def command(manifest: Path | None, broker: str | None) -> None:
     """Run the gate evaluator beside a Kafka.
 
     Reads telemetry, writes decisions and commands. Any number of workers share the partitions; each may be stopped
-    or killed at any time. Missing topics are made where the broker allows it.
+    or killed at any time. Missing topics are made where the broker allows it. Without a manifest file it takes the
+    signed revisions of the manifests topic, and waits for the first.
     """
     settings = load_settings(manifest=manifest, broker=broker)
-    if settings.manifest is None:
-        raise SettingsError("no manifest: give --manifest FILE or set TIDEGATE_MANIFEST")
-    flags = read_manifest(settings.manifest, pane_ms=settings.pane).flags
-    unsupported = sorted(name for name, flag in flags.items() if flag.kind != "progressive_rollout")
-    if unsupported:
-        raise SettingsError(f"only progressive_rollout is evaluated so far, not the kind of: {', '.join(unsupported)}")
+    trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
+    if trusted is None and not (settings.manifest and settings.unsigned_manifest):
+        raise SettingsError(
+            "no trusted keys: set TIDEGATE_TRUSTED_KEYS to a file of public keys (see `tidegate keygen`); "
+            "to go without signatures, give --manifest FILE and set TIDEGATE_UNSIGNED_MANIFEST=true"
+        )
+    timeline = _from_file(settings.manifest, settings, trusted) if settings.manifest else None
     logs.configure(settings)
     try:
         made = asyncio.run(create_topics(settings))
@@ -61,6 +94,8 @@ def command(manifest: Path | None, broker: str | None) -> None:
         # An account without the right to make topics is fine as long as they are there.
         log.warning("topics not made", error=str(error))
     partitions, gates = asyncio.run(check_topics(settings))
+    if timeline is None and not asyncio.run(_await_manifest(settings, trusted or {})):
+        return
     # Imported late: Faust takes most of a second, and `--help` should not.
     import faust
 
@@ -74,7 +109,7 @@ def command(manifest: Path | None, broker: str | None) -> None:
             deadline.daemon = True
             deadline.start()
 
-    worker = Worker(settings, flags, partitions, gates)
+    worker = Worker(settings, timeline, trusted, partitions, gates)
     # What was made up to here lives as long as the process: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()

@@ -3,21 +3,26 @@
 Sums are made here event by event, in the plainest way, and not by the code that reads the stream.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import indent
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import xxhash
 
+from gates.guards import machine
+from gates.machine import Machine
 from gates.metrics import read_arms
-from gates.ramp import Clockwork, Ramp, Unit, begin
 from gates.rules import Comparison
-from gates.sums import CONVERGED, COUNTERS, COVERAGE_BITS, FLIPPED, StateCodec, Sums, cost_parts
+from gates.sums import CONVERGED, COUNTERS, COVERAGE_BITS, FLIPPED, WORST, StateCodec, Sums, Worst, cost_parts
+from gates.unit import Clockwork, Unit, begin
 from gates.window import PaneUnit
-from schemas.decision import Command, Decision, GateResult, RuleResult
+from schemas.decision import Command, Decision, GateResult, OperationBy, RuleResult
+from schemas.event import ToolCall
 from schemas.manifest import Flag, load_manifest
 
 PANE = 10_000
@@ -36,7 +41,12 @@ STATES = {"→": CONVERGED, "←": FLIPPED, "<>": FLIPPED, "×": FLIPPED}
 
 @dataclass(frozen=True)
 class Event:
-    """One accepted telemetry event; a healthy request unless it says otherwise. ``probe``: query, paraphrase, seed."""
+    """One accepted telemetry event; a healthy request unless it says otherwise.
+
+    ``probe``: query, paraphrase, seed. ``reason``: how the reason step ended, ``mode``: how the answer was served.
+    ``client``: a client chose the arm. ``hash``: of the manifest that the assignment came from. An event without a
+    ``name`` has its offset for one.
+    """
 
     arm: str
     source: str = "traffic"
@@ -53,11 +63,36 @@ class Event:
     cost: float | None = 0.5
     solved: bool | None = True
     pins: Mapping[str, str] = field(default_factory=lambda: PINNED)
+    rate_limited: bool = False
+    reason: str | None = None
+    mode: str | None = None
+    namespace: str | None = None
+    tools: Sequence[ToolCall] = ()
+    client: bool = False
+    hash: str | None = None
+    name: str = ""
+
+    @property
+    def place(self) -> str:
+        """The sums that it counts in."""
+        labels = {"traffic": "label", "gold": "gold_label", "shadow": "shadow_label"}
+        return "client" if self.client else labels[self.source] if self.kind == "label" else self.source
+
+
+def label(arm: str, **fields: Any) -> Event:
+    """An evaluator's word on an earlier request: what it does not speak of is absent."""
+    silent: dict[str, Any] = {"delta_s": None, "coverage": None, "solved": None, "cost": None}
+    return Event(arm, kind="label", **silent | fields)
+
+
+def labels(arm: str, n: int, **fields: Any) -> list[Event]:
+    """``n`` labels of one arm."""
+    return [label(arm, **fields) for _ in range(n)]
 
 
 def requests(arm: str, n: int, **fields: Any) -> list[Event]:
-    """``n`` requests of one arm, each of a sticky id of its own."""
-    return [Event(arm, **{"sticky": f"{arm}-{i}", **fields}) for i in range(n)]
+    """``n`` requests of one arm, of three sticky ids: too few to show a share."""
+    return [Event(arm, **{"sticky": f"{arm}-{i % 3}", **fields}) for i in range(n)]
 
 
 def probes(arm: str, query: str = "q", states: Sequence[str | None] = ("→",) * 6, **fields: Any) -> list[Event]:
@@ -67,6 +102,11 @@ def probes(arm: str, query: str = "q", states: Sequence[str | None] = ("→",) *
         Event(arm, **{"sticky": f"{arm}-{query}", "state": state, "probe": (query, *run), **fields})
         for run, state in zip(runs, states, strict=False)
     ]
+
+
+def exposures(events: Iterable[Event]) -> list[Event]:
+    """An exposure of every sticky id in some events."""
+    return [Event(arm, kind="exposure", sticky=sticky) for arm, sticky in sorted({(e.arm, e.sticky) for e in events})]
 
 
 def healthy(n: int = 40, **canary: Any) -> list[Event]:
@@ -80,64 +120,162 @@ def ids(names: Iterable[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], np.uint64)
 
 
+def hashed(text: str) -> int:
+    """The hash under which keys, effects and queries are followed."""
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def bucket(name: str, sticky: str) -> float:
+    """Where assignment by hash puts an id of a flag."""
+    return int.from_bytes(hashlib.sha256(f"{name}:{sticky}".encode()).digest()[:8], "big") / 2**64
+
+
 def sums_of(events: Sequence[Event], pane: int = 0, partition: int = 0, offsets: Sequence[int] | None = None) -> Sums:
     """The sums of events of one arm and source; the offsets count from 0 if none are given."""
     sums, row = Sums(), dict.fromkeys(COUNTERS, 0)
+    bad: dict[str, list[Worst]] = {}
     for offset, event in zip(offsets or range(len(events)), events, strict=True):
-        if event.kind == "exposure":
+        if event.kind == "exposure" or event.client:
             row["exposures"] += 1
             continue
-        row["requests"] += 1
-        row["errors"] += event.error
-        if event.tool_calls and event.tool_ok is None:
-            row["tool_missing"] += 1
+        if event.kind == "request":
+            _count_request(row, event)
+            pins = msgspec.json.encode(dict(sorted(event.pins.items()))).decode()
+            sums.see_pins(pins, 1, (pane, partition, offset))
         else:
-            row["tool_calls"] += event.tool_calls
-            row["tool_ok"] += event.tool_ok or 0
+            row["labels"] += 1
         row["solved"] += bool(event.solved)
-        row["cost_rows"] += event.cost is not None and event.solved is not None
-        if event.cost is not None:
-            high, low = cost_parts(np.array([event.cost]))
-            row["cost_high"] += int(high[0])
-            row["cost_low"] += int(low[0])
+        row["solved_rows"] += event.solved is not None
         if event.coverage is not None:
             row["coverage_rows"] += 1
             row["coverage_sum"] += round(event.coverage * (1 << COVERAGE_BITS))
         if event.state is not None:
-            bad = STATES[event.state] == FLIPPED
+            flips = STATES[event.state] == FLIPPED
             row["lambda_rows"] += 1
-            row["lambda_bad_rows"] += bad
+            row["lambda_bad_rows"] += flips
             if event.probe is None:
                 row["lambda_events"] += 1
-                row["lambda_flips"] += bad
+                row["lambda_flips"] += flips
             else:
                 query, paraphrase, seed = event.probe
-                group = xxhash.xxh3_64_intdigest(query.encode())
-                sums.probe(group, (paraphrase - 1) * 2 + seed - 1, STATES[event.state])
-        pins = msgspec.json.encode(dict(sorted(event.pins.items()))).decode()
-        sums.see_pins(pins, 1, (pane, partition, offset))
-    asked = [event for event in events if event.kind == "request"]
+                sums.probe(hashed(query), (paraphrase - 1) * 2 + seed - 1, STATES[event.state])
+        for metric, badness, value in _badness(event):
+            bad.setdefault(metric, []).append(Worst(badness, value, partition, offset, event.name or str(offset)))
+    asked = [event for event in events if event.kind == "request" and not event.client]
     sums.count([row[counter] for counter in COUNTERS])
-    sums.delta_s.add(np.array([e.delta_s for e in asked if e.delta_s is not None], np.float64))
+    told = [event for event in events if event.kind != "exposure" and not event.client]
+    sums.delta_s.add(np.array([e.delta_s for e in told if e.delta_s is not None], np.float64))
     sums.latency.add(np.array([e.latency for e in asked], np.float64))
-    sums.sticky.add(ids(event.sticky for event in events))
+    if all(event.place == "traffic" for event in events):
+        sums.sticky.add(ids(event.sticky for event in events))
+        sums.exposed.add(ids(event.sticky for event in events if event.kind == "exposure"))
+    if events and events[0].arm == "canary":
+        for metric, found in bad.items():
+            sums.worst[metric] = sorted(found, key=lambda worst: worst.rank)[:WORST]
     return sums
 
 
+def _count_request(row: dict[str, int], event: Event) -> None:
+    row["requests"] += 1
+    row["errors"] += event.error
+    row["rate_limited"] += event.rate_limited
+    if event.tool_calls and event.tool_ok is None:
+        row["tool_missing"] += 1
+    else:
+        row["tool_calls"] += event.tool_calls
+        row["tool_ok"] += event.tool_ok or 0
+    row["cost_rows"] += event.cost is not None and event.solved is not None
+    if event.cost is not None:
+        high, low = cost_parts(np.array([event.cost]))
+        row["cost_known"] += 1
+        row["cost_high"] += int(high[0])
+        row["cost_low"] += int(low[0])
+    row["reason_rows"] += event.reason is not None
+    row["reason_failed"] += event.reason == "failed"
+    row["reason_in_full"] += event.reason == "failed" and event.mode != "cite_only"
+
+
+def _badness(event: Event) -> Iterable[tuple[str, float, float]]:
+    """By metric, how bad an event is and what a reader is shown."""
+    if event.delta_s is not None:
+        yield "delta_s", event.delta_s, event.delta_s
+    if event.coverage is not None:
+        yield "coverage", -event.coverage, event.coverage
+    if event.state is not None and STATES[event.state] == FLIPPED:
+        yield "lambda", 1.0, 1.0
+    if event.kind != "request":
+        return
+    yield "latency", event.latency, event.latency
+    if event.cost is not None:
+        yield "cost", event.cost, event.cost
+    if event.error:
+        yield "error", 1.0, 1.0
+    if event.reason == "failed":
+        yield "reason", 1.0, 1.0
+        if event.mode != "cite_only":
+            yield "reason_in_full", 1.0, 1.0
+    failed = event.tool_calls - (event.tool_ok or 0) if event.tool_ok is not None else 0
+    if failed:
+        yield "tool", float(failed), float(failed)
+
+
+PLACES = ("traffic", "gold", "shadow", "label", "gold_label", "shadow_label", "client")
+
+
 def seen(
-    events: Sequence[Event], *, late: int = 0, duplicates: int = 0, pane: int = 0, partition: int = 0, first: int = 0
+    events: Sequence[Event],
+    *,
+    late: int = 0,
+    duplicates: int = 0,
+    pane: int = 0,
+    partition: int = 0,
+    first: int = 0,
+    hashed_for: Flag | None = None,
 ) -> PaneUnit:
-    """What one partition saw of a unit in one pane; the events have consecutive offsets from ``first``."""
+    """What one partition saw of a unit in one pane; the events have consecutive offsets from ``first``.
+
+    ``hashed_for``: the flag, if its arms follow from the sticky id.
+    """
     unit = PaneUnit(late=late, duplicates=duplicates)
     for arm in ("baseline", "canary"):
-        for source in ("traffic", "gold", "shadow"):
-            at = [i for i, event in enumerate(events) if (event.arm, event.source) == (arm, source)]
+        for place in PLACES:
+            at = [i for i, event in enumerate(events) if (event.arm, event.place) == (arm, place)]
             if at:
                 mine, offsets = [events[i] for i in at], [first + i for i in at]
-                unit.of(arm).sources[source] = sums_of(mine, pane, partition, offsets)
+                unit.of(arm).sources[place] = sums_of(mine, pane, partition, offsets)
+                if hashed_for is not None and place == "traffic":
+                    _misplace(unit, arm, mine, hashed_for)
+    for i, event in enumerate(events):
+        _tell(unit, event, partition, first + i)
     if events:
         unit.saw(first, first + len(events) - 1)
     return unit
+
+
+def _misplace(unit: PaneUnit, arm: str, events: Sequence[Event], rules: Flag) -> None:
+    buckets = [bucket(rules.name, event.sticky) for event in events]
+    wrong = [sum((b < weight) != (arm == "canary") for b in buckets) for weight in rules.ramp_stages]
+    unit.details().misplace(arm, wrong)
+
+
+def _tell(unit: PaneUnit, event: Event, partition: int, offset: int) -> None:
+    """What one event tells of the evidence itself."""
+    if event.hash is not None:
+        unit.details().see_hash(event.hash, 1)
+    if event.kind != "request" or event.client:
+        return
+    if event.namespace is not None:
+        pins = msgspec.json.encode(dict(sorted(event.pins.items()))).decode()
+        unit.details().see_namespace(event.namespace, [pins])
+    calls = Counter((tool.name, tool.args_hash) for tool in event.tools if tool.args_hash is not None)
+    for tool in event.tools:
+        if tool.idempotency_key is not None and tool.effect_id is not None:
+            unit.details().effects.add(hashed(tool.idempotency_key), hashed(tool.effect_id))
+        if tool.write and tool.idempotency_key is None:
+            unit.details().unfenced.add(partition, offset, tool.name)
+    for (name, _), count in calls.items():
+        if count >= 10:
+            unit.details().tool_loops.add(partition, offset, name)
 
 
 def flag(body: str = "", *, name: str = "f") -> Flag:
@@ -169,7 +307,7 @@ _units = StateCodec(Unit)
 
 
 class Drive:
-    """One unit's ramp, fed pane by pane, with everything that it gave.
+    """One unit of a flag, fed pane by pane, with everything that it gave.
 
     ``restore``: between panes the unit is written out and read back, as after a crash.
     """
@@ -182,9 +320,12 @@ class Drive:
         before: Unit | None = None,
         clockwork: Clockwork = CLOCKWORK,
         restore: bool = False,
+        unit: Unit | None = None,
+        region: str = "us",
+        peers: dict[str, Machine] | None = None,
     ) -> None:
-        self.flag, self.clockwork, self.restore = rules, clockwork, restore
-        self.ramp = Ramp(rules, begin(rules, "us", start, before), clockwork)
+        self.flag, self.clockwork, self.restore, self.peers = rules, clockwork, restore, peers
+        self.ramp = machine(rules, unit or begin(rules, region, start, before), clockwork, peers)
         self.now = start
         self.offset = 0
         self.decisions: list[Decision] = []
@@ -195,19 +336,33 @@ class Drive:
         """The whole state."""
         return self.ramp.unit
 
-    def pane(self, events: Sequence[Event] = (), *, late: int = 0, dead_letters: int = 0) -> list[Decision]:
-        """Close the next pane with these events of partition 0 in it; the decisions that follow."""
+    def took(self, made: Iterable[tuple[Decision, Command | None]]) -> list[Decision]:
+        """Note what the unit gave."""
+        outcomes = list(made)
+        self.decisions += [decision for decision, _ in outcomes]
+        self.commands += [command for _, command in outcomes if command is not None]
+        return [decision for decision, _ in outcomes]
+
+    def feed(self, events: Sequence[Event] = (), *, late: int = 0, dead_letters: int = 0) -> None:
+        """Put these events of partition 0 into the next pane."""
         index = self.now // self.clockwork.pane_ms
-        self.ramp.add(0, seen(events, late=late, pane=index, first=self.offset))
+        hashed_for = self.flag if self.flag.policy.assignment == "sha256" else None
+        self.ramp.add(0, seen(events, late=late, pane=index, first=self.offset, hashed_for=hashed_for))
         self.offset += len(events)
         self.ramp.unit.window.dead_letters += dead_letters
+
+    def close(self) -> list[Decision]:
+        """Close the next pane; the decisions that follow."""
         self.now += self.clockwork.pane_ms
-        made = list(self.ramp.close(self.now))
-        self.decisions += [decision for decision, _ in made]
-        self.commands += [command for _, command in made if command is not None]
+        made = self.took(self.ramp.close(self.now))
         if self.restore:
-            self.ramp = Ramp(self.flag, _units.load(_units.dump(self.ramp.unit)), self.clockwork)
-        return [decision for decision, _ in made]
+            self.ramp = machine(self.flag, _units.load(_units.dump(self.ramp.unit)), self.clockwork, self.peers)
+        return made
+
+    def pane(self, events: Sequence[Event] = (), *, late: int = 0, dead_letters: int = 0) -> list[Decision]:
+        """Close the next pane with these events of partition 0 in it; the decisions that follow."""
+        self.feed(events, late=late, dead_letters=dead_letters)
+        return self.close()
 
     def until(self, end: int) -> list[Decision]:
         """Close empty panes up to a time."""
@@ -220,8 +375,17 @@ class Drive:
         self.until(self.ramp.unit.window.end - self.clockwork.pane_ms)
         return self.pane(events, late=late, dead_letters=dead_letters)[-1]
 
+    def operate(self, kind: Literal["kill", "rearm"], ts: int | None = None) -> Decision:
+        """An operator's action, ordered now unless ``ts`` says otherwise."""
+        by = OperationBy(kind=kind, ts=self.now if ts is None else ts, actor="ada", reason="why not")
+        return self.took([self.ramp.operate(by)])[-1]
+
     def command(self) -> Command:
         """The last command; it must belong to the last decision."""
         assert self.commands, "no command yet"
         assert self.commands[-1].decision_id == self.decisions[-1].decision_id
         return self.commands[-1]
+
+    def commanded(self) -> list[tuple[str, float]]:
+        """What was commanded so far: action and the canary's weight."""
+        return [(command.action, command.weights.canary) for command in self.commands]

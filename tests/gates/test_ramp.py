@@ -9,7 +9,7 @@ import pytest
 
 from gates.bounds import excludes_from_below
 from gates.digest import SKETCH
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.canonical import canonical, sha256_of
 from schemas.decision import Command, Decision
 from tests.gates.build import (
@@ -764,11 +764,11 @@ def test_the_driven_run_shows_every_verdict() -> None:
 
 
 def test_a_decision_has_the_contract_s_fields() -> None:
-    """Every field of the contract's example, and no other."""
+    """Every field of the contract's example, and ours: why a hold waits, the worst events, who ordered it."""
     names = (
         "schema decision_id flag region kind verdict reasons window decided_at stage gates abort_rules "
         "evidence_problems arms late duplicates dead_letters warnings relaxed source manifest_hash versions engine "
-        "previous_hash hash"
+        "previous_hash hash forecast exemplars change_freeze operation"
     )
     for decision in DRIVEN.decisions:
         record = json.loads(decision.to_bytes())
@@ -786,7 +786,7 @@ def test_a_decision_has_the_contract_s_fields() -> None:
 
 
 def test_a_command_has_the_contract_s_fields() -> None:
-    """Every field of the contract's example, and no other."""
+    """Every field of the contract's example, and ours: why a hold waits, the worst events, who ordered it."""
     names = (
         "schema command_id seq flag region action severity weights previous_weights effective_from reasons rule "
         "decision_id manifest_hash"

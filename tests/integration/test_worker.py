@@ -14,8 +14,9 @@ import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import NewTopic
 
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.manifest import load_manifest
+from schemas.timeline import Timeline
 from streams.replay import by_unit, partition_of, replay
 from streams.settings import Settings, load_settings
 from streams.tail import tail
@@ -97,7 +98,7 @@ def replayed(settings: Settings, folder: Path) -> tuple[dict[str, list[bytes]], 
     """Decisions and commands by unit that follow from the topic, dumped to a file."""
     file = folder / "telemetry.ndjson"
     asyncio.run(dump(settings, file))
-    outcomes = list(replay([file], load_manifest(MANIFEST).flags, PARTITIONS, settings.clockwork))
+    outcomes = list(replay([file], Timeline.of(load_manifest(MANIFEST).flags), PARTITIONS, settings.clockwork))
     decisions = by_unit(decision.to_bytes() for decision, _ in outcomes)
     return decisions, by_unit(command.to_bytes() for _, command in outcomes if command is not None)
 
@@ -233,7 +234,7 @@ def test_silent_partitions_get_ticks_that_replay_sees(settings: Settings, tmp_pa
     file = tmp_path / "telemetry.ndjson"
     asyncio.run(dump(settings, file))
     clockwork = Clockwork(1_000, 1_000, settings.telemetry_topic)
-    outcomes = replay([file], load_manifest(path.read_text(), pane_ms=1_000).flags, PARTITIONS, clockwork)
+    outcomes = replay([file], Timeline.of(load_manifest(path.read_text(), pane_ms=1_000).flags), PARTITIONS, clockwork)
     again = by_unit(decision.to_bytes() for decision, _ in outcomes)
     assert again["answer|"][: len(found["answer|"])] == found["answer|"]
 

@@ -19,12 +19,15 @@ from streams.tail import tail
 
 
 class WorkerProcess:
-    """One ``tidegate worker``, pinned to a core if ``cpu`` names one; its log lines go to a file."""
+    """One ``tidegate worker``, pinned to a core if ``cpu`` names one; its log lines go to a file.
+
+    ``manifest``: taken unsigned; None: from the manifests topic.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        manifest: Path,
+        manifest: Path | None,
         name: str,
         folder: Path,
         *,
@@ -35,7 +38,8 @@ class WorkerProcess:
         self._pin = [] if cpu is None else ["taskset", "-c", str(cpu)]
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("TIDEGATE_")} | {
             "TIDEGATE_BROKER": settings.broker,
-            "TIDEGATE_MANIFEST": str(manifest),
+            "TIDEGATE_MANIFEST": "" if manifest is None else str(manifest),
+            "TIDEGATE_UNSIGNED_MANIFEST": "false" if manifest is None else "true",
             "TIDEGATE_TOPIC_PREFIX": settings.topic_prefix,
             "TIDEGATE_APPLICATION_ID": settings.application_id,
             "TIDEGATE_INSTANCE_ID": name,

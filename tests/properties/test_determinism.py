@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.manifest import Flag, load_manifest
+from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import PartitionState, Run, partial_codec
 from streams.windows import GateState, split
@@ -66,7 +67,7 @@ def request(rng: random.Random, number: int, ts: int, flag: str, region: str, ar
         "flag": flag,
         "region": region,
         "arm": arm,
-        "sticky_id": f"{arm}{rng.randrange(40)}",
+        "sticky_id": f"{arm}{rng.randrange(4 if arm == 'canary' else 8)}",
         "latency_ms": rng.lognormvariate(4, 0.02) * (3 if fate == "slow" else 1),
         "status": 500 if fate == "errors" and rng.random() < 0.7 else 200,
         "versions": PINS | {"INDEX_HASH": "2"} if drifted else PINS,
@@ -142,8 +143,8 @@ class Deployment:
         self.logs, self.gates = logs, gates
         self.said = Said()
         self.partials: list[list[bytes]] = [[] for _ in range(gates)]
-        self.windows = [PartitionState.fresh(p, CLOCKWORK, GroupTable(flags())) for p in range(len(logs))]
-        self.deciders = [GateState.fresh(g, gates, len(logs), CLOCKWORK, flags()) for g in range(gates)]
+        self.windows = [PartitionState.fresh(p, CLOCKWORK, GroupTable(Timeline.of(flags()))) for p in range(len(logs))]
+        self.deciders = [GateState.fresh(g, gates, len(logs), CLOCKWORK, Timeline.of(flags())) for g in range(gates)]
         self.window_saves = [state.dump() for state in self.windows]
         self.gate_saves = [state.dump() for state in self.deciders]
 
@@ -171,11 +172,11 @@ class Deployment:
     def crash_window(self, partition: int) -> None:
         """Back to the last checkpoint: what was read since is read, and written, again."""
         blob = self.window_saves[partition]
-        self.windows[partition] = PartitionState.load(blob, partition, CLOCKWORK, GroupTable(flags()))
+        self.windows[partition] = PartitionState.load(blob, partition, CLOCKWORK, GroupTable(Timeline.of(flags())))
 
     def crash_gate(self, gate: int) -> None:
         blob = self.gate_saves[gate]
-        self.deciders[gate] = GateState.load(blob, gate, self.gates, len(self.logs), CLOCKWORK, flags())
+        self.deciders[gate] = GateState.load(blob, gate, self.gates, len(self.logs), CLOCKWORK, Timeline.of(flags()))
 
     def finish(self) -> Said:
         for partition in range(len(self.logs)):
@@ -288,6 +289,9 @@ def without_offsets(decision: bytes) -> dict[str, Any]:
         del record[name]
     for problem in record["evidence_problems"]:
         problem["detail"].pop("first", None)
+    for worst in record["exemplars"].values():
+        for exemplar in worst:
+            del exemplar["offset"]
     for arm in record["arms"].values():
         if arm["pinned_from"]:
             del arm["pinned_from"]["hash"]

@@ -12,9 +12,10 @@ import pytest
 
 from gates.bounds import alpha_for_window
 from gates.metrics import ArmMetrics
-from gates.ramp import Clockwork, Ramp, begin
+from gates.ramp import Ramp
 from gates.rules import Comparison
 from gates.sums import COUNTERS, COVERAGE_BITS, Sums
+from gates.unit import Clockwork, begin
 from gates.window import Arm, PaneUnit, Window
 from schemas.decision import Decision
 from tests.gates.build import PANE, flag

@@ -83,6 +83,7 @@ class TestRequiredFields:
 GOOD: dict[str, list[Any]] = {
     "ts": [0, 1, 2**53 - 1],
     "kind": ["request", "exposure", "tick"],
+    "labels_event_id": ["e1"],
     "arm": ["baseline", "canary"],
     "tenant": ["", "é", "a" * 5_000],
     "region": ["", "us-east-1", "a|b", "\u2028"],
@@ -122,6 +123,7 @@ GOOD: dict[str, list[Any]] = {
 }
 BAD: dict[str, list[Any]] = {
     "event_id": [1, True, ["e"], {}],
+    "labels_event_id": [1, "", "x" * 1025],
     "ts": [-1, 2**53, 10**40, 1.5, "1", True, []],
     "kind": ["Request", "ticks", "", 0],
     "flag": [1, False],

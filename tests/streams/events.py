@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from gates.ramp import Clockwork
 from gates.sums import Sums
+from gates.unit import Clockwork
 from gates.window import PaneUnit
 from schemas.manifest import Flag, load_manifest
+from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import Partial, PartitionState, Run, Step, partial_codec
 
@@ -67,7 +68,7 @@ def tick(ts: int) -> bytes:
 
 
 def fresh(first: int = 0, partition: int = 0, text: str = MANIFEST) -> PartitionState:
-    return PartitionState.fresh(partition, CLOCKWORK, GroupTable(flags(text)), first)
+    return PartitionState.fresh(partition, CLOCKWORK, GroupTable(Timeline.of(flags(text))), first)
 
 
 def partials_of(values: list[bytes | None], timestamps: list[int] | None = None, text: str = MANIFEST) -> list[Partial]:

@@ -3,39 +3,57 @@
 from functools import cache
 from pathlib import Path
 
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.decision import Command, Decision
 from schemas.event import TelemetryEvent, encode
-from schemas.manifest import Flag, read_manifest
+from schemas.manifest import Flag, load_manifest
+from schemas.timeline import Timeline
 from streams.panes import Run
 from streams.replay import Pipeline, partition_of
-from streams.simulate import SCENARIOS, Arrival, Simulation, read_trace
+from streams.scenarios import SCENARIOS
+from streams.simulate import Arrival, Simulation, read_trace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRACE = EXAMPLES / "data" / "azure_llm_conv_2023.csv.gz"
-FLAGS = read_manifest(EXAMPLES / "manifest.yml").flags
-FLAG: Flag = next(iter(FLAGS.values()))
+MANIFEST = (EXAMPLES / "manifest.yml").read_text()
 CLOCKWORK = Clockwork(10_000, 10_000, "tidegate.telemetry")
 START = 1_700_000_000_000
 PARTITIONS = 4
 
 
+STEP_MS = 10_000
+
+
 class Play:
     """A simulation whose telemetry goes straight into the core, and whose commands come straight back."""
 
-    def __init__(self, scenario: str, seed: int = 1) -> None:
-        self.simulation = Simulation(trace(), SCENARIOS[scenario], FLAG, CLOCKWORK, start=START, seed=seed)
-        self.pipeline = Pipeline(FLAGS, PARTITIONS, CLOCKWORK)
+    def __init__(self, name: str, seed: int = 1) -> None:
+        scenario = SCENARIOS[name]
+        flags = load_manifest(scenario.manifest(MANIFEST)).flags
+        flag: Flag = next(iter(flags.values()))
+        self.verdicts = scenario.verdicts
+        self.simulation = Simulation(trace(), scenario, flag, CLOCKWORK, start=START, seed=seed)
+        operation = scenario.operation(flag, START)
+        self.pipeline = Pipeline(Timeline.of(flags), PARTITIONS, CLOCKWORK, [operation] if operation else [])
         self.next = [0] * PARTITIONS
         self.events: list[TelemetryEvent] = []
         self.decisions: list[Decision] = []
         self.commands: list[Command] = []
-        while self.simulation.now < self.simulation.end and len(self.decisions) < len(SCENARIOS[scenario].verdicts):
+        while self.simulation.now < self.simulation.end and not self.ended:
             due = self.simulation.due
-            self.feed(self.simulation.advance(min(self.simulation.now + 1_000, due)))
+            self.feed(self.simulation.advance(min(self.simulation.now + STEP_MS, due)))
             if self.simulation.now == due:
                 self.feed([self.simulation.tick()])
-                assert self.simulation.due > due or len(self.decisions) == len(SCENARIOS[scenario].verdicts)
+                assert self.simulation.due > due or self.ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether every region has had the verdicts it was to have."""
+        return all(len(self.of(unit)) >= len(self.verdicts) for unit in self.simulation.sites)
+
+    def of(self, unit: str) -> list[Decision]:
+        """The decisions on one region."""
+        return [decision for decision in self.decisions if decision.key == unit]
 
     def feed(self, events: list[TelemetryEvent]) -> None:
         self.events += events
@@ -47,7 +65,7 @@ class Play:
         for partition, run in enumerate(runs):
             for decision, command in self.pipeline.step(partition, Run(self.next[partition], run)):
                 self.decisions.append(decision)
-                self.simulation.decided(decision)
+                assert self.simulation.decided(decision) == (command is not None)
                 if command is not None:
                     self.commands.append(command)
                     self.simulation.apply(command)
@@ -60,5 +78,5 @@ def trace() -> list[Arrival]:
 
 
 @cache
-def play(scenario: str) -> Play:
-    return Play(scenario)
+def play(name: str) -> Play:
+    return Play(name)

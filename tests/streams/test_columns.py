@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import EventError
 from schemas.event import parse
+from schemas.timeline import Timeline
 from streams import columns
 from streams.columns import Columns, GroupTable, decode
 from streams.panes import PartitionState, Run
@@ -35,7 +36,7 @@ from tests.streams.reference import Refused, judge
 
 
 def decoded(values: Sequence[bytes | None], timestamps: Sequence[int] | None = None) -> Columns:
-    return decode(values, timestamps, GroupTable(flags()))
+    return decode(values, timestamps, GroupTable(Timeline.of(flags())))
 
 
 def error_of(value: bytes | None, timestamp: int | None = None) -> str | None:
@@ -93,7 +94,7 @@ class TestJoinedDecode:
     @given(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 60))
     def test_a_run_is_its_records_one_by_one(self, seed: int, length: int) -> None:
         """Values, ids and errors do not depend on the neighbours in a run."""
-        values, table = draw_log(seed, length), GroupTable(flags())
+        values, table = draw_log(seed, length), GroupTable(Timeline.of(flags()))
         together = decode(values, None, table)
         singles = [decode([value], None, table) for value in values]
         for name in ("ts", "code", "event", "sticky", "delta_s", "coverage", "latency", "cost"):
@@ -376,7 +377,7 @@ class TestGroupTable:
         log = draw_log(1, 300)
         expected = [content(p) for p in partials_of(log)]
         monkeypatch.setattr(columns, "GROUPS_CAP", 3)
-        table = GroupTable(flags())
+        table = GroupTable(Timeline.of(flags()))
         state = PartitionState.fresh(0, CLOCKWORK, table)
         found, sizes = [], []
         for at in range(0, 300, 10):

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from schemas.decision import Command, Weights
+from schemas.seal import Headers, sign_record
+from schemas.signed import key_id
 from streams.broker import embedded_broker
 from streams.control import ControlConsumer
 from streams.settings import Settings, load_settings
 
 TOPIC = "tidegate.control"
+WORKER, STRANGER = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
+TRUSTED = {key_id(WORKER.public_key()): WORKER.public_key()}
 
 
 @pytest.fixture
@@ -47,6 +52,17 @@ async def write(settings: Settings, *records: Command | tuple[str, bytes | None]
         for record in records:
             key, value = (record.key, record.to_bytes()) if isinstance(record, Command) else record
             await producer.send_and_wait(TOPIC, value, key=key.encode())
+
+
+async def write_with(settings: Settings, *records: tuple[Command | bytes, Headers]) -> None:
+    async with AIOKafkaProducer(**settings.kafka) as producer:
+        for record, headers in records:
+            value = record if isinstance(record, bytes) else record.to_bytes()
+            await producer.send_and_wait(TOPIC, value, key=b"f|eu", headers=list(headers))
+
+
+def signed(record: Command, key: Ed25519PrivateKey = WORKER) -> tuple[Command, Headers]:
+    return record, sign_record(record.to_bytes(), "command", key)
 
 
 async def take(commands: ControlConsumer, count: int) -> list[tuple[str, int]]:
@@ -170,3 +186,75 @@ def test_a_broker_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "tidegate.control"):
         asyncio.run(run())
     assert "no commands for now" in caplog.text
+
+
+def test_with_trusted_keys_only_commands_that_one_of_them_signed_are_given(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the history and after it; what is refused moves neither the seq nor the weights, and a log line names it."""
+
+    async def run() -> None:
+        forged = command("eu", 7, 1.0)
+        await write_with(settings, signed(command("eu", 1)), (forged, []), signed(forged, STRANGER))
+        await write_with(settings, (forged, signed(command("eu", 1))[1]))
+        async with ControlConsumer(settings, TRUSTED) as commands:
+            assert await take(commands, 1) == [("eu", 1)]
+            as_decision = sign_record(command("eu", 6).to_bytes(), "decision", WORKER)
+            await write_with(settings, (command("eu", 6), as_decision), signed(command("eu", 2, 0.5)))
+            assert await take(commands, 1) == [("eu", 2)]
+            await nothing_more(commands)
+            assert commands.weights["f|eu"].canary == 0.5
+
+    with caplog.at_level(logging.WARNING, "tidegate.control"):
+        asyncio.run(run())
+    said = [record.getMessage() for record in caplog.records]
+    assert ["is refused: " in line and line.startswith("tidegate.control-") for line in said] == [True] * 4
+    assert [reason for line in said for reason in ("not signed", "not trusted", "not what") if reason in line] == [
+        "not signed",
+        "not trusted",
+        "not what",
+        "not what",
+    ]
+
+
+def test_the_signature_is_looked_at_before_the_command(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes of strangers never reach the parser; signed ones that are no command are passed over as ever."""
+
+    async def run() -> None:
+        nothing = b"no json"
+        await write_with(settings, (nothing, []), (nothing, sign_record(nothing, "command", WORKER)))
+        await write_with(settings, signed(command("eu", 1)))
+        async with ControlConsumer(settings, TRUSTED) as commands:
+            assert await take(commands, 1) == [("eu", 1)]
+
+    with caplog.at_level(logging.WARNING, "tidegate.control"):
+        asyncio.run(run())
+    refused, passed_over = (record.getMessage() for record in caplog.records)
+    assert "not signed" in refused
+    assert "not a command" in passed_over
+
+
+def test_without_trusted_keys_signatures_do_not_matter(settings: Settings) -> None:
+    """Signed and unsigned commands are taken alike."""
+
+    async def run() -> None:
+        await write_with(settings, signed(command("eu", 1), STRANGER), (command("eu", 2), []))
+        async with ControlConsumer(settings) as commands:
+            assert await take(commands, 1) == [("eu", 2)]
+
+    asyncio.run(run())
+
+
+def test_with_no_key_trusted_nothing_is_taken(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty set of keys is not the same as not asking for signatures."""
+
+    async def run() -> None:
+        await write_with(settings, signed(command("eu", 1)))
+        async with ControlConsumer(settings, {}) as commands:
+            async with asyncio.timeout(10):
+                await commands.caught_up()
+            assert dict(commands.weights) == {}
+
+    with caplog.at_level(logging.WARNING, "tidegate.control"):
+        asyncio.run(run())
+    assert "trusted: none" in caplog.text

@@ -11,12 +11,14 @@ from schemas.decision import Command, Decision
 from schemas.errors import InputError, TopicError
 from schemas.event import TelemetryEvent, parse
 from schemas.manifest import Flag, load_manifest
+from schemas.timeline import Timeline
 from streams.broker import embedded_broker
 from streams.loop import Loop, latest_start
 from streams.panes import Run
 from streams.replay import Pipeline
 from streams.settings import Settings, load_settings
-from streams.simulate import SCENARIOS, Arrival, Simulation
+from streams.scenarios import SCENARIOS
+from streams.simulate import Arrival, Simulation
 from streams.tail import tail
 from streams.topics import topics
 
@@ -66,7 +68,7 @@ def test_it_waits_for_the_decision_and_its_command_before_it_sends_what_they_con
 
     async def decide() -> None:
         """A slow worker: the core, fed from the topic, whose commands travel behind its decisions."""
-        pipeline = Pipeline({"f": FLAG}, 2, settings.clockwork)
+        pipeline = Pipeline(Timeline.of({"f": FLAG}), 2, settings.clockwork)
         async with tail(settings, settings.telemetry_topic) as records, AIOKafkaProducer(**settings.kafka) as producer:
             while True:
                 for record in await records.more():

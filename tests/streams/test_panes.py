@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.ramp import Clockwork
 from gates.sums import Sums
+from gates.unit import Clockwork
 from schemas.errors import HoleError, StateError
+from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import Partial, PartitionState, Run, Step, partial_codec
 from tests.streams.events import (
@@ -89,7 +90,10 @@ def compare_panes(partials: Iterable[Partial], model: Partition, partition: int)
         found[partial.pane] = partial
     assert {pane for pane, p in found.items() if p.units} == set(model.panes)
     assert {pane: p.dead_letters for pane, p in found.items() if p.dead_letters} == {
-        pane: count for pane, count in model.dead.items() if count
+        # Where nothing came before it, a dead letter counts in the pane of the closing tick, which stays open.
+        pane: count
+        for pane, count in model.dead.items()
+        if count and (previous is None or pane <= previous)
     }
     for pane, units in model.panes.items():
         assert set(found[pane].units) == set(units)
@@ -137,7 +141,8 @@ def test_what_the_columns_count_is_what_one_event_after_the_other_counts(seed: i
         model.unknown_flag,
     )
     assert state.watermark == NOON + 10**9 - LATENESS
-    assert (state.next, state.open_panes) == (first + len(log), 0)
+    still_open = [pane for pane, count in model.dead.items() if count and pane > total.partials[-1].pane]
+    assert (state.next, state.open_panes) == (first + len(log), len(still_open))
 
 
 @settings(max_examples=40, deadline=None)
@@ -152,7 +157,7 @@ def test_a_restore_at_any_point_and_any_cut_gives_the_same_partials(seed: int, l
     for run in draw_runs(rng, log):
         found += [content(p) for p in state.step(run).partials]
         if rng.random() < 0.3:
-            state = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(flags()))
+            state = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(Timeline.of(flags())))
     assert found == expected
 
 
@@ -223,7 +228,7 @@ class TestClosing:
     def test_pane_and_lateness_are_settings(self, pane: int, lateness: int) -> None:
         clockwork = Clockwork(pane, lateness, "t")
         state = PartitionState.fresh(
-            0, clockwork, GroupTable(flags(MANIFEST.replace("30s", "1h").replace("20s", "1h")))
+            0, clockwork, GroupTable(Timeline.of(flags(MANIFEST.replace("30s", "1h").replace("20s", "1h"))))
         )
         end = (NOON // pane + 1) * pane
         assert not [p for p in state.step(Run(0, [record(), tick(end + lateness - 1)])).partials if p.units]
@@ -304,7 +309,7 @@ class TestDuplicates:
     def test_an_id_is_remembered_over_a_restore(self) -> None:
         state = fresh()
         state.step(Run(0, [record()]))
-        again = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(flags()))
+        again = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(Timeline.of(flags())))
         assert again.step(Run(1, [record()])).duplicates == 1
 
     def test_they_change_no_offsets(self) -> None:
@@ -327,7 +332,7 @@ class TestDeadLetters:
     def test_one_that_no_record_follows_stays_in_the_state(self) -> None:
         state = fresh()
         assert state.step(Run(0, [b"x"])).partials == []
-        again = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(flags()))
+        again = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(Timeline.of(flags())))
         partials = again.step(Run(1, [tick(NOON), tick(NOON + 10**6)])).partials
         assert sum(p.dead_letters for p in partials) == 1
 
@@ -370,7 +375,7 @@ class TestState:
     def test_bytes_that_are_no_state_are_refused(self) -> None:
         for blob in (b"", b"\x00", b"\xff" * 40, fresh().dump()[:-1]):
             with pytest.raises(StateError, match="partition 0"):
-                PartitionState.load(blob, 0, CLOCKWORK, GroupTable(flags()))
+                PartitionState.load(blob, 0, CLOCKWORK, GroupTable(Timeline.of(flags())))
 
     @pytest.mark.parametrize(
         ("partition", "clockwork"),
@@ -378,11 +383,11 @@ class TestState:
     )
     def test_a_state_of_other_settings_is_refused_with_the_way_out(self, partition: int, clockwork: Clockwork) -> None:
         with pytest.raises(StateError, match="old settings or start a new application id"):
-            PartitionState.load(fresh().dump(), partition, clockwork, GroupTable(flags()))
+            PartitionState.load(fresh().dump(), partition, clockwork, GroupTable(Timeline.of(flags())))
 
     def test_ids_that_collide_in_no_way_share_the_table(self) -> None:
         """Partitions of one process may share a table, and it may be emptied at any time."""
-        table = GroupTable(flags())
+        table = GroupTable(Timeline.of(flags()))
         log = draw_log(11, 400)
         expected = [content(p) for p in partials_of(log)]
         one = PartitionState.fresh(0, CLOCKWORK, table)

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.decision import Command, Decision
 from schemas.errors import InputError
+from schemas.timeline import Timeline
 from streams import replay as module
 from streams.panes import Run
 from streams.replay import (
@@ -55,13 +56,13 @@ def write(path: Path, lines: Sequence[bytes | None]) -> Path:
 def replayed(*paths: Path, partitions: int = 1, text: str = TEXT, clockwork: Clockwork = CLOCKWORK) -> list[bytes]:
     """Decisions and commands, in order."""
     count = count_partitions(paths, partitions)
-    outcomes = list(replay(paths, flags(text), count, clockwork))
+    outcomes = list(replay(paths, Timeline.of(flags(text)), count, clockwork))
     return [record.to_bytes() for outcome in outcomes for record in outcome if record is not None]
 
 
 def live(*logs: Sequence[bytes | None], text: str = TEXT) -> list[bytes]:
     """The same from records with their partitions and offsets."""
-    pipeline = Pipeline(flags(text), len(logs), CLOCKWORK)
+    pipeline = Pipeline(Timeline.of(flags(text)), len(logs), CLOCKWORK)
     outcomes: list[tuple[Decision, Command | None]] = []
     for partition, log in enumerate(logs):
         outcomes += pipeline.step(partition, Run(0, log))

@@ -1,22 +1,140 @@
 """The modelled service, closed in memory with the core that decides."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from gates.evidence import DETECTORS
 from schemas.decision import Command, Weights
 from schemas.errors import InputError
 from schemas.event import encode
-from streams.simulate import SCENARIOS, Arrival, Router, read_trace
-from tests.streams.play import Play, play, trace
+from schemas.manifest import load_manifest
+from streams.scenarios import LABEL_DELAY_MS, SCENARIOS
+from streams.simulate import Arrival, Router, read_trace
+from tests.streams.play import CLOCKWORK, Play, play, trace
 
 MINUTE = 60_000
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_every_scenario_ends_as_it_says(scenario: str) -> None:
-    """The verdicts follow in the promised order, and all of them within the trace."""
-    assert tuple(decision.verdict for decision in play(scenario).decisions) == SCENARIOS[scenario].verdicts
+KINDS = {"quality_gated", "cost_guard", "safety_guard", "kill_switch", "progressive_rollout"}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_ends_as_it_says(name: str) -> None:
+    """In each region the verdicts follow in the promised order, within the trace, and every hold names the problem."""
+    scenario, played = SCENARIOS[name], play(name)
+    assert len(played.simulation.sites) == scenario.regions
+    for unit in played.simulation.sites:
+        decisions = played.of(unit)
+        assert tuple(decision.verdict for decision in decisions) == scenario.verdicts
+        assert {decision.kind for decision in decisions} == {scenario.kind}
+        for decision in decisions:
+            found = [problem.problem for problem in decision.evidence_problems]
+            if scenario.problem is not None and decision.verdict == "hold":
+                assert scenario.problem in found
+                assert scenario.problem in decision.reasons
+            else:
+                assert decision.reasons == ["latched"] or found == []
+
+
+def test_every_kind_of_flag_and_every_evidence_problem_has_a_scenario() -> None:
+    """What the gates can find, the demo can show."""
+    assert {scenario.kind for scenario in SCENARIOS.values()} == KINDS
+    shown = {scenario.problem for scenario in SCENARIOS.values()} - {None}
+    assert shown == {detector.__name__ for detector in DETECTORS}
+
+
+@pytest.mark.parametrize("name", [name for name, s in SCENARIOS.items() if s.problem and name != "no-baseline"])
+def test_nothing_but_the_evidence_problem_stands_in_the_way(name: str) -> None:
+    """The hold has one reason, and no gate has failed."""
+    for hold in (decision for decision in play(name).decisions if decision.verdict == "hold"):
+        assert hold.reasons == [SCENARIOS[name].problem]
+        assert "fail" not in {gate.status for gate in hold.gates}
+
+
+def test_a_ramp_goes_on_once_the_evidence_is_sound_again() -> None:
+    """All but what stays for a whole stage, and a swapped index, end with the next promote."""
+    stuck = {name for name, s in SCENARIOS.items() if s.problem and s.verdicts[-1] != "promote"}
+    assert stuck == {"pins", "sticky-violation", "sample-ratio-mismatch"}
+
+
+def test_shadow_judges_mirrored_requests_before_a_user_is_served() -> None:
+    """In the stage of weight 0 the canary's evidence is copies of the requests; after it there are none."""
+    played = play("shadow")
+    assert [decision.stage.canary_weight for decision in played.decisions] == [0.0, 0.05, 0.25, 0.5, 1.0]
+    shadow, first, *_ = (decision.arms["canary"] for decision in played.decisions)
+    assert (shadow.traffic, first.shadow) == (0, 0)
+    assert shadow.shadow == played.decisions[0].arms["baseline"].traffic > 1_000
+    served = [e for e in played.events if e.arm == "canary" and e.source is None]
+    assert min(e.ts for e in served) >= played.commands[0].effective_from
+
+
+def test_a_closed_quality_gate_serves_nobody_and_is_probed_nevertheless() -> None:
+    """While it is closed the canary's evidence is the gold set alone."""
+    opened, stays_open, closes, stays_closed, again = play("quality-gate").decisions
+    assert [d.arms["canary"].traffic > 100 for d in (opened, stays_open, closes)] == [False, True, True]
+    for closed in (opened, stays_closed, again):
+        # A close is known, and obeyed, when the watermark has reached it.
+        assert closed.arms["canary"].traffic < 50
+        assert closed.arms["canary"].gold == 120
+    assert [command.action for command in play("quality-gate").commands] == ["open", "close", "open"]
+
+
+def test_the_service_obeys_its_guards() -> None:
+    """After a degrade failed reason steps are served cite-only; after a fallback an answer costs less."""
+    safe = play("safety-guard")
+    degrade, restore = safe.commands
+    failed = [e for e in safe.events if e.reason_status == "failed"]
+    assert {e.output_mode for e in failed if e.ts < degrade.effective_from} == {"full"}
+    obeyed = degrade.effective_from + CLOCKWORK.lateness_ms
+    assert {e.output_mode for e in failed if obeyed <= e.ts < restore.effective_from} == {"cite_only"}
+    dear, light = (play("cost-guard").decisions[at].gates[-1].observed for at in (1, 2))
+    assert dear is not None
+    assert light is not None
+    assert dear > light > 0.10
+
+
+def test_a_kill_reaches_every_region_and_no_user_is_in_the_canary_after_it() -> None:
+    """It is carried out at the time it was ordered."""
+    played = play("kill-switch")
+    kills = {command.region: command for command in played.commands}
+    assert kills.keys() == {"us-east-1", "eu-west-1"}
+    assert {command.weights.canary for command in kills.values()} == {0.0}
+    (ordered,) = {command.effective_from for command in kills.values()}
+    before = [e.arm for e in played.events if e.arm and e.ts < ordered]
+    after = [e.arm for e in played.simulation.advance(played.simulation.now + MINUTE) if e.arm]
+    assert "canary" in before
+    assert set(after) == {"baseline"}
+
+
+def test_labels_come_minutes_after_their_requests_and_quality_rests_on_them() -> None:
+    """Requests carry no quality of their own."""
+    played = play("labels")
+    requests = {e.event_id: e for e in played.events if e.kind == "request"}
+    labels = [e for e in played.events if e.kind == "label"]
+    assert {requests[e.labels_event_id].ts + LABEL_DELAY_MS - e.ts for e in labels} == {0}
+    assert {e.delta_s for e in requests.values()} == {None}
+    for decision in played.decisions:
+        assert decision.arms["canary"].labels > 120
+        assert decision.arms["canary"].lambda_complete == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest", "message"),
+    [
+        ("cost-guard", "f: {}", "it needs a flag with kind: cost_guard in f"),
+        ("shadow", "f: {}", "it needs a flag with shadow: true in f.traffic"),
+        ("assignment-mismatch", "f: {}", "it needs a flag with assignment: sha256 in f.policy"),
+        ("region-divergence", "f: {scope: {regions: [eu]}}", "it needs a flag with 2 regions in f.scope.regions"),
+        ("errors", "f: {kind: quality_gated}", "it needs a flag with kind: progressive_rollout in f"),
+    ],
+)
+def test_a_flag_that_a_scenario_cannot_happen_to_is_refused(name: str, manifest: str, message: str) -> None:
+    """The key and the value are named; the demo's own flag is always made to fit."""
+    with pytest.raises(InputError, match=re.escape(message)):
+        SCENARIOS[name].check(load_manifest(f"flags: {{{manifest}}}").flags["f"])
+    SCENARIOS[name].check(play(name).simulation.flag)
 
 
 def test_healthy_ramps_to_all_traffic_without_an_evidence_problem() -> None:
@@ -62,7 +180,7 @@ def test_pins_hold_although_all_gates_pass() -> None:
 
 def test_the_same_seed_gives_the_same_events_and_another_seed_others() -> None:
     """Nothing but trace, scenario, seed and commands decides what is sent."""
-    once, again, other = play("errors"), Play("errors"), Play("errors", seed=2)
+    once, again, other = play("tool-loop"), Play("tool-loop"), Play("tool-loop", seed=2)
     assert [encode(e) for e in once.events] == [encode(e) for e in again.events]
     assert [d.to_bytes() for d in once.decisions] == [d.to_bytes() for d in again.decisions]
     assert [encode(e) for e in once.events] != [encode(e) for e in other.events]

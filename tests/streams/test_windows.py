@@ -9,9 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.ramp import Clockwork
+from gates.unit import Clockwork
 from schemas.decision import Command, Decision
 from schemas.errors import HoleError, StateError
+from schemas.timeline import Timeline
 from streams.panes import NEVER, Partial, PartitionState, Run, partial_codec
 from streams.replay import Pipeline
 from streams.windows import GateState, gate_of, split
@@ -40,7 +41,7 @@ SERVED = ("traffic", "gold")
 
 def decided(*logs: list[bytes | None], text: str = MANIFEST) -> list[Outcome]:
     """What follows from the logs of all partitions."""
-    pipeline = Pipeline(flags(text), len(logs), CLOCKWORK)
+    pipeline = Pipeline(Timeline.of(flags(text)), len(logs), CLOCKWORK)
     return [outcome for p, log in enumerate(logs) for outcome in pipeline.step(p, Run(0, log))]
 
 
@@ -217,7 +218,7 @@ class TestWindows:
         assert len(decisions([record(), tick(end)], [tick(end)])) == 1
 
     def test_a_silent_partition_holds_the_watermark_and_a_tick_releases_it(self) -> None:
-        pipeline = Pipeline(flags(), 2, CLOCKWORK)
+        pipeline = Pipeline(Timeline.of(flags()), 2, CLOCKWORK)
         assert list(pipeline.step(0, Run(0, [record(), END, tick(NOON + 500_000)]))) == []
         assert len(list(pipeline.step(1, Run(0, [END])))) == 2
 
@@ -316,7 +317,7 @@ class TestSplit:
 
 class TestStep:
     def gate(self, partitions: int = 1) -> GateState:
-        return GateState.fresh(0, 1, partitions, CLOCKWORK, flags())
+        return GateState.fresh(0, 1, partitions, CLOCKWORK, Timeline.of(flags()))
 
     def test_a_partial_sent_again_is_dropped(self) -> None:
         """After a crash they come twice, at new offsets, and some out of turn with those of the next life."""
@@ -385,7 +386,7 @@ class TestStep:
         assert gate.watermark == 5 * PANE
 
     def test_panes_that_all_partitions_closed_are_not_kept(self) -> None:
-        pipeline = Pipeline(flags(), 2, CLOCKWORK)
+        pipeline = Pipeline(Timeline.of(flags()), 2, CLOCKWORK)
         log = [*draw_log(8, 150), tick(NOON + 500_000)]
         list(pipeline.step(0, Run(0, log)))
         assert pipeline.gate.waiting > 0
@@ -398,20 +399,20 @@ class TestState:
         log = [*draw_log(21, 300), *written(healthy_pane(NOON + 10**6)), tick(NOON + 10**6 + 50_000)]
         text = MANIFEST + RAMP.replace("flags:\n", "")
         partials = partials_of(log, text=text)
-        one = GateState.fresh(0, 1, 1, CLOCKWORK, flags(text))
+        one = GateState.fresh(0, 1, 1, CLOCKWORK, Timeline.of(flags(text)))
         expected = [d.to_bytes() for i, p in enumerate(partials) for d, _ in one.step(i, _copy(p))]
-        other, found = GateState.fresh(0, 1, 1, CLOCKWORK, flags(text)), []
+        other, found = GateState.fresh(0, 1, 1, CLOCKWORK, Timeline.of(flags(text))), []
         for i, partial in enumerate(partials):
             found += [d.to_bytes() for d, _ in other.step(i, _copy(partial))]
-            other = GateState.load(other.dump(), 0, 1, 1, CLOCKWORK, flags(text))
+            other = GateState.load(other.dump(), 0, 1, 1, CLOCKWORK, Timeline.of(flags(text)))
         assert expected
         assert found == expected
 
     def test_bytes_that_are_no_state_are_refused(self) -> None:
-        whole = GateState.fresh(0, 1, 1, CLOCKWORK, flags()).dump()
+        whole = GateState.fresh(0, 1, 1, CLOCKWORK, Timeline.of(flags())).dump()
         for blob in (b"", b"\x90", b"\xff" * 20, whole[:-1]):
             with pytest.raises(StateError, match="gate 0"):
-                GateState.load(blob, 0, 1, 1, CLOCKWORK, flags())
+                GateState.load(blob, 0, 1, 1, CLOCKWORK, Timeline.of(flags()))
 
     @pytest.mark.parametrize(
         ("gate", "gates", "partitions", "clockwork"),
@@ -426,9 +427,9 @@ class TestState:
     def test_a_state_of_other_topics_or_times_is_refused_with_the_way_out(
         self, gate: int, gates: int, partitions: int, clockwork: Clockwork
     ) -> None:
-        blob = GateState.fresh(0, 4, 2, CLOCKWORK, flags()).dump()
+        blob = GateState.fresh(0, 4, 2, CLOCKWORK, Timeline.of(flags())).dump()
         with pytest.raises(StateError, match="old settings and partitions or start a new application id"):
-            GateState.load(blob, gate, gates, partitions, clockwork, flags())
+            GateState.load(blob, gate, gates, partitions, clockwork, Timeline.of(flags()))
 
     def test_a_window_of_the_partition_state_is_not_shared_with_the_gate(self) -> None:
         """What a gate does to a partial must not reach the panes it came from."""
@@ -436,7 +437,7 @@ class TestState:
         state: PartitionState = fresh()
         partials = [p for run in runs for p in state.step(run).partials]
         before = [partial_codec.dump(p) for p in partials]
-        gate = GateState.fresh(0, 1, 1, CLOCKWORK, flags())
+        gate = GateState.fresh(0, 1, 1, CLOCKWORK, Timeline.of(flags()))
         for i, partial in enumerate(partials):
             list(gate.step(i, _copy(partial)))
         assert [partial_codec.dump(p) for p in partials] == before

@@ -1,0 +1,144 @@
+"""What a hold still waits for, and how long that takes at the window's own rate."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from gates.metrics import MISSING_MAX, ArmMetrics
+from gates.power import judged_gates
+from gates.rules import QUALITY_GATES
+from schemas.decision import Forecast, GateResult, Need, Problem
+from schemas.manifest import Flag
+
+ArmName = Literal["canary", "baseline"]
+SHARES = (
+    "rows with delta_s",
+    "rows with coverage",
+    "rows with lambda_state",
+    "requests with tool_ok",
+    "requests with cost",
+    "requests with cost and solved",
+)
+"""Needs that are a share of the window's rows: at the window's own rate that share stays too small."""
+
+
+def forecast(
+    flag: Flag,
+    canary: ArmMetrics,
+    baseline: ArmMetrics,
+    gates: Sequence[GateResult],
+    problems: Sequence[Problem],
+    window_ms: int,
+    *,
+    pinned: bool = False,
+) -> Forecast | None:
+    """What is missing until a held window could have been decided; None where more requests would not help.
+
+    They do not help a failed gate, an evidence problem other than too little data, or a gate that is unknown although
+    nothing countable is missing. ``pinned``: the baseline is an earlier window's and grows no more. Of each kind of
+    event the next ones are taken to come as often as those of this window, which is ``window_ms`` long; so there is
+    no time to tell where none came, or where more than a small share of the rows lack a metric.
+    """
+    judged = [gate for gate in gates if gate.gate in judged_gates(flag)]
+    if any(gate.status == "fail" for gate in judged) or not all(map(_too_few, problems)):
+        return None
+    reasons = ["insufficient_data"] if problems else []
+    reasons += [gate.gate for gate in judged if gate.status == "unknown"]
+    if flag.kind == "safety_guard" and canary.served["reason_rows"] < flag.window.min_requests:
+        reasons.append("reason_status")
+    needs: dict[tuple[str, str], Need] = {}
+    for reason in reasons:
+        unmet = [need for need in _needs(reason, flag, canary, baseline) if need.have < need.need]
+        if not unmet or (pinned and any(need.arm == "baseline" for need in unmet)):
+            return None
+        for need in unmet:
+            known = needs.setdefault((need.arm, need.what), need)
+            if need.need > known.need:
+                needs[need.arm, need.what] = need
+    if not needs:
+        return None
+    listed = list(needs.values())
+    if not all(need.have and need.what not in SHARES for need in listed):
+        return Forecast(needs=listed, requests=None, minutes=None)
+    rows = canary.rows + (0 if pinned else baseline.rows)
+    return Forecast(
+        needs=listed,
+        requests=max(-(-(need.need - need.have) * rows // need.have) for need in listed),
+        minutes=round(max((need.need - need.have) * window_ms / (need.have * 60_000) for need in listed), 1),
+    )
+
+
+def _too_few(found: Problem) -> bool:
+    no_baseline = found.problem == "no_pinned_baseline" and found.detail.get("requests") == 0
+    return found.problem == "insufficient_data" or no_baseline
+
+
+def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) -> Iterator[Need]:
+    """Everything countable that a gate, or the window as a whole, has to have, met or not."""
+    least, groups = flag.window.min_requests, flag.window.min_lambda_groups
+    arms: tuple[tuple[ArmName, ArmMetrics], ...] = (("canary", canary), ("baseline", baseline))
+
+    def need(arm: ArmName, what: str, have: int, enough: int) -> Need:
+        return Need(reason=reason, arm=arm, what=what, have=have, need=enough)
+
+    def share(arm: ArmName, what: str, have: int, rows: int) -> Need:
+        return need(arm, what, have, _present(rows))
+
+    if reason == "reason_status":
+        yield need("canary", "requests with reason_status", canary.served["reason_rows"], least)
+        return
+    for name, arm in arms:
+        if reason in QUALITY_GATES:
+            field, rows, labels = _quality(reason, arm)
+            source = _source_rows(flag, name, canary, baseline)
+            yield need(name, f"labels with {field}" if labels else source, rows, least)
+        # A safety guard reads the canary alone.
+        elif name == "canary" or flag.kind != "safety_guard":
+            yield need(name, "requests", arm.rows, least)
+    match reason:
+        case "delta_s.median_max" | "delta_s.p95_max":
+            for name, arm in arms:
+                yield share(name, "rows with delta_s", arm.delta_s.count, arm.delta_s_rows)
+        case "coverage_min":
+            yield share("canary", "rows with coverage", canary.coverage_count, canary.coverage_rows)
+        case "lambda_convergent" if flag.policy.lambda_source == "probes":
+            yield need("canary", "lambda groups", canary.lambda_.complete, groups)
+        case "lambda_convergent":
+            yield need("canary", "events with lambda_state", canary.lambda_count, groups)
+            yield share("canary", "rows with lambda_state", canary.lambda_count, canary.lambda_rows)
+        case "tool_success_min":
+            told = canary.rows - canary.served["tool_missing"]
+            yield share("canary", "requests with tool_ok", told, canary.rows)
+            # Without a call in either arm the gate does not apply.
+            if any(arm.served[counter] for _, arm in arms for counter in ("tool_calls", "tool_missing")):
+                yield need("canary", "tool calls", canary.served["tool_calls"], 1)
+        case "cost_uplift_max":
+            for name, arm in arms:
+                labels = arm.served_labels["solved_rows"]
+                if labels:
+                    yield need(name, "labels with solved", labels, least)
+                yield share(name, "requests with cost" + " and solved" * (not labels), arm.cost_rows, arm.rows)
+            yield need("baseline", "solved requests", baseline.solved, 1)
+
+
+def _quality(gate: str, arm: ArmMetrics) -> tuple[str, int, int]:
+    """The field that a quality gate reads, the rows that should have it, and how many of them are labels."""
+    match gate:
+        case "coverage_min":
+            return "coverage", arm.coverage_rows, arm.labels["coverage_rows"]
+        case "lambda_convergent":
+            return "lambda_state", arm.lambda_rows, arm.labels["lambda_rows"]
+    return "delta_s", arm.delta_s_rows, arm.labels.delta_s.count
+
+
+def _present(rows: int) -> int:
+    """How many of ``rows`` must have a metric for it to count as known."""
+    return rows - math.floor(MISSING_MAX * rows)
+
+
+def _source_rows(flag: Flag, name: ArmName, canary: ArmMetrics, baseline: ArmMetrics) -> str:
+    """What the rows of the quality source are called: served ones are traffic and gold together."""
+    apart = {"canary": canary.quality_rows != canary.rows, "baseline": baseline.quality_rows != baseline.rows}
+    if flag.policy.quality_source == "gold" or (flag.policy.quality_source != "traffic" and all(apart.values())):
+        return "gold rows"
+    return "quality rows" if apart[name] else "requests"

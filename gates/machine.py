@@ -1,0 +1,552 @@
+"""What every kind of flag shares: windows filled pane by pane, evidence read, records written.
+
+``add`` takes what each partition saw of a pane, in order; ``close`` ends a pane and gives the decisions and commands
+that follow, if any. Nothing here knows a clock, a topic or another flag.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gates.digest import SKETCH
+from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, sample_ratio
+from gates.forecast import forecast
+from gates.metrics import ArmMetrics, read_arms
+from gates.rules import Comparison, rounded
+from gates.sums import IdSample, shared
+from gates.unit import Clockwork, Pinned, Unit, first_weight
+from gates.window import LABELS, REQUEST_SOURCES, SERVED, Arm, PaneUnit, Window
+from schemas.decision import (
+    Action,
+    ArmSummary,
+    ChangeFreeze,
+    Command,
+    Decision,
+    Engine,
+    Exemplar,
+    GateResult,
+    OperationBy,
+    PinnedFrom,
+    Problem,
+    RuleResult,
+    Severity,
+    SourceRange,
+    Span,
+    Stage,
+    Verdict,
+    Warning,
+    Weights,
+    command_for,
+    seal_decision,
+)
+from schemas.manifest import Flag
+
+Outcome = tuple[Decision, Command | None]
+
+METRIC_OF = {
+    "delta_s.median_max": "delta_s",
+    "delta_s.p95_max": "delta_s",
+    "delta_s_p95_over": "delta_s",
+    "coverage_min": "coverage",
+    "coverage_under": "coverage",
+    "lambda_convergent": "lambda",
+    "lambda_flip_rate_over": "lambda",
+    "latency_p95_uplift_max": "latency",
+    "latency_p95_over_budget": "latency",
+    "error_rate_max": "error",
+    "error_rate_over": "error",
+    "tool_success_min": "tool",
+    "cost_uplift_max": "cost",
+    "cost_per_solved_over_budget": "cost",
+    "reason_failure_rate_over": "reason",
+    "reason_failed_served_in_full": "reason_in_full",
+}
+"""Which metric's worst events a gate or rule names."""
+QUALITY_METRICS = ("delta_s", "coverage", "lambda")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Both arms as they are judged; ``pinned`` where an earlier window's baseline stands in."""
+
+    canary: ArmMetrics
+    baseline: ArmMetrics
+    canary_arm: Arm
+    baseline_arm: Arm
+    quality_source: str
+    pinned: Pinned | None
+    shadow: bool = False
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and what it rests on. ``action``: the command that follows, ``weight``: the canary's in it."""
+
+    verdict: Verdict
+    reasons: list[str]
+    reading: Reading
+    gates: list[GateResult]
+    rules: list[RuleResult]
+    problems: list[Problem]
+    severity: Severity | None = None
+    action: Action | None = None
+    weight: float | None = None
+    freeze: ChangeFreeze | None = None
+    waits: bool = False
+
+
+class Machine(ABC):
+    """One unit's state machine; ``unit`` is its whole state.
+
+    ``peers``: the running machines by ``flag|region``, to compare the regions of a flag.
+    """
+
+    windowed = True
+    """Whether windows are decided at all."""
+
+    def __init__(
+        self, flag: Flag, unit: Unit, clockwork: Clockwork, peers: "Mapping[str, Machine] | None" = None
+    ) -> None:
+        self.flag, self.unit, self.clockwork = flag, unit, clockwork
+        self.peers = {} if peers is None else peers
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the unit waits for an event: its windows stand still."""
+        return self.unit.asleep
+
+    @property
+    def deadline(self) -> int | None:
+        """The next end of a window or of a settling span, ms; None while asleep."""
+        return None if self.asleep or not self.windowed else self.unit.window.end
+
+    def wake(self, start: int) -> None:
+        """Go on after sleep, with a window from ``start``, ms."""
+        self.unit.idle = 0
+        self.unit.window = Window(start, start + self.flag.window.length_ms)
+
+    def begun(self) -> Iterator[Outcome]:
+        """What follows from a new revision of the manifest taking over a unit: its first stage's weights."""
+        weight, flag = first_weight(self.flag), self.flag
+        if self.unit.weight == weight or (flag.kind == "kill_switch" and weight == 0):
+            return
+        action: Literal["close", "rearm"] = "close" if flag.kind == "quality_gated" else "rearm"
+        yield self._standing(action, ["manifest_revision"], self.unit.window.start, weight, None)
+
+    def cut(self, at: int) -> Iterator[Outcome]:
+        """End the unit at ``at`` ms, as its flag has changed: a window under two manifests is not judged."""
+        unit = self.unit
+        if not self.windowed or self.asleep or at <= unit.window.start or unit.settling:
+            return
+        found = Problem(problem="window_unstable", detail={"manifest": unit.manifest_hash, "changed_at": at})
+        reading = self._read()
+        gates, rules, problems_ = self._judged(reading, None)
+        reasons = ["latched"] if unit.latched or unit.cut else ["window_unstable"]
+        judgement = Judgement("hold", reasons, reading, gates, list(map(unfired, rules)), [*problems_, found])
+        yield self._decide(judgement, at)
+
+    def operate(self, operation: OperationBy) -> Outcome:
+        """Carry out an operator's action, at once."""
+        unit = self.unit
+        if operation.kind == "kill":
+            outcome = self._standing("kill", ["kill"], operation.ts, 0.0, operation)
+            self._latch()
+            return outcome
+        if unit.settling:
+            unit.window.end = max(unit.window.end, unit.window.start + self.flag.window.length_ms)
+        unit.restart()
+        return self._standing("rearm", ["rearm"], operation.ts, first_weight(self.flag), operation)
+
+    def add(self, partition: int, seen: PaneUnit) -> None:
+        """Take in what one partition saw of the pane that is about to close; in partition order."""
+        unit = self.unit
+        unit.window.merge(partition, seen)
+        arms = {name: seen.arms[name] for name in ("baseline", "canary") if name in seen.arms}
+        for name, arm in arms.items():
+            for pins, _ in pin_sets(arm):
+                for pin in judged(self.flag, pins):
+                    unit.locked[name].setdefault(pin, pins[pin])
+        traffic = {name: arm.sources["traffic"] for name, arm in arms.items() if "traffic" in arm.sources}
+        for sums in traffic.values():
+            unit.exposed.merge(sums.exposed)
+        for name, sums in traffic.items():
+            self._count_orphans(sums.sticky)
+            if not (unit.settling or unit.latched):
+                unit.stage_ids[name].merge(sums.sticky)
+
+    def _count_orphans(self, ids: IdSample) -> None:
+        exposed, window = self.unit.exposed, self.unit.window
+        if len(exposed.ids):
+            known, level = shared(exposed, ids)
+            followed = len(ids.within(level))
+            window.ids += followed
+            window.orphans += followed - len(known)
+
+    def close(self, end: int) -> Iterator[Outcome]:
+        """End the pane that ends at ``end`` ms; give the decisions and commands that follow, if any."""
+        unit = self.unit
+        if self.asleep or not self.windowed:
+            return
+        if end <= unit.moving_until:
+            unit.forget_ids()
+            unit.window.detail.misplaced = {}
+        self._test_ratio()
+        if end == unit.window.end and not unit.settling:
+            yield self._decide(self.judge_window(), None)
+            return
+        if not (unit.latched or unit.cut):
+            early = self.judge_pane()
+            if early is not None:
+                yield self._decide(early, end)
+        if end == unit.window.end:
+            self._start_stage(end)
+
+    @abstractmethod
+    def judge_window(self) -> Judgement:
+        """The verdict at a window's end."""
+
+    def judge_pane(self) -> Judgement | None:
+        """A verdict while the window is open, if there is one."""
+        return None
+
+    def _test_ratio(self) -> None:
+        unit = self.unit
+        if unit.ratio is None and self.flag.kind == "progressive_rollout" and not (unit.settling or unit.latched):
+            _, unit.ratio = sample_ratio(self.flag, unit)
+
+    def _start_stage(self, start: int) -> None:
+        unit = self.unit
+        if not unit.latched:
+            unit.stage += 1
+        unit.settling = False
+        unit.turn(start, start + self.flag.window.length_ms)
+
+    # Reading
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        """The canary's weight by stage."""
+        return self.flag.ramp_stages
+
+    def _read(self) -> Reading:
+        unit, window = self.unit, self.unit.window
+        pinned = None if unit.settling else unit.pinned
+        arm = pinned.arm if pinned else window.baseline
+        shadow = self.flag.traffic.shadow and self.shadowed
+        canary, baseline, use = read_arms(window.canary, arm, self.flag.policy.quality_source, shadow=shadow)
+        return Reading(canary, baseline, window.canary, arm, use, pinned, shadow)
+
+    @property
+    def shadowed(self) -> bool:
+        """Whether mirrored requests may stand for the canary's traffic now, if the flag wants it."""
+        return False
+
+    def _evidence(self, reading: Reading) -> Evidence:
+        flag, own = self.flag, self.unit
+        regions = [peer.unit for peer in self.peers.values() if peer.flag.name == flag.name]
+        # Where another region's window has just ended, it is that one which stands beside this one's.
+        hashes = {unit.region: unit.window.detail.hashes or unit.hashes for unit in regions}
+        hashes[own.region] = own.window.detail.hashes
+        return Evidence(flag, own, reading.canary, reading.baseline, reading.pinned is not None, hashes)
+
+    def _judged(
+        self, reading: Reading, alpha: float | None
+    ) -> tuple[list[GateResult], list[RuleResult], list[Problem]]:
+        """All gates, all rules and all evidence problems; ``alpha`` as for ``Comparison.rules``."""
+        comparison = Comparison(self.flag, reading.canary, reading.baseline)
+        evidence = self._evidence(reading)
+        gates = comparison.gates()
+        return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), problems(evidence)
+
+    def _drift_rule(self, evidence: Evidence) -> list[RuleResult]:
+        """Pin drift as a hard rule, where the policy says so."""
+        if self.flag.policy.on_pin_drift != "abort":
+            return []
+        drifts = sum(1 for _ in pins_drifted(evidence))
+        return [
+            RuleResult(
+                kind="pins_drifted",
+                severity="hard",
+                value=None,
+                observed=float(drifts),
+                n=evidence.canary.rows,
+                fired=drifts > 0,
+            )
+        ]
+
+    # Writing
+
+    def _decide(self, judgement: Judgement, at: int | None) -> Outcome:
+        """Write the records of a judgement and move the unit on; ``at``: the window is still open."""
+        unit, window = self.unit, self.unit.window
+        decided_at = window.end if at is None else at
+        waits = (
+            forecast(
+                self.flag,
+                judgement.reading.canary,
+                judgement.reading.baseline,
+                judgement.gates,
+                judgement.problems,
+                decided_at - window.start,
+                pinned=judgement.reading.pinned is not None,
+            )
+            if judgement.waits
+            else None
+        )
+        decision = self._seal(
+            judgement.verdict,
+            judgement.reasons,
+            Span(start=window.start, end=window.end, closed=at is None),
+            decided_at,
+            gates=judgement.gates,
+            rules=judgement.rules,
+            found=judgement.problems,
+            arms=_summaries(judgement.reading),
+            forecast=waits,
+            exemplars=_exemplars(judgement),
+            change_freeze=judgement.freeze,
+        )
+        command = None
+        if judgement.action is not None:
+            fired = [rule.kind for rule in judgement.rules if rule.fired]
+            effective = self._stage_start() if judgement.action == "promote" else decided_at
+            command = self._command(
+                decision, judgement.action, judgement.severity, judgement.weight, effective, fired[0] if fired else None
+            )
+        if at is None:
+            unit.last_window = (window.start, window.end)
+        self.moved(judgement, decision, at)
+        return decision, command
+
+    def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
+        """Move the unit on after a decision; ``at``: the window is still open."""
+        if at is None:
+            self._next_window()
+
+    def _next_window(self) -> None:
+        unit, ended = self.unit, self.unit.window
+        unit.number += 1
+        unit.idle = 0 if ended.accepted else unit.idle + 1
+        unit.cut = False
+        unit.turn(ended.end, ended.end + self.flag.window.length_ms)
+
+    def _stage_start(self) -> int:
+        return self.clockwork.stage_start(self.unit.window.end, self.flag.window.settle_ms)
+
+    def _let_move(self, at: int) -> None:
+        """Weights change at ``at`` ms, within a window: whoever moves until they are applied everywhere may."""
+        self.unit.forget_ids()
+        self.unit.moving_until = self.clockwork.stage_start(at, self.flag.window.settle_ms)
+
+    def _latch(self) -> None:
+        unit = self.unit
+        unit.latched, unit.engaged = True, False
+        unit.forget_ids()
+        unit.earlier_canary = IdSample()
+
+    def _standing(
+        self,
+        action: Literal["kill", "rearm", "close"],
+        reasons: list[str],
+        ts: int,
+        weight: float,
+        by: OperationBy | None,
+    ) -> Outcome:
+        """A decision that rests on no window: an operator's, or a new revision's."""
+        start, end = self.unit.last_window or (ts, ts)
+        decision = self._seal(
+            action,
+            reasons,
+            Span(start=start, end=end, closed=self.unit.last_window is not None),
+            ts,
+            operation=by,
+            plain=True,
+        )
+        self._let_move(ts)
+        severity: Severity | None = "hard" if action == "kill" else None
+        return decision, self._command(decision, action, severity, weight, ts, None)
+
+    def _seal(
+        self,
+        verdict: Verdict,
+        reasons: Sequence[str],
+        span: Span,
+        decided_at: int,
+        *,
+        gates: Sequence[GateResult] = (),
+        rules: Sequence[RuleResult] = (),
+        found: Sequence[Problem] = (),
+        arms: Mapping[str, ArmSummary] | None = None,
+        plain: bool = False,
+        **more: object,
+    ) -> Decision:
+        unit, flag, window = self.unit, self.flag, Window(0, 0) if plain else self.unit.window
+        following = unit.stage + 1 < len(self.stages) and not unit.latched and flag.kind == "progressive_rollout"
+        shown = self.stages[unit.stage]
+        if unit.latched or (flag.kind == "quality_gated" and not unit.engaged):
+            shown = 0.0
+        decision = seal_decision(
+            Decision(
+                flag=flag.name,
+                region=unit.region,
+                kind=flag.kind,
+                verdict=verdict,
+                reasons=list(reasons),
+                window=span,
+                decided_at=decided_at,
+                stage=Stage(
+                    index=unit.stage,
+                    canary_weight=shown,
+                    next_canary_weight=self.stages[unit.stage + 1] if following else None,
+                ),
+                gates=list(gates),
+                abort_rules=list(rules),
+                evidence_problems=list(found),
+                arms=dict(arms or {}),
+                late=window.late,
+                duplicates=window.duplicates,
+                dead_letters=window.dead_letters,
+                warnings=[] if plain else self._warnings(),
+                relaxed=list(flag.relaxed),
+                source=[
+                    SourceRange(topic=self.clockwork.topic, partition=partition, first=seen.first, last=seen.last)
+                    for partition, seen in sorted(window.offsets.items())
+                ],
+                manifest_hash=flag.manifest_hash,
+                versions={name: dict(sorted(pins.items())) for name, pins in sorted(unit.locked.items())},
+                engine=Engine(pane_ms=self.clockwork.pane_ms, lateness_ms=self.clockwork.lateness_ms, sketch=SKETCH),
+                **more,  # type: ignore[arg-type]
+            ),
+            unit.previous_hash,
+        )
+        unit.previous_hash = decision.hash
+        return decision
+
+    def _command(
+        self,
+        decision: Decision,
+        action: Action,
+        severity: Severity | None,
+        weight: float | None,
+        effective_from: int,
+        rule: str | None,
+    ) -> Command:
+        unit = self.unit
+        unit.seq += 1
+        before, unit.weight = unit.weight, unit.weight if weight is None else weight
+        return command_for(
+            decision,
+            seq=unit.seq,
+            action=action,
+            severity=severity,
+            weights=_weights(unit.weight),
+            previous_weights=_weights(before),
+            effective_from=effective_from,
+            rule=rule,
+        )
+
+    def _warnings(self) -> list[Warning]:
+        unit, window = self.unit, self.unit.window
+        back, _ = shared(unit.earlier_canary, unit.stage_ids["baseline"])
+        misspelt = sum(s["lambda_misspelt"] for a in (window.canary, window.baseline) for s in a.sources.values())
+        level = max(sample.level for sample in unit.stage_ids.values())
+        counts = {
+            "unpinned": len(self.flag.unpinned),
+            "lambda_spelling": misspelt,
+            "canary_back_in_baseline": len(back),
+            "sticky_ids_sampled": (1 << level) if level else 0,
+            "cache_namespaces_not_followed": window.detail.namespaces_dropped,
+        }
+        return [Warning(code=code, count=count) for code, count in counts.items() if count]
+
+    def frozen(self, at: int) -> ChangeFreeze | None:
+        """The change freeze that a promote at ``at`` ms would fall into."""
+        window = self.flag.frozen_at(at)
+        if window is None:
+            return None
+        return ChangeFreeze(start=window.start, end=window.end, reason=window.reason, by=window.by)
+
+
+def _exemplars(judgement: Judgement) -> dict[str, list[Exemplar]]:
+    """The worst events behind each failed gate and fired rule."""
+    reading = judgement.reading
+    bad = [gate.gate for gate in judgement.gates if gate.status in ("fail", "waived")]
+    bad += [rule.kind for rule in judgement.rules if rule.fired]
+    shown: dict[str, list[Exemplar]] = {}
+    for name in bad:
+        metric = METRIC_OF.get(name)
+        if metric is None:
+            continue
+        if metric in QUALITY_METRICS:
+            rows, labels = _quality_sources(reading)
+            worst = reading.canary_arm.worst(metric, (labels,)) or reading.canary_arm.worst(metric, (rows,))
+        else:
+            worst = reading.canary_arm.worst(metric, ("shadow", "gold") if reading.shadow else SERVED)
+        if worst:
+            shown[name] = [
+                Exemplar(event_id=w.event_id, value=rounded(w.value) or 0.0, partition=w.partition, offset=w.offset)
+                for w in worst
+            ]
+    return shown
+
+
+def _quality_sources(reading: Reading) -> tuple[str, str]:
+    use = "shadow" if reading.shadow and reading.quality_source == "traffic" else reading.quality_source
+    return use, LABELS[use]
+
+
+def unfired(rule: RuleResult) -> RuleResult:
+    """The same rule where it is shown and cannot act."""
+    return RuleResult(
+        kind=rule.kind, severity=rule.severity, value=rule.value, observed=rule.observed, n=rule.n, fired=False
+    )
+
+
+def _summaries(reading: Reading) -> dict[str, ArmSummary]:
+    use = reading.quality_source
+    return {
+        "canary": _summary(reading.canary_arm, reading.canary, use, None),
+        "baseline": _summary(reading.baseline_arm, reading.baseline, use, reading.pinned),
+    }
+
+
+def _summary(arm: Arm, metrics: ArmMetrics, quality_source: str, pinned: Pinned | None) -> ArmSummary:
+    served, lambda_ = metrics.served, metrics.lambda_
+    requests = {name: arm.sources[name]["requests"] for name in REQUEST_SOURCES if name in arm.sources}
+    return ArmSummary(
+        requests=served["requests"],
+        traffic=requests.get("traffic", 0),
+        gold=requests.get("gold", 0),
+        shadow=requests.get("shadow", 0),
+        exposures=served["exposures"],
+        labels=sum(sums["labels"] for sums in arm.sources.values()),
+        errors=served["errors"],
+        rate_limited=served["rate_limited"],
+        tool_calls=served["tool_calls"],
+        tool_ok=served["tool_ok"],
+        reason_rows=served["reason_rows"],
+        reason_failed=served["reason_failed"],
+        reason_in_full=served["reason_in_full"],
+        cost=rounded(served.cost) or 0.0,
+        cost_rows=served["cost_rows"],
+        solved=metrics.solved,
+        quality_source=quality_source,
+        coverage_rows=metrics.coverage_count,
+        coverage_mean=rounded(metrics.coverage),
+        delta_s_rows=metrics.delta_s.count,
+        delta_s_p50=rounded(metrics.delta_s.quantile(0.5)),
+        delta_s_p95=rounded(metrics.delta_s.quantile(0.95)),
+        latency_p50=rounded(served.latency.quantile(0.5)),
+        latency_p95=rounded(served.latency.quantile(0.95)),
+        lambda_groups=lambda_.groups,
+        lambda_complete=lambda_.complete,
+        lambda_convergent=lambda_.convergent,
+        lambda_events=lambda_.events,
+        lambda_flips=lambda_.flipped_groups + lambda_.flipped_events,
+        pinned_from=PinnedFrom(start=pinned.start, end=pinned.end, hash=pinned.hash) if pinned else None,
+    )
+
+
+def _weights(canary: float) -> Weights:
+    return Weights(baseline=rounded(1 - canary) or 0.0, canary=canary)

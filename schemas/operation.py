@@ -1,0 +1,71 @@
+"""Operations: what an operator orders for a flag, in every region at once."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.canonical import canonical
+from schemas.decision import OperationBy
+from schemas.errors import InputError, Refusal
+from schemas.event import FUTURE_MS
+from schemas.signed import MAX_BYTES, TrustedKeys, open_signed
+
+_Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A kill or a rearm of a flag.
+
+    Topic ``tidegate.operations``, as the payload of a signed document; also a line of a replay's operations file.
+    """
+
+    actor: Annotated[_Name, Meta(description="who")]
+    flag: _Name
+    kind: Annotated[Literal["kill", "rearm"], Meta(description="kill: canary 0; rearm: the first stage again")]
+    reason: Annotated[_Name, Meta(description="why")]
+    ts: Annotated[int, Meta(ge=0, le=2**53 - 1, description="when it was ordered, ms")]
+
+    @property
+    def by(self) -> OperationBy:
+        """The operation as a decision shows it."""
+        return OperationBy(kind=self.kind, ts=self.ts, actor=self.actor, reason=self.reason)
+
+    def to_bytes(self) -> bytes:
+        """The payload. Raises ValueError for text that is no Unicode."""
+        return canonical(msgspec.to_builtins(self))
+
+
+_decoder = msgspec.json.Decoder(Operation)
+
+
+def parse_operation(text: bytes | str) -> Operation:
+    """Read the JSON of an operation. Raises InputError, naming the field, if it is none."""
+    try:
+        return _decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise InputError(f"not an operation: {error}") from None
+
+
+def read_operation(document: bytes | None, trusted: TrustedKeys | None) -> Operation:
+    """The operation in a record's value; ``trusted`` None: bare JSON is taken, and nothing else.
+
+    Raises Refusal, SignatureError included, with the reason.
+    """
+    if trusted is not None:
+        payload, _ = open_signed(document, "operation", trusted)
+    elif document is None or len(document) > MAX_BYTES:
+        raise Refusal("not an operation: empty or too large")
+    else:
+        payload = document
+    try:
+        return parse_operation(payload)
+    except InputError as error:
+        raise Refusal(str(error)) from None
+
+
+def check_time(operation: Operation, timestamp: int) -> None:
+    """Refuse an operation whose ``ts`` is ahead of its record's own ``timestamp``, ms, as telemetry is refused."""
+    ahead = operation.ts - timestamp
+    if ahead > FUTURE_MS:
+        raise Refusal(f"its ts is {ahead / 1000:.0f} s ahead of its record: set the clock of the machine it came from")

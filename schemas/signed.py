@@ -1,0 +1,134 @@
+"""Signed documents: manifest revisions and operations, alike in files and in records.
+
+The first line is ``tidegate-signed/1 KIND KEY_ID SIGNATURE``, the rest is the payload. The Ed25519 signature covers
+``tidegate-signed/1 KIND`` and the payload, so a document of one kind can never be taken for another. A key's id is
+the first 16 hexadecimal digits of the SHA-256 of its 32 public bytes.
+"""
+
+import hashlib
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Literal
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from schemas.errors import InputError, SignatureError
+
+Kind = Literal["manifest", "operation"]
+PrivateKey = Ed25519PrivateKey
+TrustedKeys = Mapping[str, Ed25519PublicKey]
+"""Public keys by key id."""
+
+FORM = b"tidegate-signed/1"
+MAX_BYTES = 1 << 20
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """The id under which a public key is trusted."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def is_signed(document: bytes) -> bool:
+    """Whether a document claims to be signed; says nothing of whether it is so."""
+    return document.startswith(FORM)
+
+
+def sign(kind: Kind, payload: bytes, key: PrivateKey) -> bytes:
+    """The signed document. Raises SignatureError if it is larger than 1 MiB."""
+    signature = b64encode(key.sign(_covered(kind, payload)))
+    document = b"%s %s %s %s\n%s" % (FORM, kind.encode(), key_id(key.public_key()).encode(), signature, payload)
+    if len(document) > MAX_BYTES:
+        raise SignatureError(f"{len(document)} bytes are more than a signed document may have, {MAX_BYTES}; shorten it")
+    return document
+
+
+def open_signed(document: bytes | None, kind: Kind, trusted: TrustedKeys) -> tuple[bytes, str]:
+    """Payload and key id of a document that one of the ``trusted`` keys signed as this ``kind``.
+
+    The payload is not looked at before the signature holds. Raises SignatureError, with the way out, for anything else.
+    """
+    if document is None or len(document) > MAX_BYTES:
+        size = "is empty" if document is None else f"has {len(document)} bytes, more than {MAX_BYTES}"
+        raise SignatureError(f"the document {size}; sign it anew")
+    head, newline, payload = document.partition(b"\n")
+    words = head.split(b" ")
+    if not newline or len(words) != 4 or words[0] != FORM:
+        raise SignatureError("not a signed document; sign it with `tidegate sign`")
+    if words[1] != kind.encode():
+        raise SignatureError(f"signed as {_shown(words[1])}, not as {kind}; give a document of the right kind")
+    key = trusted.get(words[2].decode("latin-1"))
+    if key is None:
+        known = ", ".join(sorted(trusted)) or "none"
+        raise SignatureError(
+            f"signed with the key {_shown(words[2])}, which is not trusted (trusted: {known}); "
+            "sign with a trusted key or add its line to the trusted keys"
+        )
+    try:
+        signature = b64decode(words[3], validate=True)
+        # Base64 has several spellings for the same bytes; only one is taken.
+        if b64encode(signature) != words[3]:
+            raise ValueError
+        key.verify(signature, _covered(kind, payload))
+    except (ValueError, InvalidSignature):
+        raise SignatureError("the signature does not fit: the document was changed or cut; sign it anew") from None
+    return payload, words[2].decode()
+
+
+def _covered(kind: str, payload: bytes) -> bytes:
+    return b"%s %s\n%s" % (FORM, kind.encode(), payload)
+
+
+def _shown(word: bytes) -> str:
+    return ascii(word[:40].decode("latin-1"))[1:-1] or "nothing"
+
+
+def public_line(key: Ed25519PublicKey, comment: str = "") -> str:
+    """The line that makes a key trusted: its id, its 32 bytes in base64, and a comment."""
+    return f"{key_id(key)} {b64encode(key.public_bytes_raw()).decode()} {comment}".rstrip()
+
+
+def read_trusted(text: str, name: str = "trusted keys") -> dict[str, Ed25519PublicKey]:
+    """The keys of a file of public lines; blank lines and those that begin with # are passed over.
+
+    Raises InputError, naming the line, for one that is none, and for a file without any.
+    """
+    keys: dict[str, Ed25519PublicKey] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split(maxsplit=2)
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            key = Ed25519PublicKey.from_public_bytes(b64decode(words[1], validate=True))
+        except (IndexError, ValueError, UnsupportedAlgorithm):
+            raise InputError(f"{name}:{number}: no public key; copy the line that `tidegate keygen` printed") from None
+        if key_id(key) != words[0]:
+            raise InputError(
+                f"{name}:{number}: the key's id is {key_id(key)}, not {words[0][:40]}; copy the whole line"
+            )
+        keys[words[0]] = key
+    if not keys:
+        raise InputError(f"{name}: no key in it; add the line that `tidegate keygen` printed")
+    return keys
+
+
+def private_pem(key: PrivateKey) -> bytes:
+    """A private key as PEM (PKCS 8), not encrypted."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def read_private(pem: bytes, name: str = "key") -> PrivateKey:
+    """The private key of a PEM file. Raises InputError if it holds no Ed25519 key, or an encrypted one."""
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputError(f"{name}: no Ed25519 private key (PEM, not encrypted); make one with `tidegate keygen`")
+    return key

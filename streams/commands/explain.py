@@ -1,0 +1,473 @@
+"""``tidegate explain``: one decision in words."""
+
+import asyncio
+import re
+import shlex
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from aiokafka.errors import KafkaError
+from rich.console import Console
+from rich.text import Text
+
+from gates.power import kind_gates
+from schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResult, decision_from_bytes
+from schemas.document import cut
+from schemas.errors import EventError, InputError, TopicError
+from streams.commands.screen import VERDICT_STYLE
+from streams.commands.words import iso, many, minutes_long, number, percent, plain, problem_words, sentence
+from streams.replay import open_log, read_lines
+from streams.settings import Settings, load_settings
+from streams.tail import tail
+
+DEFAULT_FILE = Path("decisions.ndjson")
+LEAST_DIGITS = 8
+_GREEN = ("promote", "pass", "open", "restore")
+
+
+@click.command()
+@click.argument("decision")
+@click.option(
+    "--decisions",
+    type=click.Path(path_type=Path),
+    help=f"where to look: NDJSON, .gz allowed  [default: {DEFAULT_FILE}]",
+)
+@click.option("--broker", help="look in the decisions topic of this Kafka instead")
+def command(decision: str, decisions: Path | None, broker: str | None) -> None:
+    """Say in words what was decided, why, and what happens next.
+
+    DECISION is a decision_id, or the first 8 or more of its hex digits; or a file that holds one decision, - for
+    standard input.
+    """
+    if decisions is not None and broker is not None:
+        raise InputError("--decisions and --broker are two places to look in: give one of them")
+    digits = re.fullmatch(r"(?:sha256:)?([0-9a-f]{8,64})", decision.lower())
+    if digits is None and (decisions is not None or broker is not None or _short_id(decision)):
+        raise InputError(f"{cut(decision)} is no decision_id: give {LEAST_DIGITS} to 64 of its hex digits")
+    if digits is None:
+        found = _only(decision)
+    elif broker is not None:
+        found = _in_topic(load_settings(broker=broker), digits[1])
+    else:
+        path = decisions or DEFAULT_FILE
+        found = _pick((line for *_, line in read_lines([path])), digits[1], str(path))
+    console = Console(soft_wrap=True, highlight=False)
+    for line in explain(found):
+        console.print(line)
+
+
+def _short_id(name: str) -> bool:
+    """Whether a name that is no file's looks like too little of an id, or too much."""
+    return re.fullmatch(r"sha256:.*|[0-9a-f]+", name.lower(), re.DOTALL) is not None and not Path(name).is_file()
+
+
+def _only(name: str) -> Decision:
+    """The one record of a file, or of standard input."""
+    try:
+        if name == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            with open_log(Path(name)) as file:
+                content = file.read()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{cut(name)} is no decision_id, and as a file: {reason}") from None
+    where = "standard input" if name == "-" else name
+    try:
+        return decision_from_bytes(content)
+    except EventError as error:
+        lines = [line for line in content.splitlines() if line.strip()]
+        if len(lines) > 1 and all(_id_of(line) for line in lines[:2]):
+            raise InputError(f"{where} holds {len(lines)} records: name one, with --decisions {where}") from None
+        raise InputError(f"{where}: {error}") from None
+
+
+class _Identity(msgspec.Struct):
+    decision_id: str
+
+
+def _id_of(line: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(line, type=_Identity).decision_id
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+def _pick(lines: Iterator[bytes], digits: str, where: str) -> Decision:
+    """The one decision whose id starts with these digits."""
+    found: dict[bytes, str] = {}
+    records = others = 0
+    for line in lines:
+        known = _id_of(line)
+        records, others = records + (known is not None), others + (known is None)
+        if known is not None and known.startswith(f"sha256:{digits}"):
+            found[line] = known
+    ids = sorted(set(found.values()))
+    if not found:
+        rest = f", and {others:,} lines that are none" if others else ""
+        raise InputError(f"{where} has no decision sha256:{digits}… among {records:,}{rest}")
+    if len(ids) > 1:
+        some = ", ".join(map(plain, ids[:3]))
+        raise InputError(f"{where} has {len(ids):,} decisions sha256:{digits}…: give more digits, as of {some}")
+    if len(found) > 1:
+        raise InputError(
+            f"{where} has {len(found):,} different records of {plain(ids[0])}: give a file with one of them"
+        )
+    try:
+        return decision_from_bytes(next(iter(found)))
+    except EventError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _in_topic(settings: Settings, digits: str) -> Decision:
+    topic = settings.decisions_topic
+
+    async def read() -> list[bytes]:
+        async with tail(settings, topic) as records:
+            return [record.value for record in await records.history() if record.value is not None]
+
+    try:
+        return _pick(iter(asyncio.run(read())), digits, topic)
+    except KafkaError as error:
+        raise TopicError(f"topic {topic} at {settings.broker} cannot be read: {error}") from None
+
+
+def explain(decision: Decision) -> Iterator[Text]:
+    """The lines that explain a decision: what, why, what happens next."""
+    yield Text(_headline(decision), VERDICT_STYLE.get(decision.verdict, "bold"))
+    yield Text(_window(decision), "dim")
+    for title, sentences in (("Why", _why(decision)), ("Next", _next(decision)), ("Also", _also(decision))):
+        told = list(sentences)
+        if told:
+            yield Text(f"\n{title}", "bold")
+            yield from (Text(f"    {one.strip()}" if one[:1] == " " else f"  - {sentence(one)}") for one in told)
+    yield Text(f"\ndecision {plain(decision.decision_id)}", "dim")
+
+
+def _headline(decision: Decision) -> str:
+    stage = decision.stage
+    at, following = percent(stage.canary_weight), stage.next_canary_weight
+    unit = plain(decision.flag) + (f" in {plain(decision.region)}" if decision.region else "")
+    said = {
+        "promote": f"promoted from {at} to {percent(following)}" if following is not None else f"promoted from {at}",
+        "pass": f"passed at {at}, its last stage",
+        "hold": f"held at {at}",
+        "freeze": f"frozen at {at}",
+        "rollback": f"rolled back from {at} to 0 %",
+        "abort": f"aborted at {at}, canary to 0 %",
+        "kill": "killed, canary to 0 %",
+        "rearm": f"rearmed, to start again at {at}",
+        "open": "open",
+        "close": "closed, canary at 0 %",
+        "degrade": "degraded to cite-only answers",
+        "fallback": "fallen back from its heavy chains",
+        "restore": "restored to full answers" if decision.kind == "safety_guard" else "restored to its heavy chains",
+    }[decision.verdict]
+    if decision.kind.endswith("_guard") and decision.verdict in ("pass", "hold"):
+        said = "nothing to change" if decision.verdict == "pass" else "left as it is"
+    return f"{unit}: {said}, at {iso(decision.decided_at)}"
+
+
+def _window(decision: Decision) -> str:
+    window, stage = decision.window, decision.stage
+    shadow = not stage.canary_weight and stage.next_canary_weight is not None
+    place = f"stage {stage.index}, {'shadow' if shadow else f'canary {percent(stage.canary_weight)}'}"
+    if decision.kind != "progressive_rollout":
+        place = plain(decision.kind).replace("_", " ")
+    if window.start == window.end:
+        return f"{place}, no window decided yet"
+    cut_short = "" if window.closed else ", cut short"
+    last = "last window" if not decision.gates and window.closed else "window"
+    return f"{place}, {last} {iso(window.start)} to {iso(window.end)}{cut_short}"
+
+
+def _why(decision: Decision) -> Iterator[str]:
+    """Sentences; one that starts with a space belongs to the one before."""
+    by = decision.operation
+    if by is not None:
+        yield f"{cut(by.actor)} ordered it at {iso(by.ts)}: {cut(by.reason)}"
+    freeze = decision.change_freeze
+    if freeze is not None:
+        who = f", by {cut(freeze.by)}" if freeze.by else ""
+        yield f"all gates pass, but a change freeze holds promotes until {iso(freeze.end)}{who}: {cut(freeze.reason)}"
+    yield from _reasons(decision)
+    if "latched" in decision.reasons:
+        return
+    told: set[tuple[Exemplar, ...]] = set()
+    for rule in decision.abort_rules:
+        # A quality gate does not consult soft rules.
+        if rule.fired and (rule.severity == "hard" or decision.kind != "quality_gated"):
+            yield _rule(decision, rule)
+            yield from _exemplars(decision, rule.kind, told)
+    for problem in decision.evidence_problems:
+        yield problem_words(problem)
+    judged = [gate for gate in decision.gates if gate.gate in kind_gates(decision.kind) and gate.status != "off"]
+    by_status: dict[str, list[GateResult]] = {}
+    for gate in judged:
+        by_status.setdefault(gate.status, []).append(gate)
+    for gate in [*by_status.get("fail", ()), *by_status.get("waived", ())]:
+        yield _gate(decision, gate)
+        yield from _exemplars(decision, gate.gate, told)
+    unknown = by_status.get("unknown", [])
+    if unknown:
+        yield f"not known: {', '.join(_NAMES.get(gate.gate, plain(gate.gate)) for gate in unknown)}"
+    if decision.forecast is not None:
+        yield from _forecast(decision, decision.forecast)
+    passed = [*by_status.get("pass", ()), *by_status.get("not_applicable", ())]
+    if decision.verdict in _GREEN or decision.kind == "cost_guard":
+        yield from (_gate(decision, gate) for gate in passed)
+    elif len(passed) < len(judged):
+        if passed:
+            yield f"the other {len(passed)} gates pass" if len(passed) > 1 else "the other gate passes"
+    elif judged and not {"hold_windows", "change_freeze"} & set(decision.reasons):
+        yield f"all {len(judged)} gates pass"
+
+
+def _reasons(decision: Decision) -> Iterator[str]:
+    """What reasons say that no gate, rule or problem does."""
+    known = {gate.gate for gate in decision.gates} | {rule.kind for rule in decision.abort_rules}
+    known |= {problem.problem for problem in decision.evidence_problems}
+    guarded = [gate for gate in decision.gates if gate.gate in kind_gates(decision.kind)]
+    words = {
+        "all_gates_pass": "all gates pass" if len(guarded) != 1 else "the cost gate passes",
+        "hold_windows": "all gates pass, but not yet in as many windows in a row as the stage has to be held",
+        "latched": "the canary was stopped before and stays at 0 %",
+        "hysteresis": "the cost is within its limit, but not yet by the margin at which the guard steps out",
+        "reason_steps_pass": _reason_steps(decision),
+        "reason_status": "too few requests tell whether their reason step failed",
+        "manifest_revision": "a new revision of the manifest took over",
+    }
+    for reason in decision.reasons:
+        operated = decision.operation is not None and reason in ("kill", "rearm")
+        frozen = decision.change_freeze is not None and reason == "change_freeze"
+        if reason not in known and not operated and not frozen:
+            yield words.get(reason, plain(reason))
+
+
+def _reason_steps(decision: Decision) -> str:
+    canary = decision.arms.get("canary")
+    counted = f" in {canary.reason_failed:,} of {canary.requests:,} requests" if canary is not None else ""
+    return f"the reason step failed{counted or ' rarely enough'}, and none of these was served in full"
+
+
+_NAMES = {
+    "delta_s.median_max": "ΔS median",
+    "delta_s.p95_max": "ΔS p95",
+    "coverage_min": "coverage",
+    "lambda_convergent": "λ",
+    "latency_p95_uplift_max": "latency p95",
+    "error_rate_max": "error rate",
+    "tool_success_min": "tool success",
+    "cost_uplift_max": "cost per solved request",
+}
+
+
+def _gate(decision: Decision, gate: GateResult) -> str:
+    limit = gate.threshold
+    if gate.status == "not_applicable":
+        return "no tools were called in either arm"
+    if gate.gate == "lambda_convergent":
+        canary = decision.arms.get("canary")
+        what = "probe groups" if canary is not None and canary.lambda_complete == gate.n_canary else "requests"
+        good = round(min(gate.observed or 0.0, 1.0) * gate.n_canary)
+        return f"λ converges in {good:,} of {gate.n_canary:,} {what}; it has to in all"
+    if gate.observed is None or limit is None or gate.gate not in _NAMES:
+        if gate.gate == "cost_uplift_max":
+            return "the canary solved nothing, so its cost per solved request has no limit that it could keep"
+        return f"{plain(gate.gate)}: {gate.status}"
+    counts = f"{gate.n_canary:,} and {gate.n_baseline:,}"
+    limit = float(limit)
+    match gate.gate:
+        case "delta_s.median_max" | "delta_s.p95_max":
+            said = f"{_change(gate.observed, limit)} the baseline ({_pair(gate)}, {counts} values)"
+            said += f"; the limit is {number(limit)}"
+        case "latency_p95_uplift_max":
+            said = f"{_change(gate.observed, limit, percent)} the baseline ({_pair(gate, ' ms')}, {counts} requests)"
+            said += f"; the limit is {percent(limit)}"
+        case "cost_uplift_max":
+            said = f"{_change(gate.observed, limit, percent)} the baseline ({_pair(gate)}, {counts} solved requests)"
+            said += f"; the limit is {percent(limit)}"
+            if gate.status == "waived":
+                said += ", waived as quality gained"
+        case "coverage_min":
+            said = f"{number(gate.observed, limit)} ({_against(gate, number, 'values')})"
+            said += f"; the limit is at least {number(limit)}"
+        case "tool_success_min":
+            said = f"{percent(gate.observed, limit)} ({_against(gate, percent, 'calls')})"
+            said += f"; the limit is at least {percent(limit)}"
+        case _:
+            said = f"{percent(gate.observed, limit)} ({_against(gate, percent, 'requests')})"
+            said += f"; the limit is {percent(limit)}"
+    return f"{_NAMES[gate.gate]} is {said}"
+
+
+def _pair(gate: GateResult, unit: str = "") -> str:
+    return f"{number(gate.canary)}{unit} against {number(gate.baseline)}{unit}"
+
+
+def _against(gate: GateResult, show: Any, what: str) -> str:
+    baseline = "" if gate.baseline is None else f", baseline {show(gate.baseline)} of {gate.n_baseline:,}"
+    return f"of {gate.n_canary:,} {what}{baseline}"
+
+
+def _change(by: float, limit: float, show: Any = None) -> str:
+    """How far above or below something is."""
+    if by == 0:
+        return "level with"
+    return f"{(show or number)(abs(by), limit)} {'below' if by < 0 else 'above'}"
+
+
+_RULES = {
+    "delta_s_p95_over": ("ΔS p95 is {} above the baseline", "over"),
+    "coverage_under": ("coverage is {}", "under"),
+    "lambda_flip_rate_over": ("λ flips in {}", "over"),
+    "error_rate_over": ("error rate is {}", "over"),
+    "latency_p95_over_budget": ("latency p95 is {} above the baseline", "over"),
+    "cost_per_solved_over_budget": ("cost per solved request is {} above the baseline", "over"),
+    "reason_failure_rate_over": ("the reason step fails in {} of the requests", "over"),
+}
+_PLAIN_RULES = ("delta_s_p95_over", "coverage_under")
+
+
+def _rule(decision: Decision, rule: RuleResult) -> str:
+    name = f"{rule.severity} rule {plain(rule.kind)} fired"
+    if rule.kind == "pins_drifted":
+        return f"{name}: {many(int(rule.observed or 0), 'pin has', 'pins have')} drifted"
+    if rule.kind == "reason_failed_served_in_full":
+        full = many(int(rule.observed or 0), "answer was", "answers were")
+        return f"{name}: {full} served in full although the reason step failed"
+    if rule.observed is None or rule.value is None or rule.kind not in _RULES:
+        return name
+    words, side = _RULES[rule.kind]
+    show = number if rule.kind in _PLAIN_RULES else percent
+    early = "" if decision.window.closed else ", sure before the window's end"
+    said = words.format(show(rule.observed, rule.value))
+    return f"{name}: {said}, {side} {show(rule.value)} (of {rule.n:,} rows{early})"
+
+
+def _exemplars(decision: Decision, name: str, told: set[tuple[Exemplar, ...]]) -> Iterator[str]:
+    """The worst events of a gate or rule, once."""
+    found = tuple(decision.exemplars.get(name, ()))
+    if not found or found in told:
+        return
+    told.add(found)
+    for one in found:
+        yield f" {_value(name, one.value)} in event {cut(one.event_id)}, partition {one.partition}, offset {one.offset}"
+
+
+def _value(name: str, value: float) -> str:
+    if name.startswith("latency"):
+        return f"{number(value)} ms"
+    if name.startswith("tool"):
+        return many(int(value), "failed call", "failed calls")
+    if name.startswith(("error", "reason")):
+        return "failed"
+    if name.startswith("lambda"):
+        return "not convergent"
+    what = next((word for word in ("cost", "coverage") if name.startswith(word)), "ΔS")
+    return f"{what} {number(value)}"
+
+
+def _forecast(decision: Decision, forecast: Forecast) -> Iterator[str]:
+    never = []
+    for need in forecast.needs:
+        what = f"{plain(need.what).replace('lambda groups', 'λ groups')} in the {need.arm}"
+        lacking = need.need - need.have
+        some = re.sub(r"s\b", "", what, count=1) if lacking == 1 else what
+        yield f"missing: {lacking:,} more {some} ({need.have:,} of {need.need:,})"
+        never += [what] if not need.have else []
+    if forecast.minutes is None or forecast.requests is None:
+        if never:
+            yield f"there is no telling when, as none came at all: {', '.join(never)}"
+        else:
+            yield "more requests alone do not help: too many of those that come lack a metric"
+        return
+    window = decision.window
+    whole = (window.end - window.start) / 60_000 + forecast.minutes
+    yield f"about {forecast.requests:,} more requests, {minutes_long(forecast.minutes)} at the present rate"
+    yield f"a window counts from zero: at this rate it takes a window.length of about {minutes_long(whole)}"
+
+
+def _next(decision: Decision) -> Iterator[str]:
+    stage, reasons = decision.stage, decision.reasons
+    at = percent(stage.canary_weight)
+    rearm = f"tidegate rearm {shlex.quote(plain(decision.flag))}"
+    again = f"nothing is promoted until a new revision of the manifest, or `{rearm}`"
+    match decision.verdict:
+        case "promote":
+            following = stage.next_canary_weight
+            yield f"the canary gets {percent(following) if following is not None else 'the next stage'} of the traffic"
+            yield "its first window starts once late events and the settling time are over"
+        case "pass" if decision.kind == "progressive_rollout":
+            yield f"no stage follows: the canary stays at {at}, and every further window is judged"
+        case "freeze":
+            yield f"the canary stays at {at} and is not promoted"
+            yield "a green window promotes it; the next one to fail rolls it back, unless on_gate_fail is hold"
+        case "rollback" | "abort":
+            yield f"the canary goes to 0 % at once, and {again}"
+        case "kill":
+            yield f"the canary goes to 0 % at once in every region, and {again}"
+        case "rearm":
+            yield f"the unit starts again at its first stage, canary {at}"
+        case "open":
+            yield "the gate stays open while ΔS, coverage and λ stay inside their bounds, window by window"
+        case "close":
+            yield "the canary stays at 0 % until a later window is green on sound evidence"
+        case "degrade":
+            yield "answers are cite-only until a window in which reason steps do not fail"
+        case "fallback":
+            yield "heavy chains stay capped until the cost uplift is at most 0.9 of its limit"
+        case "restore":
+            yield "the guard has stepped out; every further window is judged"
+        case "hold" if "latched" in reasons:
+            yield again
+        case "hold" if decision.change_freeze is not None:
+            yield f"the canary stays at {at}; a green window that ends after the freeze promotes it"
+        case "hold" if decision.kind == "progressive_rollout":
+            yield f"the canary stays at {at}; {_waits(decision)}"
+        case _:
+            yield "weights stay as they are, and the next window is judged anew"
+
+
+def _waits(decision: Decision) -> str:
+    """What a held ramp waits for."""
+    if not decision.window.closed:
+        return "the ramp goes on under the new manifest"
+    goal = "it passes" if decision.stage.next_canary_weight is None else "it is promoted"
+    if "hold_windows" in decision.reasons:
+        return f"{goal} once enough windows in a row are green"
+    problems = [found.problem for found in decision.evidence_problems if found.problem != "insufficient_data"]
+    if problems:
+        return f"{goal} on a green window without {', '.join(dict.fromkeys(map(plain, problems)))}"
+    enough = any(gate.status == "unknown" for gate in decision.gates)
+    return f"{goal} on a green window{' that has enough evidence' if enough else ''}"
+
+
+def _also(decision: Decision) -> Iterator[str]:
+    """What blocks nothing but should be known."""
+    pinned = next((arm.pinned_from for arm in decision.arms.values() if arm.pinned_from), None)
+    if pinned is not None:
+        yield f"the baseline is that of the window {iso(pinned.start)} to {iso(pinned.end)}"
+    off = [gate.gate for gate in decision.gates if gate.status == "off"]
+    if off:
+        yield f"gates that are off: {', '.join(map(plain, off))}"
+    relaxed = [name for name in decision.relaxed if name not in off]
+    if relaxed:
+        yield f"looser than the safe-launch targets: {', '.join(map(plain, relaxed))}"
+    for warning in decision.warnings:
+        words = _WARNINGS.get(warning.code, f"warning {plain(warning.code)}: {{}}")
+        yield words.format(f"{warning.count:,}")
+
+
+_WARNINGS = {
+    "unpinned": "the manifest does not pin {} of the six pins of the canary",
+    "lambda_spelling": "{} λ states were misspelt and count as ×",
+    "canary_back_in_baseline": "{} sticky ids that an earlier stage served in the canary are back in the baseline",
+    "sticky_ids_sampled": "there are many sticky ids: one in {} is followed",
+    "cache_namespaces_not_followed": "there are many cache namespaces: {} uses of further ones are not followed",
+}

@@ -1,0 +1,57 @@
+"""``tidegate sign``: a manifest as a signed revision."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from schemas.errors import InputError
+from schemas.manifest import load_manifest, parse_duration
+from schemas.signed import read_private
+from streams.loop import shown
+from streams.manifests import NUMBER_MAX, read_file, sign_revision
+from streams.settings import load_settings
+
+
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), required=True, envvar="TIDEGATE_KEY", help="private key (PEM)")
+@click.option("--revision", type=click.IntRange(1, NUMBER_MAX), required=True, help="above that of the one before")
+@click.option("--effective-from", required=True, help="2026-01-31T12:00:00 (UTC), ms since the epoch, now or now+10m")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="the signed document")
+def command(manifest: Path, key: Path, revision: int, effective_from: str, out: Path) -> None:
+    """Check MANIFEST and write it to OUT as a signed revision, for `tidegate publish`.
+
+    A revision takes effect at the start of a pane (TIDEGATE_PANE); now and now+… are rounded up to one.
+    """
+    pane_ms = load_settings().pane
+    text = read_file(manifest)
+    flags = load_manifest(text, pane_ms=pane_ms, name=str(manifest)).flags
+    start = _start(effective_from, pane_ms)
+    document = sign_revision(text.decode("utf-8-sig"), revision, start, read_private(read_file(key), str(key)))
+    try:
+        out.write_bytes(document)
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror}") from None
+    click.echo(f"{out}: revision {revision}, in force from {shown(start)} ({start}) on; flags {', '.join(flags)}")
+
+
+def _start(text: str, pane_ms: int) -> int:
+    try:
+        if text == "now" or text.startswith("now+"):
+            wait = parse_duration(text.removeprefix("now+")) if text != "now" else 0
+            return -(-(int(time.time() * 1000) + wait) // pane_ms) * pane_ms
+        if text.isascii() and text.isdigit():
+            start = int(text)
+        else:
+            moment = datetime.fromisoformat(text)
+            start = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    except ValueError as error:
+        raise InputError(
+            f"--effective-from: {error}; write a time (UTC) such as 2026-01-31T12:00:00, ms, now or now+10m"
+        ) from None
+    if start % pane_ms or start < 0:
+        after = -(-max(start, 0) // pane_ms) * pane_ms
+        raise InputError(f"--effective-from: {start} is not the start of a pane; the next one starts at {after}")
+    return start

@@ -1,0 +1,325 @@
+"""A unit's commands beside its decisions: each acting decision carried out once, by a command that says the same.
+
+No hash covers a command as a whole: its fields are held against the decision that it carries out, the commands around
+it, and the decisions that follow.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
+
+from gates.rules import rounded
+from schemas.canonical import sha256_of
+from schemas.decision import Command, Verdict, Weights
+from schemas.document import cut
+from schemas.errors import EventError
+from streams.chain import Facts, Fault, Link, Placed, Torn, misplaced, parse_record
+
+_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Command))
+_GUARDS = ("cost_guard", "safety_guard")
+_ENGAGED: dict[Verdict, bool] = {
+    "open": True,
+    "fallback": True,
+    "degrade": True,
+    "close": False,
+    "restore": False,
+    "kill": False,
+    "rearm": False,
+    "pass": False,
+}
+"""Whether a quality gate is open, or a guard has stepped in, after a verdict; others leave that as it was."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Entry(Placed):
+    """A command; ``of``: the decision that it carries out, ``unknown``: fields that no command has."""
+
+    command: Command
+    unknown: list[str]
+    spelled: bool
+    of: Link | None = None
+
+
+def read_entry(where: str, order: int, value: bytes) -> Entry:
+    """A command. Raises EventError if it is none."""
+    fields, whole, _ = parse_record(value)
+    try:
+        command = msgspec.convert(fields, Command)
+    except msgspec.ValidationError as error:
+        raise EventError(f"not a command: {error}") from None
+    unknown = sorted(fields.keys() - _FIELDS)
+    return Entry(where=where, order=order, unit=command.key, command=command, unknown=unknown, spelled=whole == value)
+
+
+@lru_cache(4096)
+def _command_id(decision_id: str, action: str) -> str:
+    return sha256_of({"decision_id": decision_id, "action": action})
+
+
+def command_id_of(link: Link) -> str | None:
+    """The id of the command that carries out a decision, if one does; None where its ids cannot be read."""
+    return _command_id(link.id, link.said.verdict) if link.id is not None and link.said is not None else None
+
+
+def pair(links: Sequence[Link], entries: Sequence[Entry]) -> None:
+    """Find the decision of each command, by either of its ids, and give it that one's unit."""
+    by_id: dict[str, list[Link]] = defaultdict(list)
+    by_command: dict[str, list[Link]] = defaultdict(list)
+    for link in sorted(links, key=lambda link: not link.linked):
+        for name in filter(None, {link.id, link.id_due}):
+            by_id[name].append(link)
+            if link.said is not None:
+                by_command[_command_id(name, link.said.verdict)].append(link)
+    carried: set[Link] = set()
+    for entry in entries:
+        found = by_command.get(entry.command.command_id) or by_id.get(entry.command.decision_id)
+        if found:
+            # Two kills in the same millisecond have the same id.
+            entry.of = next((link for link in found if link not in carried), found[0])
+            entry.unit = entry.of.unit
+            carried.add(entry.of)
+
+
+@dataclass
+class Ledger:
+    """The commands of one unit held against ``links``, its chain of decisions.
+
+    ``compacted``: only the last command has to be there. ``from_middle``: those before the first decision are only
+    counted, as ``earlier``. ``torn``, ``torn_decisions``: lines that cannot be read any more.
+    """
+
+    links: Sequence[Link]
+    entries: Sequence[Entry]
+    torn: Sequence[Torn] = ()
+    torn_decisions: Sequence[Torn] = ()
+    compacted: bool = False
+    from_middle: bool = False
+    earlier: int = 0
+
+    def __post_init__(self) -> None:
+        self._of: dict[Link, list[Entry]] = defaultdict(list)
+        for entry in self.entries:
+            if entry.of is not None:
+                self._of[entry.of].append(entry)
+        self._acts = list(acting(self.links))
+        self._leads = {
+            facts.manifest_hash: start - facts.end
+            for index, link in enumerate(self.links)
+            if (facts := link.facts) is not None
+            and facts.verdict == "promote"
+            and (start := _stage_start(facts, self._following(index))) is not None
+        }
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong."""
+        for entry in self.entries:
+            if not entry.spelled:
+                yield "not canonical", entry, "the same values, but not written as canonical JSON"
+            if entry.of is None:
+                yield from self._without_decision(entry)
+            elif not entry.of.linked:
+                text = f"carries out the decision of {entry.of.where}, which has no place in the chain"
+                yield "inserted", entry, text
+        placed: list[Entry] = []
+        yield from self._walk(placed)
+        yield from misplaced(placed)
+
+    def _without_decision(self, entry: Entry) -> Iterator[Fault]:
+        command = entry.command
+        known = {other.command.decision_id for other in self.entries if other.of is not None}
+        for torn in self.torn_decisions:
+            # Its decision is a line that cannot be read; even its id may be what was damaged.
+            if command.decision_id in torn.hashes or (torn.unit == entry.unit and known.isdisjoint(torn.hashes)):
+                return
+        paired = [other for some in self._of.values() for other in some]
+        first = min((other.order for other in paired), default=None)
+        middle = not self.links or self.links[0].apart
+        if self.from_middle and middle and (first is None or entry.order < first):
+            self.earlier += 1
+            return
+        same = next((other for other in paired if other.command.seq == command.seq), None)
+        if same is not None:
+            text = f"carries out no decision that is here, and seq {command.seq} is that of {same.where}"
+            yield "inserted", entry, text
+        else:
+            text = f"seq {command.seq} carries out no decision that is here: that one is missing, or this was put in"
+            yield "missing", entry, text
+
+    def _walk(self, placed: list[Entry]) -> Iterator[Fault]:
+        """Along the chain, with the seq that is due (from ``low`` to ``high``) and the weight in force, if known.
+
+        Adds the command of each decision to ``placed``.
+        """
+        low, high = 1, 1.0
+        weight: float | None = None
+        last = max((index for index, acts in enumerate(self._acts) if acts), default=-1)
+        for index, link in enumerate(self.links):
+            facts, acts, entries = link.facts, self._acts[index], self._of.get(link, [])
+            if link.apart:
+                low, high = (1, 1.0) if link.previous is None else (low, float("inf"))
+                weight = None
+            if index == 0 and not link.apart and facts is not None and facts.kind != "kill_switch":
+                weight = facts.weight
+            if acts is False:
+                for entry in entries:
+                    text = f"carries out the decision of {link.where}, a verdict that asks for no command"
+                    yield "inserted", entry, text
+                continue
+            if not entries:
+                if acts and facts is not None and (index == last or not self.compacted) and not self._is_torn(link):
+                    seq_due = f", seq {low}" if low == high else ""
+                    yield "missing", link, f"no command carries out this {facts.verdict}{seq_due}"
+                # Of one that is damaged nobody knows whether it asked for a command.
+                low, high, weight = low + bool(acts), high + 1, None
+                continue
+            wrongs = {entry: list(self._wrong(entry, low, high, weight, index)) for entry in entries}
+            # Of several, the one that fits best is the original.
+            entry = min(entries, key=lambda entry: len(wrongs[entry]))
+            placed.append(entry)
+            if wrongs[entry]:
+                yield "changed", entry, "; ".join(wrongs[entry])
+            for other in entries:
+                if other is not entry:
+                    yield "repeated with changes", other, f"the command of {entry.where} once more, with other content"
+            seq = entry.command.seq
+            low, high = (seq + 1, seq + 1.0) if low <= seq <= high else (low + 1, high + 1)
+            due = _weight_due(facts, weight) if facts is not None else None
+            weight = entry.command.weights.canary if due is None else due
+
+    def _wrong(self, entry: Entry, low: int, high: float, weight: float | None, index: int) -> Iterator[str]:
+        """Where a command does not fit."""
+        seq = entry.command.seq
+        if not low <= seq <= high:
+            yield f"seq {seq}, {low if low == high else f'{low} or later'} is due"
+        yield from _against_decision(entry)
+        yield from self._against_neighbours(entry.command, weight, index)
+
+    def _is_torn(self, link: Link) -> bool:
+        """Whether the command may be a line that cannot be read any more."""
+        return any(not torn.hashes.isdisjoint({link.id, command_id_of(link)}) for torn in self.torn)
+
+    def _following(self, index: int) -> Facts | None:
+        """What the next decision says, under the same manifest; None where that is not known."""
+        here = self.links[index].facts
+        if here is None or index + 1 == len(self.links) or self.links[index + 1].apart:
+            return None
+        facts = self.links[index + 1].facts
+        return facts if facts is not None and facts.manifest_hash == here.manifest_hash else None
+
+    def _against_neighbours(self, command: Command, weight: float | None, index: int) -> Iterator[str]:
+        """Where a command says something else than the one before it, and the decisions after it."""
+        before = command.previous_weights.canary
+        if weight is not None and before != weight:
+            yield f"previous canary weight {before:g}, it was {weight:g}"
+        facts, following = self.links[index].facts, self._following(index)
+        if facts is None:
+            return
+        if facts.verdict == "open" and following is not None and following.verdict != "rearm":
+            due = following.weight
+            if command.weights.canary != due:
+                yield f"canary weight {command.weights.canary:g}, by the decision after its own {due:g}"
+        if facts.verdict == "promote":
+            start = _stage_start(facts, following)
+            if start is None and facts.manifest_hash in self._leads:
+                start = facts.end + self._leads[facts.manifest_hash]
+            effective = command.effective_from
+            if start is not None and effective != start:
+                yield f"effective_from {effective}, the new stage starts at {start}"
+            elif effective < facts.end + facts.lateness_ms or effective % facts.pane_ms:
+                yield f"effective_from {effective}, when no stage can start"
+
+
+def _stage_start(facts: Facts, following: Facts | None) -> int | None:
+    """When a stage starts, as the decision after its promote shows it: cut while settling, or within the stage."""
+    if following is None or following.standing:
+        return None
+    return following.end if following.stage == facts.stage else following.start
+
+
+def _against_decision(entry: Entry) -> Iterator[str]:
+    """Where a command says something else than itself, or than the decision that it carries out."""
+    command, link = entry.command, entry.of
+    if command.command_id != _command_id(command.decision_id, command.action):
+        yield "its command_id is not that of its decision_id and action"
+    for name in entry.unknown:
+        yield f"no command has a field {cut(name)}"
+    for what, weights in (("weights", command.weights), ("previous_weights", command.previous_weights)):
+        if not _whole(weights):
+            yield f"its {what} do not sum to 1"
+    facts = link.facts if link is not None else None
+    if link is None or facts is None:
+        return
+    for what, says, due in (
+        ("flag and region", command.key, link.unit),
+        ("decision_id", command.decision_id, link.id),
+        ("action", command.action, facts.verdict),
+        ("severity", command.severity, facts.severity),
+        ("rule", command.rule, facts.rule),
+        ("reasons", ", ".join(command.reasons), ", ".join(facts.reasons)),
+        ("manifest_hash", command.manifest_hash, facts.manifest_hash),
+    ):
+        if says != due:
+            yield f"{what} {_shown(says)}, by its decision {_shown(due)}"
+    weight = _weight_due(facts, command.previous_weights.canary)
+    if weight is not None and command.weights.canary != weight:
+        yield f"canary weight {command.weights.canary:g}, by its decision {weight:g}"
+    if facts.verdict != "promote" and command.effective_from != facts.decided_at:
+        yield f"effective_from {command.effective_from}, by its decision {facts.decided_at}"
+
+
+def _whole(weights: Weights) -> bool:
+    return weights.baseline == rounded(1 - weights.canary)
+
+
+def _shown(value: str | None) -> str:
+    return "null" if value is None else cut(value)
+
+
+def _weight_due(facts: Facts, before: float | None) -> float | None:
+    """The canary's weight that follows from a decision, ``before`` it another; None where it does not say."""
+    match facts.verdict:
+        case "promote":
+            return facts.next_weight
+        case "rearm":
+            return facts.weight
+        case "open":
+            return None
+        case "freeze" | "degrade" | "fallback" | "restore":
+            return before
+        case _:
+            return 0.0
+
+
+def acting(links: Sequence[Link]) -> Iterator[bool | None]:
+    """Whether each decision of a chain asks for a command; None where that depends on what is not known."""
+    engaged: bool | None = False
+    before: Facts | None = None
+    for link in links:
+        facts = link.facts
+        if link.apart or facts is None:
+            engaged, before = (False if link.previous is None and facts is not None else None), None
+        if facts is None:
+            yield None
+            continue
+        if before is not None and facts.manifest_hash != before.manifest_hash:
+            engaged = False
+        elif before is not None and facts.kind in _GUARDS and facts.start > before.end:
+            # The flag may have been out of the manifest for a while, and its guard with it.
+            engaged = None
+        yield _asks(facts, engaged)
+        engaged = _ENGAGED.get(facts.verdict, engaged)
+        if facts.verdict == "hold" and not facts.closed:
+            # A revision cut the window: the unit begins anew.
+            engaged = False
+        before = facts
+
+
+def _asks(facts: Facts, engaged: bool | None) -> bool | None:
+    if facts.verdict in ("pass", "hold"):
+        return False
+    if facts.standing or facts.verdict not in ("open", "close", "fallback", "degrade"):
+        return True
+    return None if engaged is None else _ENGAGED[facts.verdict] != engaged

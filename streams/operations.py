@@ -1,0 +1,54 @@
+"""What operators order, from their topic to the gates that decide for the flags."""
+
+import structlog
+from aiokafka import ConsumerRecord
+
+from schemas.errors import Refusal
+from schemas.operation import Operation, check_time, read_operation
+from schemas.signed import TrustedKeys
+from streams.windows import Order
+
+log = structlog.get_logger("tidegate")
+
+
+class OperationLog:
+    """What the records of the operations topic give, in order. ``trusted`` None: they are not signed."""
+
+    def __init__(self, trusted: TrustedKeys | None) -> None:
+        self._trusted = trusted
+        self._seen: dict[Operation, int] = {}
+        self.orders: list[Order] = []
+
+    def take(self, record: ConsumerRecord) -> Operation | None:
+        """Add a record's operation; one that is refused is logged and changes nothing."""
+        try:
+            operation = read_operation(record.value, self._trusted)
+            check_time(operation, record.timestamp)
+            if operation in self._seen:
+                raise Refusal(f"the record at offset {self._seen[operation]} once more; order it anew")
+        except Refusal as refusal:
+            log.warning("operation refused", offset=record.offset, reason=str(refusal))
+            return None
+        self._seen[operation] = record.offset
+        self.orders.append(Order(operation.flag, operation.by, record.offset))
+        log.info(
+            "operation accepted",
+            offset=record.offset,
+            operation=operation.kind,
+            flag=operation.flag,
+            actor=operation.actor,
+            reason=operation.reason,
+        )
+        return operation
+
+
+def order_key(order: Order) -> bytes:
+    """The key that tells an order from a partial in a gate's log."""
+    if order.revision >= 0:
+        return b"switch|%d|%s" % (order.revision, order.flag.encode())
+    return b"operation|%d" % order.offset
+
+
+def is_order(key: bytes | None) -> bool:
+    """Whether an entry of a gate's log is an order."""
+    return key is not None and key.startswith((b"switch|", b"operation|"))

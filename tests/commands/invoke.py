@@ -1,0 +1,41 @@
+"""The command line as a user meets it, in this process."""
+
+import io
+import logging
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+import pytest
+
+from streams.commands import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line that a user's mistake is answered with; above it may stand how the command is used."""
+        assert "Traceback" not in self.err
+        (line,) = [x for x in self.err.splitlines() if x and not x.startswith(("Usage: ", "Try "))]
+        return line
+
+
+def tidegate(*arguments: object) -> Done:
+    """Run ``tidegate`` with these arguments."""
+    out, err = io.StringIO(), io.StringIO()
+    clients = logging.getLogger("aiokafka")
+    level = clients.level
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+    finally:
+        clients.setLevel(level)
+    code = ended.value.code or 0
+    assert isinstance(code, int)
+    return Done(code, out.getvalue(), err.getvalue())

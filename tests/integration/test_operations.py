@@ -1,0 +1,331 @@
+"""Signed manifests and operators' orders on a real Kafka: what takes effect, what does not, and when."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+
+from schemas.decision import Command, command_from_bytes
+from schemas.operation import Operation
+from schemas.signed import PrivateKey, public_line, sign
+from streams.commands import main
+from streams.manifests import load_trusted, read_files, sign_revision
+from streams.replay import by_unit, replay
+from streams.settings import Settings, load_settings
+from streams.tail import tail
+from streams.topics import create_topics
+from tests.integration.test_worker import PARTITIONS, await_written, telemetry
+from tests.integration.workers import WorkerProcess, dump, publish, running
+
+MANIFEST = """
+flags:
+  answer:
+    scope: {regions: [eu, us]}
+    window: {length: 60s, min_requests: 50}
+    policy: {lambda_source: traffic}
+"""
+KILL_SECONDS = 20.0
+"""What these tests wait for a kill: room for a slow machine. It takes a fraction of a second."""
+
+
+@pytest.fixture
+def settings(kafka_broker: str) -> Settings:
+    """Topics of their own on the shared broker."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    settings = load_settings(broker=kafka_broker, topic_prefix=name, application_id=name, gate_partitions=2)
+    asyncio.run(create_topics(settings))
+    return settings
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "flags.yml"
+    path.write_text(MANIFEST)
+    return path
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> PrivateKey:
+    """A private key; its public line is in the file ``trusted``."""
+    key = PrivateKey.generate()
+    (tmp_path / "trusted").write_text(public_line(key.public_key(), "tests") + "\n")
+    return key
+
+
+def operation(kind: str, reason: str = "it is bad") -> Operation:
+    return Operation(actor="Ada", flag="answer", kind=kind, reason=reason, ts=int(time.time() * 1000))  # type: ignore[arg-type]
+
+
+async def write(settings: Settings, topic: str, value: bytes, key: bytes = b"answer") -> None:
+    async with AIOKafkaProducer(**settings.kafka) as producer:
+        await producer.send_and_wait(topic, value, key=key, partition=0)
+
+
+async def commands_after(
+    settings: Settings, act: Callable[[], Awaitable[None]], enough: Callable[[list[Command]], bool]
+) -> tuple[list[Command], float]:
+    """What the control topic gets from ``act`` on until it is ``enough``, and the seconds that took."""
+    async with tail(settings, settings.control_topic) as control:
+        await control.history()
+        found: list[Command] = []
+        started = time.monotonic()
+        await act()
+        while not enough(found):
+            assert time.monotonic() - started < KILL_SECONDS, found
+            found += [command_from_bytes(record.value) for record in await control.more(0.2)]
+        return found, time.monotonic() - started
+
+
+def kills(commands: list[Command]) -> set[str]:
+    return {command.key for command in commands if command.action == "kill"}
+
+
+def everywhere(commands: list[Command]) -> bool:
+    return kills(commands) == {"answer|eu", "answer|us"}
+
+
+def order(settings: Settings, document: bytes) -> tuple[list[Command], float]:
+    """Write an operation and wait for the kill in both regions."""
+
+    async def act() -> None:
+        await write(settings, settings.operations_topic, document)
+
+    return asyncio.run(commands_after(settings, act, everywhere))
+
+
+@pytest.mark.kafka
+def test_a_kill_reaches_the_control_topic_without_any_telemetry(
+    settings: Settings, manifest: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    worker = WorkerProcess(settings, manifest, "worker", tmp_path)
+    with running(worker):
+        commands, seconds = order(settings, operation("kill").to_bytes())
+    record_property("seconds", seconds)
+    print(f"killed in {seconds:.3f} s")
+    assert [(command.seq, command.weights.canary, command.severity) for command in commands] == [(1, 0, "hard")] * 2
+
+
+@pytest.mark.kafka
+def test_a_kill_does_not_wait_for_a_backlog(
+    settings: Settings, manifest: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """200,000 events lie there when the worker starts; the kill overtakes them."""
+    asyncio.run(publish(settings, telemetry(200_000, 3)))
+    worker = WorkerProcess(settings, manifest, "worker", tmp_path)
+    with running(worker):
+        address = str(worker.logged("serving")[0]["address"])
+        give_up = time.monotonic() + 30
+        while metric(address, "tidegate_records_total") == 0 and time.monotonic() < give_up:
+            time.sleep(0.02)
+        _, seconds = order(settings, operation("kill").to_bytes())
+        read = metric(address, "tidegate_records_total")
+    record_property("seconds", seconds)
+    print(f"killed in {seconds:.3f} s, after {read:.0f} records")
+
+
+def metric(address: str, name: str) -> float:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as page:  # noqa: S310 - our own http address
+        return next(float(line.split()[1]) for line in page.read().decode().splitlines() if line.startswith(f"{name} "))
+
+
+@pytest.mark.kafka
+def test_a_forged_operation_kills_nothing(settings: Settings, manifest: Path, tmp_path: Path, key: PrivateKey) -> None:
+    """Unsigned, signed by a stranger, cut, or an operation's words signed as a manifest: only the real one counts."""
+    trusting = {"TIDEGATE_TRUSTED_KEYS": str(tmp_path / "trusted")}
+    worker = WorkerProcess(settings, manifest, "worker", tmp_path, environment=trusting)
+    payload = operation("kill", "forged").to_bytes()
+    forged = [
+        payload,
+        sign("operation", payload, PrivateKey.generate()),
+        sign("operation", payload, key)[:-1],
+        sign("manifest", payload, key),
+        b"",
+    ]
+    real = sign("operation", operation("kill", "real").to_bytes(), key)
+    with running(worker):
+        for document in forged:
+            asyncio.run(write(settings, settings.operations_topic, document))
+        commands, _ = order(settings, real)
+        # The same record once more: whoever can write to the topic has no new order by it.
+        asyncio.run(write(settings, settings.operations_topic, real))
+        wait_for(lambda: len(worker.logged("operation refused")) == len(forged) + 1)
+    assert sorted(command.key for command in commands) == ["answer|eu", "answer|us"]
+    decisions = asyncio.run(records(settings, settings.decisions_topic))
+    assert {json.loads(decision.value)["operation"]["reason"] for decision in decisions} == {"real"}
+    assert len(decisions) == 2
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+async def records(settings: Settings, topic: str) -> list[ConsumerRecord]:
+    async with tail(settings, topic) as there:
+        return await there.history()
+
+
+def future_telemetry(start: int, seconds: int) -> Iterator[tuple[int, bytes, int]]:
+    """Partition, value and timestamp of a service that is well, from ``start`` on, then ticks."""
+    rnd = random.Random(5)
+    for number in range(seconds * 100):
+        user, ts = rnd.randrange(3_000), start + number * 10
+        event = {
+            "event_id": f"{number}",
+            "ts": ts,
+            "flag": "answer",
+            "arm": "canary" if user % 4 == 0 else "baseline",
+            "sticky_id": f"user-{user}",
+            "region": ("eu", "us")[number % 2],
+            "lambda_state": "→",
+            "delta_s": 0.01,
+            "coverage": 0.9,
+            "latency_ms": 100 + user % 7,
+            "status": 200,
+            "cost": 0.001,
+            "solved": True,
+        }
+        yield user % PARTITIONS, json.dumps(event, ensure_ascii=False).encode(), ts
+    end = start + seconds * 1_000 + 60_000
+    for partition in range(PARTITIONS):
+        yield partition, b'{"kind":"tick","ts":%d}' % end, end
+
+
+@pytest.mark.kafka
+def test_revisions_take_effect_at_their_boundary_and_replay_the_same(
+    settings: Settings, tmp_path: Path, key: PrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No manifest, not ready; then one; then the next from its pane on. A replay of the same files gives the bytes."""
+    monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", settings.topic_prefix)
+    monkeypatch.setenv("TIDEGATE_APPLICATION_ID", settings.application_id)
+    trusted = tmp_path / "trusted"
+    environment = {"TIDEGATE_TRUSTED_KEYS": str(trusted), "TIDEGATE_HTTP_PORT": "0"}
+    worker = WorkerProcess(settings, None, "worker", tmp_path, environment=environment)
+    now = int(time.time() * 1000)
+    boundary = -(-(now + settings.manifest_lead + 60_000) // settings.pane) * settings.pane
+    documents = {
+        "one": sign_revision(MANIFEST, 1, now // settings.pane * settings.pane, key),
+        "two": sign_revision(MANIFEST.replace("60s", "40s"), 2, boundary, key),
+        "late": sign_revision(MANIFEST, 3, now // settings.pane * settings.pane, key),
+        "forged": sign_revision(MANIFEST, 3, boundary, PrivateKey.generate()),
+    }
+    for name, document in documents.items():
+        (tmp_path / name).write_bytes(document)
+
+    def published(name: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main(["publish", str(tmp_path / name), "--trusted-keys", str(trusted), "--broker", settings.broker])
+        return int(str(end.value.code))
+
+    worker.start()
+    try:
+        wait_for(lambda: bool(worker.logged("waiting for a manifest")))
+        assert not worker.logged("ready")
+        assert published("forged") == 2
+        # Past the command line's own check, as whoever may write to the topic could.
+        asyncio.run(write(settings, settings.manifests_topic, documents["forged"], b"revision-0000000003"))
+        assert published("one") == 0
+        worker.wait_ready()
+        assert published("one") == 2, "not above the last one"
+        assert published("late") == 2, "no lead"
+        assert published("two") == 0
+        asyncio.run(write(settings, settings.manifests_topic, documents["late"], b"revision-0000000003"))
+        # The waiting and the running worker have each read the forged one.
+        wait_for(lambda: len(worker.logged("manifest refused")) >= 3)
+        asyncio.run(send_at(settings, future_telemetry(boundary - 90_000, 240)))
+        file = tmp_path / "telemetry.ndjson"
+        asyncio.run(dump(settings, file))
+        timeline = read_files([tmp_path / "two", tmp_path / "one"], load_trusted(trusted), settings.pane)
+        outcomes = list(replay([file], timeline, PARTITIONS, settings.clockwork))
+        await_written(settings, settings.decisions_topic, by_unit(d.to_bytes() for d, _ in outcomes), 60)
+        await_written(settings, settings.control_topic, by_unit(c.to_bytes() for _, c in outcomes if c), 30)
+    finally:
+        if worker.running:
+            worker.signal(signal.SIGKILL)
+    first, second = (revision.flags["answer"].manifest_hash for revision in timeline.revisions)
+    windows = [(d.manifest_hash, d.window.start < boundary) for d, _ in outcomes if d.gates]
+    assert set(windows) == {(first, True), (second, False)}
+
+
+async def send_at(settings: Settings, events: Iterator[tuple[int, bytes, int]]) -> None:
+    """Write records with timestamps of their own."""
+    async with AIOKafkaProducer(**settings.kafka, linger_ms=20) as producer:
+        sent = [
+            await producer.send(settings.telemetry_topic, value, partition=partition, timestamp_ms=timestamp)
+            for partition, value, timestamp in events
+        ]
+        await asyncio.gather(*sent)
+
+
+@pytest.mark.kafka
+def test_a_worker_that_is_told_to_stop_while_it_waits_stops(
+    settings: Settings, tmp_path: Path, key: PrivateKey
+) -> None:
+    """Alive, not ready, and no trouble to a supervisor."""
+    port = 20_000 + os.getpid() % 10_000
+    environment = {"TIDEGATE_TRUSTED_KEYS": str(tmp_path / "trusted"), "TIDEGATE_HTTP_PORT": str(port)}
+    worker = WorkerProcess(settings, None, "worker", tmp_path, environment=environment)
+    worker.start()
+    try:
+        wait_for(lambda: bool(worker.logged("waiting for a manifest")))
+        with pytest.raises(urllib.error.HTTPError) as answer:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+        assert answer.value.code == 503
+        assert b"manifest: not yet" in answer.value.read()
+        answer.value.close()
+        assert worker.signal(signal.SIGTERM) == 0
+    finally:
+        if worker.running:
+            worker.signal(signal.SIGKILL)
+
+
+@pytest.mark.kafka
+def test_a_worker_that_is_killed_after_an_order_repeats_the_same_bytes(
+    settings: Settings, manifest: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at random moments around kills and rearms, with telemetry on its way: each command has one form."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    rnd = random.Random(seed)
+    events = list(telemetry(40_000, seed))
+    worker = WorkerProcess(settings, manifest, "worker", tmp_path)
+    rounds = 6
+    with running(worker):
+        for turn in range(rounds):
+            asyncio.run(publish(settings, events[turn * 5_000 : (turn + 1) * 5_000]))
+            ordered = operation("kill" if turn % 2 == 0 else "rearm", f"turn {turn}")
+            asyncio.run(write(settings, settings.operations_topic, ordered.to_bytes()))
+            time.sleep(rnd.uniform(0, 0.6))
+            worker.signal(signal.SIGKILL)
+            worker.start()
+            worker.wait_ready(times=turn + 2)
+
+        def carried_out() -> bool:
+            found = [json.loads(r.value)["operation"] for r in asyncio.run(records(settings, settings.decisions_topic))]
+            return len({o["reason"] for o in found if o}) == rounds
+
+        wait_for(carried_out)
+        # One more life, which ends in peace: what was not saved has been done again by then.
+        assert worker.signal(signal.SIGTERM) == 0
+    for topic, number in ((settings.control_topic, "seq"), (settings.decisions_topic, "decision_id")):
+        forms: dict[tuple[str, object], set[bytes]] = {}
+        for one in asyncio.run(records(settings, topic)):
+            forms.setdefault((one.key.decode(), json.loads(one.value)[number]), set()).add(one.value)
+        assert {key: len(values) for key, values in forms.items() if len(values) > 1} == {}, f"seed {seed}"
+    per_unit = by_unit(r.value for r in asyncio.run(records(settings, settings.decisions_topic)))
+    for unit, lines in per_unit.items():
+        chain = [json.loads(line) for line in lines]
+        assert [d["previous_hash"] for d in chain] == [None, *(d["hash"] for d in chain[:-1])], f"seed {seed}: {unit}"
+        operations = [d["operation"]["reason"] for d in chain if d["operation"]]
+        assert operations == [f"turn {turn}" for turn in range(rounds)], f"seed {seed}: {unit}"

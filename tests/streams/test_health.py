@@ -1,0 +1,165 @@
+"""What a worker tells over HTTP: alive, ready, and numbers that a scraper can always read."""
+
+import asyncio
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from streams.health import Metrics, serve
+from streams.panes import Step
+
+READY = {"manifest": True, "partitions": True}
+
+
+def get(path: str, metrics: Metrics | None = None, ready: Mapping[str, bool] | None = None) -> tuple[int, str, str]:
+    """Status, content type and text of one request to a server of its own."""
+
+    async def run() -> tuple[int, str, str]:
+        runner = await serve("127.0.0.1", 0, metrics or Metrics(), lambda: READY if ready is None else ready)
+        try:
+            host, port = runner.addresses[0][:2]
+            async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}{path}") as answer:
+                return answer.status, answer.headers["Content-Type"], await answer.text()
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """What a scraper reads: values by name and labels."""
+    _, _, text = get("/metrics", metrics)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def gate(weights: Mapping[str, float]) -> Any:
+    """A gate whose units have these weights."""
+    return SimpleNamespace(
+        ramps={name: SimpleNamespace(unit=SimpleNamespace(weight=weight)) for name, weight in weights.items()}
+    )
+
+
+class TestHealth:
+    def test_livez_is_ok_as_long_as_the_loop_turns(self) -> None:
+        """Whether or not it is ready: a restart would not help."""
+        assert get("/livez")[0] == 200
+        assert get("/livez", ready={"manifest": False})[0] == 200
+
+    def test_readyz_is_ok_when_every_check_is(self) -> None:
+        status, _, text = get("/readyz")
+        assert (status, text) == (200, "manifest: ok\npartitions: ok\n")
+
+    @pytest.mark.parametrize("missing", READY)
+    def test_readyz_says_what_is_missing(self, missing: str) -> None:
+        status, _, text = get("/readyz", ready=READY | {missing: False})
+        assert status == 503
+        assert f"{missing}: not yet\n" in text
+        assert text.count(": ok\n") == 1
+
+    @pytest.mark.parametrize("path", ["/", "/debug", "/metrics/x"])
+    def test_there_is_nothing_else(self, path: str) -> None:
+        assert get(path)[0] == 404
+
+    def test_port_0_takes_a_free_one_and_says_which(self) -> None:
+        """So that several workers fit on a machine."""
+
+        async def run() -> list[int]:
+            runners = [await serve("127.0.0.1", 0, Metrics(), lambda: READY) for _ in range(2)]
+            ports = [runner.addresses[0][1] for runner in runners]
+            for runner in runners:
+                await runner.cleanup()
+            return ports
+
+        ports = asyncio.run(run())
+        assert len(set(ports)) == 2
+        assert 0 not in ports
+
+
+class TestMetrics:
+    def test_they_are_in_prometheus_text_format(self) -> None:
+        status, content_type, text = get("/metrics")
+        assert status == 200
+        assert content_type.startswith("text/plain; version=")
+        assert "# TYPE tidegate_records_total counter" in text
+
+    def test_what_a_run_gave_is_counted_once_each(self) -> None:
+        """Every counter of a step has one of its own."""
+        metrics = Metrics()
+        step = Step(
+            partials=[object()] * 2,  # type: ignore[list-item]
+            late=[1, 2, 3],
+            dead=[(1, "x")] * 4,
+            accepted=5,
+            duplicates=6,
+            unknown_flag=7,
+        )
+        metrics.stepped(100, step)
+        metrics.stepped(1, Step())
+        found = samples(metrics)
+        expected = {"records": 101, "partials": 2, "events_late": 3, "dead_letters": 4}
+        expected |= {"events_accepted": 5, "events_duplicate": 6, "events_unknown_flag": 7}
+        assert {name: found[f"tidegate_{name}_total", ()] for name in expected} == expected
+
+    def test_position_and_watermark_are_shown_by_agent_and_partition(self) -> None:
+        """Before any event there is no event time to show."""
+        metrics = Metrics()
+        metrics.reached("window", 3, 17, 1_700_000_000_000)
+        metrics.reached("gate", 0, 4, None)
+        found = samples(metrics)
+        assert found["tidegate_position", (("agent", "window"), ("partition", "3"))] == 17
+        assert found["tidegate_watermark_ms", (("agent", "window"), ("partition", "3"))] == 1_700_000_000_000
+        assert ("tidegate_watermark_ms", (("agent", "gate"), ("partition", "0"))) not in found
+
+    def test_weights_are_shown_by_flag_and_region(self) -> None:
+        metrics = Metrics()
+        metrics.weighed(gate({"f|eu": 0.25, "f|": 0.05}))
+        metrics.weighed(gate({"f|eu": 0.0}))
+        found = samples(metrics)
+        assert found["tidegate_canary_weight", (("flag", "f"), ("region", "eu"))] == 0
+        assert found["tidegate_canary_weight", (("flag", "f"), ("region", ""))] == 0.05
+
+    @pytest.mark.parametrize(
+        "hostile",
+        [
+            'a"b',
+            "a\\",
+            'a\\"',
+            "a\nb",
+            'x"} 1\ntidegate_records_total 99\n#{y="',
+            "a\rb\x00\x1b[31m\x85\u2028",
+            "{,}=",
+            "# HELP tidegate_records_total",
+            "é😀→",
+            "a|b",
+            " ",
+            "x" * 1_024,
+        ],
+    )
+    def test_a_hostile_name_stays_a_label_and_breaks_nothing(self, hostile: str) -> None:
+        """Regions come from telemetry; whatever they hold, every other number can still be read."""
+        metrics = Metrics()
+        metrics.records.inc(5)
+        flag = hostile.replace("|", "/")
+        metrics.weighed(gate({f"{flag}|{hostile}": 0.5, "f|eu": 0.25}))
+        found = samples(metrics)
+        weights = {labels: value for (name, labels), value in found.items() if name == "tidegate_canary_weight"}
+        assert weights == {
+            (("flag", flag), ("region", hostile)): 0.5,
+            (("flag", "f"), ("region", "eu")): 0.25,
+        }
+        assert found["tidegate_records_total", ()] == 5
+
+    def test_two_workers_in_one_process_count_apart(self) -> None:
+        """Nothing is in a registry of the whole process."""
+        one, other = Metrics(), Metrics()
+        one.records.inc(3)
+        assert samples(other)["tidegate_records_total", ()] == 0
