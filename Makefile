@@ -16,7 +16,7 @@ help: ## this list
 
 venv: $(TOOLS) ## set up .venv (PYTHON=python3.13 picks another interpreter, after make clean)
 
-demo: $(RUNTIME) ## a rollout from start to end (SCENARIO=healthy|drift|slow|errors|pins, ARGS=…)
+demo: $(RUNTIME) ## a rollout from start to end (SCENARIO=healthy|quality-gate|rate-limit-storm|…, ARGS=--help lists them)
 	@$(BIN)/tidegate demo $(if $(SCENARIO),--scenario $(SCENARIO)) $(ARGS)
 
 test: $(TOOLS) ## all tests (ARGS="-k ramp" picks some)

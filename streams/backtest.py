@@ -9,6 +9,7 @@ import math
 import tempfile
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -240,7 +241,7 @@ class Beside:
             ramp.unit.window.dead_letters += dead_letters
 
     def _close(self, name: str, ramp: Machine, end: int) -> Iterator[Window]:
-        shadow, window = self._shadows.get(name), ramp.unit.window
+        shadow, window, cut = self._shadows.get(name), ramp.unit.window, ramp.unit.cut
         weight = 0.0 if ramp.unit.latched else ramp.stages[ramp.unit.stage]
         theirs = shadow.look(ramp.unit, end, self._machines) if shadow else None
         outcomes = list(ramp.close(end))
@@ -252,7 +253,7 @@ class Beside:
         over = ramp.unit.window is not window
         theirs = theirs or shadow.stopped
         stops = theirs is not None and theirs is shadow.stopped
-        if ours is not None or (theirs is not None and (over or not stops)):
+        if not cut and (ours is not None or (theirs is not None and (over or not stops))):
             a, b = Side.of(ours) if ours else None, Side.of(theirs) if theirs else None
             yield Window(name, window.start, window.end, weight, a, b, self._differences(name, a, b))
         if over or (ours is not None and ours.verdict == "abort"):
@@ -579,7 +580,10 @@ def aggregate(
 
 @dataclass(frozen=True)
 class Effect:
-    """A regression that a sham canary is given: ``metric`` error, latency, cost, delta_s or coverage, and its size."""
+    """A regression that a sham canary is given: ``metric`` error, latency, cost, delta_s or coverage, and its size.
+
+    An error is an error and nothing else: what the request cost and whether it was solved stay as they were.
+    """
 
     metric: str
     size: float
@@ -627,9 +631,10 @@ _EXAMPLES = {
 class Groups:
     """The groups of a span of panes. ``number``: of the block that each group stands in; the rest as in ``Block``.
 
-    ``pane`` counts from the first of ``panes``. ``delta_s_group``, ``latency_group``: the group of each value.
+    ``pane`` counts from ``first``, of ``panes`` panes. ``delta_s_group``, ``latency_group``: the group of each value.
     """
 
+    first: int
     panes: int
     pane: Ints
     key: Ints
@@ -676,9 +681,9 @@ class Groups:
             none, no_floats = np.empty(0, np.int64), np.empty(0)
             counters, queries = np.empty((0, len(COUNTERS)), np.int64), np.empty(0, np.uint64)
             return cls(
-                high - low, none, none, none, counters, no_floats, none, no_floats, none, none, none, queries, none
+                low, high - low, none, none, none, counters, no_floats, none, no_floats, none, none, none, queries, none
             )
-        return cls(high - low, *(np.concatenate(column) for column in columns))
+        return cls(low, high - low, *(np.concatenate(column) for column in columns))
 
     def under(self, effect: Effect, seed: int) -> "Groups":
         """The same, had the regression been there."""
@@ -702,9 +707,9 @@ class Groups:
     def _extra_errors(self, rate: float, seed: int) -> Ints:
         """How many of each group's good requests fail: each by itself with that chance, from a hash of its place."""
         good = self.counters[:, _AT["requests"]] - self.counters[:, _AT["errors"]]
-        place = (self.number << 40) + (self.key << 32) + self.pane
-        # A request's place must not depend on the span that it is looked at in.
-        lot = mixed(mixed(place.astype(np.uint64)) ^ np.uint64(drawn("error", seed)))
+        # Places do not depend on the span that they are looked at in.
+        place = (self.number * len(SOURCES) * BUCKETS + self.key).astype(np.uint64)
+        lot = mixed(mixed(place ^ np.uint64(drawn("error", seed))) ^ (self.pane + self.first).astype(np.uint64))
         index = np.arange(good.sum()) - np.repeat(np.cumsum(good) - good, good)
         chance = mixed(np.repeat(lot, good) + index.astype(np.uint64)) >> np.uint64(11)
         fails = chance < np.uint64(min(int(rate * 2**53), 2**53))
@@ -713,7 +718,8 @@ class Groups:
     @cached_property
     def present(self) -> list[int]:
         """The sources that there are rows of, as indices in ``SOURCES``."""
-        return sorted(set((self.key // BUCKETS).tolist()))
+        found: list[int] = np.unique(self.key // BUCKETS).tolist()
+        return found
 
     @cached_property
     def by_pane(self) -> dict[int, Ints]:
@@ -1117,10 +1123,7 @@ def outcomes(rollouts: Sequence[Rollout]) -> Outcomes:
     def rate(holds: Callable[[Rollout], bool]) -> Rate:
         return Rate(sum(map(holds, rollouts)), n)
 
-    causes: dict[str, int] = {}
-    for rollout in rollouts:
-        for reason in rollout.caught[1] if rollout.caught else ():
-            causes[reason] = causes.get(reason, 0) + 1
+    causes = Counter(reason for rollout in rollouts if rollout.caught for reason in rollout.caught[1])
     return Outcomes(
         rate(lambda r: r.ended == "abort" and r.early),
         rate(lambda r: r.ended == "abort" and not r.early),
@@ -1137,7 +1140,7 @@ class Lifetime:
     """How long a regression lives until the first abort, freeze or rollback, ms, lateness included.
 
     ``lived``: of the caught ones, rising. ``median``, ``p90``: over all rollouts; None where too many were never
-    caught. ``by``: how many each verdict caught.
+    caught. ``by``: how many each verdict caught, early aborts apart.
     """
 
     lived: list[int]
@@ -1173,7 +1176,9 @@ def lifetime(rollouts: Sequence[Rollout], lateness_ms: int) -> Lifetime:
     """How long a regression lived in a set of sham rollouts."""
     caught = [rollout.caught for rollout in rollouts]
     lived = sorted(step[2] + lateness_ms for step in caught if step)
-    by: dict[str, int] = {}
-    for verdict in sorted(step[0] for step in caught if step):
-        by[verdict] = by.get(verdict, 0) + 1
-    return Lifetime(lived, len(rollouts), by)
+    by = Counter(
+        "early abort" if rollout.early and rollout.caught is rollout.path[-1] else step[0]
+        for rollout, step in zip(rollouts, caught, strict=True)
+        if step
+    )
+    return Lifetime(lived, len(rollouts), dict(sorted(by.items())))

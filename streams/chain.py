@@ -6,7 +6,7 @@ whatever is changed, left out, moved, put in, or repeated with changes breaks a 
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -215,12 +215,13 @@ def settle_units(links: Sequence[Link]) -> None:
 class Chain:
     """The decisions of one unit in the order of their links.
 
-    ``found``: they as they stand in the log, ``torn``: lines of any unit that cannot be read, ``from_middle``: the
-    chain may start after records that are not there.
+    ``found``: they as they stand in the log, ``torn``: the hashes in lines that cannot be read, and ``adrift`` whether
+    there may be one of this unit without any; ``from_middle``: the chain may start after records that are not there.
     """
 
     found: Sequence[Link]
-    torn: Sequence[Torn] = ()
+    torn: Set[str] = frozenset()
+    adrift: bool = False
     from_middle: bool = False
     links: list[Link] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -243,6 +244,7 @@ class Chain:
         # One that is only spelled otherwise than one before it counts as a repeat.
         nodes = [link for link in self.found if link.sound and by_hash.setdefault(link.hash, link) is link]
         by_id: dict[str | None, Link] = {link.id: link for link in nodes if link.id is not None}
+        followed = {link.previous for link in nodes}
         for link in self.found:
             if link.sound:
                 continue
@@ -252,15 +254,15 @@ class Chain:
                 self.faults.append(("repeated with changes", link, text))
             else:
                 nodes.append(link)
-                self.faults.append(("changed", link, self._how_changed(link)))
+                self.faults.append(("changed", link, self._how_changed(link, followed)))
         for link in nodes:
             if not link.sound:
                 by_hash.setdefault(link.content_hash, link)
                 by_hash.setdefault(link.hash, link)
         return sorted(nodes, key=lambda link: link.order), by_hash
 
-    def _how_changed(self, link: Link) -> str:
-        if any(other.sound and other.previous == link.content_hash for other in self.found):
+    def _how_changed(self, link: Link, followed: set[str | None]) -> str:
+        if link.content_hash in followed:
             return "its hash is not that of its content, which the record after it links to"
         return "its content is not what its hash was made of" + (f" ({link.fault})" if link.fault else "")
 
@@ -295,17 +297,19 @@ class Chain:
         begins = max((part for part in parts if part[0].previous is None), key=len, default=None)
         by_id: dict[str | None, Link] = {}
         aside = []
+        end = -1
         for part in parts:
-            root, before = part[0], self.links
-            start, end = _first(part), max(link.order for link in part)
-            early = begins is not None and begins[0] not in before and start < _first(begins)
-            inside = any(link.order < start for link in before) and any(link.order > end for link in before)
-            if early or inside or root.id in by_id:
+            root, before, start = part[0], self.links, _first(part)
+            early = begins is not None and start < _first(begins)
+            # Parts come by their first records, so that what is linked so far begins before this one.
+            last = max(link.order for link in part)
+            if early or last < end or root.id in by_id:
                 aside.append(part)
                 continue
             root.apart = bool(before) or root.previous is not None
             self.faults += self._broken(root, before[-1] if before else None)
             before += part
+            end = max(end, last)
             by_id |= {link.id: link for link in part if link.id is not None}
         for part in aside:
             more = f", with {len(part) - 1} after it" if len(part) > 1 else ""
@@ -319,8 +323,7 @@ class Chain:
 
     def _broken(self, root: Link, before: Link | None) -> Iterator[Fault]:
         """How the chain is broken before a record that no link leads to."""
-        near = {root.previous, before and before.hash}
-        if any(torn.unit == root.unit if torn.adrift else not near.isdisjoint(torn.hashes) for torn in self.torn):
+        if self.adrift or root.previous in self.torn or (before is not None and before.hash in self.torn):
             # The line that cannot be read is what it follows, and a finding of its own.
             return
         if before is None:
@@ -384,22 +387,27 @@ def _shown_by(facts: Facts, closed: tuple[int, int] | None) -> tuple[int, int, b
 def _children(nodes: Sequence[Link], by_hash: Mapping[str | None, Link]) -> dict[Link, list[Link]]:
     """What follows each record; a damaged one without a link is taken to stand where it always stood."""
     children: dict[Link, list[Link]] = {node: [] for node in nodes}
-    parents: dict[Link, Link] = {}
+    ahead: dict[Link, Link] = {}
+
+    def first_of(node: Link) -> Link:
+        way = []
+        while node in ahead:
+            way.append(node)
+            node = ahead[node]
+        ahead.update(dict.fromkeys(way, node))
+        return node
 
     def follow(node: Link, parent: Link) -> None:
-        # Only damaged records can make a circle: no hash can be made to name what comes after it.
-        step: Link | None = None if node.sound and parent.sound else parent
-        while step is not None and step is not node:
-            step = parents.get(step)
-        if step is None:
-            parents[node] = parent
+        # Damaged records can make a circle.
+        if first_of(parent) is not node:
+            ahead[node] = parent
             children[parent].append(node)
 
     for node in nodes:
         if node.previous is not None and node.previous in by_hash:
             follow(node, by_hash[node.previous])
     for before, node in pairwise(nodes):
-        loose = node not in parents and not children[before] and not (node.sound and node.previous is None)
+        loose = node not in ahead and not children[before] and not (node.sound and node.previous is None)
         if loose and not (node.sound and before.sound):
             follow(node, before)
     return children

@@ -240,7 +240,8 @@ class GroupTable:
         sticky = source == "traffic"
         if event["evaluated_by"] == "client":
             exposure = _counters(exposures=1)
-            return Group(self._cell(flag, event, CLIENT), exposure, exposure, request=request, hash=known_hash)
+            client = self._cell(flag, event, CLIENT)
+            return Group(client, exposure, exposure, request=request, label=label, hash=known_hash)
         cell = self._cell(flag, event, LABELS[source] if label else source)
         if not request and not label:
             exposure = _counters(exposures=1)

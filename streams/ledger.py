@@ -5,7 +5,7 @@ it, and the decisions that follow.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -88,12 +88,13 @@ class Ledger:
     """The commands of one unit held against ``links``, its chain of decisions.
 
     ``compacted``: only the last command has to be there. ``from_middle``: those before the first decision are only
-    counted, as ``earlier``. ``torn``, ``torn_decisions``: lines that cannot be read any more.
+    counted, as ``earlier``. ``torn``: the hashes in commands that cannot be read any more, ``torn_decisions``: the
+    decisions of this unit that cannot.
     """
 
     links: Sequence[Link]
     entries: Sequence[Entry]
-    torn: Sequence[Torn] = ()
+    torn: Set[str] = frozenset()
     torn_decisions: Sequence[Torn] = ()
     compacted: bool = False
     from_middle: bool = False
@@ -104,6 +105,13 @@ class Ledger:
         for entry in self.entries:
             if entry.of is not None:
                 self._of[entry.of].append(entry)
+        paired = [entry for entry in self.entries if entry.of is not None]
+        self._first = min((entry.order for entry in paired), default=None)
+        self._by_seq = {entry.command.seq: entry for entry in paired}
+        known = {entry.command.decision_id for entry in paired}
+        self._torn_ids = set().union(*(torn.hashes for torn in self.torn_decisions))
+        # Even the id may be what was damaged.
+        self._nameless = any(known.isdisjoint(torn.hashes) for torn in self.torn_decisions)
         self._acts = list(acting(self.links))
         self._leads = {
             facts.manifest_hash: start - facts.end
@@ -129,18 +137,14 @@ class Ledger:
 
     def _without_decision(self, entry: Entry) -> Iterator[Fault]:
         command = entry.command
-        known = {other.command.decision_id for other in self.entries if other.of is not None}
-        for torn in self.torn_decisions:
-            # Its decision is a line that cannot be read; even its id may be what was damaged.
-            if command.decision_id in torn.hashes or (torn.unit == entry.unit and known.isdisjoint(torn.hashes)):
-                return
-        paired = [other for some in self._of.values() for other in some]
-        first = min((other.order for other in paired), default=None)
+        if self._nameless or command.decision_id in self._torn_ids:
+            # Its decision is a line that cannot be read.
+            return
         middle = not self.links or self.links[0].apart
-        if self.from_middle and middle and (first is None or entry.order < first):
+        if self.from_middle and middle and (self._first is None or entry.order < self._first):
             self.earlier += 1
             return
-        same = next((other for other in paired if other.command.seq == command.seq), None)
+        same = self._by_seq.get(command.seq)
         if same is not None:
             text = f"carries out no decision that is here, and seq {command.seq} is that of {same.where}"
             yield "inserted", entry, text
@@ -199,7 +203,7 @@ class Ledger:
 
     def _is_torn(self, link: Link) -> bool:
         """Whether the command may be a line that cannot be read any more."""
-        return any(not torn.hashes.isdisjoint({link.id, command_id_of(link)}) for torn in self.torn)
+        return not self.torn.isdisjoint({link.id, command_id_of(link)})
 
     def _following(self, index: int) -> Facts | None:
         """What the next decision says, under the same manifest; None where that is not known."""

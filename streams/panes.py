@@ -311,11 +311,12 @@ class PartitionState:
     def _note_worst(self, columns: Columns, rows: Ints, code: Ints, offset: Ints, sums: Sums) -> None:
         """Keep the worst events of each metric, so that a failed gate can name them."""
         table = self._table
+        request, measured = table.request[code], table.measured[code]
         for metric, badness, sign in (
-            ("delta_s", columns.delta_s[rows], 1.0),
-            ("coverage", -columns.coverage[rows], -1.0),
-            ("latency", columns.latency[rows], 1.0),
-            ("cost", columns.cost[rows], 1.0),
+            ("delta_s", _only(columns.delta_s[rows], measured), 1.0),
+            ("coverage", _only(-columns.coverage[rows], measured), -1.0),
+            ("latency", _only(columns.latency[rows], request), 1.0),
+            ("cost", _only(columns.cost[rows], request), 1.0),
             ("error", table.errors[code], 1.0),
             ("tool", table.tool_failures[code], 1.0),
             ("lambda", table.flips[code], 1.0),
@@ -455,6 +456,10 @@ def _tally(one: Ints, other: Ints) -> list[tuple[tuple[int, int], int]]:
 def _present(values: NDArray[np.float64], request: NDArray[np.bool_]) -> NDArray[np.float64]:
     keep = request & ~np.isnan(values)
     return values if keep.all() else values[keep]
+
+
+def _only(values: NDArray[np.float64], keep: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return values if keep.all() else np.where(keep, values, np.nan)
 
 
 def _by_first(found: tuple[int, int, int]) -> int:

@@ -20,8 +20,8 @@ from schemas.operation import Operation
 Arm = Literal["baseline", "canary"]
 
 ERROR_RATE = 0.0002
-LABEL_DELAY_MS = 120_000
-"""How long after a request its label comes."""
+LABEL_DELAY = 0.2
+"""How long after a request its label comes, in windows."""
 HELD_UP_MS = 30_000
 """How late a delayed event comes: well beyond the lateness and a pane."""
 LOOP_CALLS = 12
@@ -239,7 +239,7 @@ def labelled(event: TelemetryEvent, flag: Flag) -> Events:
     yield replace(event, delta_s=None, coverage=None, lambda_state=None, solved=None)
     yield replace(
         event,
-        ts=event.ts + LABEL_DELAY_MS,
+        ts=event.ts + int(LABEL_DELAY * flag.window.length_ms),
         kind="label",
         event_id=None,
         labels_event_id=event.event_id,
@@ -306,7 +306,7 @@ SCENARIOS: dict[str, Scenario] = {
         eases=SHORT,
     ),
     "labels": Scenario(
-        "quality comes from an evaluator, two minutes late: the canary ramps to 100 % on its labels",
+        "quality comes from an evaluator, minutes later: the canary ramps to 100 % on its labels",
         ("promote", "promote", "promote", "pass"),
         changes=(always(labelled),),
     ),

@@ -192,6 +192,11 @@ class Simulation:
         return ts // self._clockwork.pane_ms * self._clockwork.pane_ms
 
     @property
+    def unit(self) -> str:
+        """The first region's ``flag|region``."""
+        return self._by_number[0].unit
+
+    @property
     def due(self) -> int:
         """When the next decision on a window is needed, ms; a kill switch has no windows."""
         if self.flag.kind == "kill_switch":

@@ -106,19 +106,24 @@ class Audit:
         """All that is wrong; to be asked once, after the last record."""
         settle_units(self._links)
         self._name_torn()
-        chains = {unit: Chain(links, self._torn, self._from_middle) for unit, links in _by_unit(self._links).items()}
+        torn = set().union(*(one.hashes for one in self._torn))
+        adrift = {one.unit for one in self._torn if one.adrift}
+        chains = {
+            unit: Chain(links, torn, unit in adrift, self._from_middle) for unit, links in _by_unit(self._links).items()
+        }
         for one in chains.values():
             self._faults += one.faults
         pair(self._links, self._entries)
         entries = _by_unit(self._entries)
         earlier = 0
         if self._commands:
+            torn_entries = set().union(*(one.hashes for one in self._torn_entries))
             for unit in chains.keys() | entries.keys():
                 ledger = Ledger(
                     chains[unit].links if unit in chains else (),
                     entries.get(unit, ()),
-                    self._torn_entries,
-                    self._torn,
+                    torn_entries,
+                    [one for one in self._torn if one.unit == unit],
                     self._compacted,
                     self._from_middle,
                 )

@@ -21,8 +21,10 @@ SUBCOMMANDS = {
     "publish": "publish a signed revision to the workers",
     "kill": "take a flag's canary to 0 in every region",
     "rearm": "start a flag from its first stage again",
+    "export": "dump the topics to files, with a manifest of offsets and digests",
     "topics": "create or check the topics",
     "explain": "say in words what was decided and why",
+    "verify": "check the chain of decisions and their commands",
     "watch": "show decisions and commands as they come",
 }
 

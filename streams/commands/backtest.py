@@ -1,12 +1,13 @@
 """``tidegate backtest``: what another manifest would have decided, and what chance alone decides."""
 
 import html
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from streams.backtest import (
     starts,
 )
 from streams.commands.screen import VERDICT_STYLE, percent
-from streams.commands.words import many, minutes_long, number, plain
+from streams.commands.words import many, number, plain
 from streams.manifests import load_trusted, read_files
 from streams.replay import count_partitions
 from streams.settings import load_settings
@@ -51,6 +52,7 @@ WIDTH = 150
 """Columns of the tables where there is no terminal to ask."""
 _SHARES = ("latency", "error", "tool", "cost", "lambda_flip", "reason_failure")
 _CHANGES = ("delta_s", "latency", "cost")
+DAY = 86_400_000
 
 
 def _duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -276,7 +278,8 @@ def _tell_comparison(
         table.add_column(title, overflow="fold", no_wrap=title in ("window (UTC)", "canary"))
     for group in _runs(windows):
         first, last = group[0], group[-1]
-        span = f"{_moment(first.start)} – {_moment(last.end)}"
+        day = "" if first.start // DAY == last.end // DAY else "%m-%d "
+        span = f"{_moment(first.start)} – {_moment(last.end, day + '%H:%M:%S')}"
         count = f"  {len(group)} windows" if len(group) > 1 else ""
         table.add_row(
             Text(cut(first.unit)[1:-1]),
@@ -319,9 +322,15 @@ def summary(windows: Sequence[Window]) -> str:
         more = sum(bool(window.differences) for window in windows)
         close = f"; in {more:,} of them single gates or rules do not agree" if more else ""
         return f"{many(len(windows), 'window')}: A and B say the same in all of them{close}"
-    turns = Counter((_word(window.a), _word(window.b)) for window in differ)
-    told = ", ".join(f"{count:,} × {a} → {b}" for (a, b), count in turns.most_common())
+    told = ", ".join(f"{count:,} × {turn}" for turn, count in Counter(map(_turn, differ)).most_common())
     return f"{many(len(windows), 'window')}: the same in {same:,}, not in {len(differ):,} ({told})"
+
+
+def _turn(window: Window) -> str:
+    a, b = window.a, window.b
+    if a is not None and b is not None and a.verdict == b.verdict:
+        return f"{a.verdict}, {'sooner' if b.at < a.at else 'later'} under B"
+    return f"{_word(a)} → {_word(b)}"
 
 
 def _word(side: Side | None) -> str:
@@ -483,7 +492,7 @@ def _rehearsals(
                     manifest=manifest,
                     flag=flag,
                     moments=moments,
-                    days=(history.end - history.first(unit)) / 86_400_000,
+                    days=(history.end - history.first(unit)) / DAY,
                     requests=history.requests[unit],
                     gold=unit in history.gold,
                     healthy=outcomes(rollouts[None]),
@@ -524,7 +533,7 @@ def _tell_limits(console: Console, found: Sequence[Rehearsal], lateness: int) ->
     if any(len(rehearsal.lifetimes) > 1 for rehearsal in found):
         lines.append(
             "A regression lives from the sham canary's first request to the first abort, freeze or rollback, "
-            f"{minutes_long(lateness / 60_000)} of lateness included; median and p90 are over all rollouts, "
+            f"{lateness / 1000:g} s of lateness included; median and p90 are over all rollouts, "
             "caught or not."
         )
     for line in lines:
@@ -583,11 +592,11 @@ class Canvas:
         inner = "" if text is None else html.escape(plain(text))
         self._parts.append(f"<{tag} {shown}>{inner}</{tag}>" if text is not None else f"<{tag} {shown}/>")
 
-    def text(self, x: float, y: float, text: str, size: int = 12, fill: str = INK, **more: object) -> None:
+    def text(self, x: float, y: float, text: str, size: int = 12, fill: str = INK, **more: Any) -> None:
         """Words with their base line at ``y``."""
         self.add("text", text, x=x, y=y, font_size=size, fill=fill, **more)
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, stroke: str, **more: object) -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, stroke: str, **more: Any) -> None:
         """A straight line."""
         self.add("line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=stroke, **more)
 
@@ -609,11 +618,9 @@ def comparison_svg(windows: Sequence[Window], names: Sequence[str]) -> str:
     """Both manifests' verdicts over time, and below them the metric that decides between the two, unit by unit."""
     canvas = Canvas()
     canvas.text(LEFT, 34, "What B would have decided where A decided", 18, font_weight="600")
-    for x, (letter, colour, name) in zip(
-        (LEFT, LEFT + 400), (("A", A_COLOUR, names[0]), ("B", B_COLOUR, names[1])), strict=True
-    ):
-        canvas.text(x, 56, letter, 13, colour, font_weight="700")
-        canvas.text(x + 16, 56, cut(name)[1:-1], 13, FAINT)
+    for at, letter, colour, name in ((LEFT, "A", A_COLOUR, names[0]), (LEFT + 400, "B", B_COLOUR, names[1])):
+        canvas.text(at, 56, letter, 13, colour, font_weight="700")
+        canvas.text(at + 16, 56, cut(name)[1:-1], 13, FAINT)
     words = dict.fromkeys(_word(side) for window in windows for side in (window.a, window.b))
     x = float(LEFT)
     for word in sorted(words, key=list(COLOURS).index):
@@ -643,11 +650,7 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[Window]) -> None:
 
     differ = sum(not window.same for window in windows)
     canvas.text(LEFT, top + 16, cut(unit)[1:-1], 14, font_weight="600")
-    told = (
-        f"{many(len(windows), 'window')}, {differ:,} differ"
-        if differ
-        else f"{many(len(windows), 'window')}, no difference"
-    )
+    told = f"{many(len(windows), 'window')}, {f'{differ:,} differ' if differ else 'no difference'}"
     canvas.text(RIGHT, top + 16, told, 12, FAINT, text_anchor="end")
     weight: float | None = None
     for window in windows:
@@ -661,26 +664,23 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[Window]) -> None:
     name = deciding(windows)
     bottom = top + 104
     if name is not None:
-        _draw_metric(canvas, x, top + 120, 150, name, windows)
-        bottom = top + 270
+        _draw_metric(canvas, x, top + 132, 150, name, windows)
+        bottom = top + 282
     _draw_times(canvas, x, start, end, top + 40, bottom)
     canvas.height = bottom + 56
 
 
 def _draw_verdict(canvas: Canvas, x: Callable[[float], float], y: float, window: Window, side: Side | None) -> None:
-    left, right, word = x(window.start), x(window.end), _word(side)
-    wide = max(right - left - (1.5 if right - left > 6 else 0), 0.5)
-    canvas.add("rect", x=left, y=y, width=wide, height=24, rx=min(3, wide / 4), fill=COLOURS[word])
+    """A window in its verdict's colour; what lies before an early end was still open."""
+    word, left, right = _word(side), x(window.start), x(window.end)
+    right = max(right - (1.5 if right - left > 6 else 0.0), left + 0.5)
     if side is not None and side.at < window.end:
-        # What lies before an early end was still open.
-        early = max(x(side.at) - left, 0.0)
-        canvas.add("rect", x=left, y=y, width=early, height=24, rx=min(3, wide / 4), fill=COLOURS["goes on"])
-    middle = left + wide / 2
-    if side is not None and side.at < window.end:
-        middle = (x(side.at) + right) / 2
-        wide = right - x(side.at)
-    if wide >= 7 * len(word) + 6:
-        canvas.text(middle, y + 16, word, 12, INK if word in DARK_TEXT else "#ffffff", text_anchor="middle")
+        canvas.add("rect", x=left, y=y, width=x(side.at) - left, height=24, fill=COLOURS["goes on"])
+        left = min(x(side.at), right - 0.5)
+    canvas.add("rect", x=left, y=y, width=right - left, height=24, rx=min(3.0, (right - left) / 4), fill=COLOURS[word])
+    if right - left >= 7 * len(word) + 6:
+        colour = INK if word in DARK_TEXT else "#ffffff"
+        canvas.text((left + right) / 2, y + 16, word, 12, colour, text_anchor="middle")
 
 
 def deciding(windows: Sequence[Window]) -> str | None:
@@ -738,26 +738,44 @@ def _draw_metric(
     low, high = min(values), max(values)
     room = (high - low or abs(high) or 1.0) * 0.15
     low, high = (0.0 if 0 <= low < room else low - room), high + room
+    ticks = round_numbers(low, high)
 
     def y(value: float) -> float:
         return top + height * (high - value) / (high - low)
 
     canvas.add("rect", x=LEFT, y=top, width=RIGHT - LEFT, height=height, fill="#fafbfc", stroke=GRID)
-    for tick in (low, (low + high) / 2, high):
+    for tick in ticks:
         canvas.line(LEFT, y(tick), RIGHT, y(tick), GRID)
-        canvas.text(LEFT - 8, y(tick) + 4, _value(name, float(f"{tick:.3g}")), 11, FAINT, text_anchor="end")
-    canvas.text(LEFT + 8, top + 16, name, 12, INK, font_weight="600")
+        canvas.text(LEFT - 8, y(tick) + 4, _value(name, tick), 11, FAINT, text_anchor="end")
+    canvas.text(LEFT, top - 9, name, 12, INK, font_weight="600")
     _draw_limits(canvas, y, name, limits, top, height)
     points = [(x((window.start + at) / 2), y(value), window, value) for window, at, value in series]
-    for one, other in zip(points, points[1:], strict=False):
+    for one, other in pairwise(points):
         length = one[2].end - one[2].start
         if other[2].start - one[2].end <= length:
             canvas.line(one[0], one[1], other[0], other[1], "#8593a3", stroke_width=1.5)
-    size = 4 if len(points) <= 120 else 2
-    for px, py, window, _ in points:
-        broken = [_breaks(side, name) for side in (window.a, window.b)]
-        fill = BOTH_COLOUR if all(broken) else A_COLOUR if broken[0] else B_COLOUR if broken[1] else "#52606d"
-        canvas.add("circle", cx=px, cy=py, r=size, fill=fill, stroke="#ffffff")
+    size, at = 4 if len(points) <= 120 else 2, RIGHT
+    colours = [_point(window, name) for _, _, window, _ in points]
+    for (px, py, *_), colour in zip(points, colours, strict=True):
+        canvas.add("circle", cx=px, cy=py, r=size, fill=colour, stroke="#ffffff")
+    for colour, words in ((BOTH_COLOUR, "fails under both"), (B_COLOUR, "only under B"), (A_COLOUR, "only under A")):
+        if colour in colours:
+            canvas.text(at, top - 9, f"● {words}", 11, colour, text_anchor="end")
+            at -= 7 * len(words) + 16
+
+
+def _point(window: Window, name: str) -> str:
+    """The colour of a value that fails under one of the manifests, under both or under none."""
+    a, b = (_breaks(side, name) for side in (window.a, window.b))
+    return BOTH_COLOUR if a and b else A_COLOUR if a else B_COLOUR if b else "#52606d"
+
+
+def round_numbers(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers between two, ``about`` as many as asked for."""
+    rough = (high - low) / about
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= rough)
+    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _breaks(side: Side | None, name: str) -> bool:
@@ -783,19 +801,17 @@ def _draw_limits(
     ]
     if len(drawn) == 2 and limits["A"] == limits["B"]:
         drawn = [("A and B", INK, drawn[0][2])]
-    places = [min(max(y(limit) + 4, top + 10), top + height) for *_, limit in drawn]
-    if len(places) == 2 and abs(places[0] - places[1]) < 15:
-        middle, upper = sum(places) / 2, places.index(min(places))
-        places[upper], places[1 - upper] = middle - 7.5, middle + 7.5
+    drawn.sort(key=lambda one: y(one[2]))
+    places = _spread([max(y(limit) + 4, top + 10) for *_, limit in drawn], 15, top + height)
     for (letter, colour, limit), place in zip(drawn, places, strict=True):
         canvas.line(LEFT, y(limit), RIGHT, y(limit), colour, stroke_width=1.5, stroke_dasharray="6 4")
         canvas.text(RIGHT + 8, place, f"{letter} {_limit(name, limit)}", 12, colour, font_weight="600")
 
 
 def _draw_times(canvas: Canvas, x: Callable[[float], float], start: int, end: int, top: float, bottom: float) -> None:
-    steps = [1000 * step for step in _STEPS] + [86_400_000 * days for days in _DAYS]
+    steps = [1000 * step for step in _STEPS] + [DAY * days for days in _DAYS]
     step = next((step for step in steps if (end - start) / step <= 9), (end - start) // 8 + 1)
-    shape = "%m-%d" if step >= 86_400_000 else "%H:%M" if step >= 60_000 else "%H:%M:%S"
+    shape = "%m-%d" if step >= DAY else "%H:%M" if step >= 60_000 else "%H:%M:%S"
     for ts in range(-(-start // step) * step, end + 1, step):
         canvas.line(x(ts), bottom, x(ts), bottom + 5, FAINT)
         canvas.text(x(ts), bottom + 19, _moment(ts, shape), 11, FAINT, text_anchor="middle")
@@ -827,14 +843,8 @@ def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal) -> None:
         return top + height * (1 - share)
 
     canvas.text(LEFT, top - 12, cut(rehearsal.unit)[1:-1], 14, font_weight="600")
-    canvas.text(
-        RIGHT,
-        top - 12,
-        f"{rehearsal.manifest.name}, {rehearsal.healthy.passed.of:,} rollouts",
-        12,
-        FAINT,
-        text_anchor="end",
-    )
+    told = f"{cut(rehearsal.manifest.name)[1:-1]}, {many(rehearsal.healthy.passed.of, 'rollout')}"
+    canvas.text(RIGHT, top - 12, told, 12, FAINT, text_anchor="end")
     canvas.add("rect", x=LEFT, y=top, width=RIGHT - LEFT, height=height, fill="#fafbfc", stroke=GRID)
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         canvas.line(LEFT, y(share), RIGHT, y(share), GRID)
@@ -844,18 +854,26 @@ def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal) -> None:
         canvas.line(x(minute * 60_000), y(0), x(minute * 60_000), y(0) + 5, FAINT)
         canvas.text(x(minute * 60_000), y(0) + 19, f"{minute}", 11, FAINT, text_anchor="middle")
     canvas.text(RIGHT + 8, y(0) + 19, "minutes", 11, FAINT)
-    labels: list[list[Any]] = []
-    for number_, (effect, life) in enumerate(rehearsal.lifetimes.items()):
-        colour = FAINT if effect is None else CURVES[(number_ - 1) % len(CURVES)]
-        path, share = [f"M {x(0):.1f} {y(0):.1f}"], 0.0
-        for ms in dict.fromkeys(life.lived):
-            share = life.caught_by(ms)
-            path.append(f"H {x(ms):.1f} V {y(share):.1f}")
-        path.append(f"H {RIGHT}")
-        canvas.add("path", d=" ".join(path), fill="none", stroke=colour, stroke_width=2)
-        labels.append([y(share) + 4, effect.text if effect else "none", colour])
-    place = float("inf")
-    for label in sorted(labels, reverse=True):
-        place = min(label[0], place - 15)
-        canvas.text(RIGHT + 8, place, label[1], 12, label[2], font_weight="600")
+    ends: list[tuple[float, str, str]] = []
+    for at, (effect, life) in enumerate(rehearsal.lifetimes.items()):
+        colour = FAINT if effect is None else CURVES[(at - 1) % len(CURVES)]
+        steps = [f"H {x(ms):.1f} V {y(life.caught_by(ms)):.1f}" for ms in dict.fromkeys(life.lived)]
+        path = " ".join([f"M {x(0):.1f} {y(0):.1f}", *steps, f"H {RIGHT}"])
+        canvas.add("path", d=path, fill="none", stroke=colour, stroke_width=2)
+        share = 1 - life.missed.value
+        ends.append((y(share) + 4, effect.text if effect else "no regression", colour))
+    ends.sort()
+    for place, (_, text, colour) in zip(_spread([at for at, *_ in ends], 15, y(0) + 2), ends, strict=True):
+        canvas.text(RIGHT + 8, place, text, 12, colour, font_weight="600")
     canvas.height = top + height + 44
+
+
+def _spread(places: Sequence[float], room: float, last: float) -> list[float]:
+    """Rising places moved as little as it takes to stand ``room`` apart, none below ``last``."""
+    found: list[float] = []
+    for place in places:
+        found.append(max(place, found[-1] + room) if found else place)
+    for at in range(len(found) - 1, -1, -1):
+        last = found[at] = min(found[at], last)
+        last -= room
+    return found

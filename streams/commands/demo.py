@@ -314,7 +314,7 @@ class Demo:
         parts: list[RenderableType] = [self._stands(site) for site in simulation.sites.values()]
         parts.append(Text(progress, style="dim"))
         if self.flag.kind != "kill_switch":
-            start, end = next(iter(simulation.sites.values())).window
+            start, end = simulation.sites[simulation.unit].window
             share = min(max((simulation.now - start) / (end - start), 0.0), 1.0)
             parts.append(Text(f"this window {clock(start)}-{clock(end)}: {share:.0%}", style="dim"))
         parts += self.notes

@@ -27,7 +27,7 @@ QUIET_SECONDS = 1.0
 @click.argument("flag")
 @click.option("--reason", required=True, help="why; stands in the decisions")
 @click.option("--actor", help="who; your user name if left out")
-@click.option("--key", type=click.Path(path_type=Path), envvar="TIDEGATE_KEY", help="private key (PEM) to sign with")
+@click.option("--key", type=click.Path(path_type=Path), help="private key (PEM) to sign with")
 @click.option("--wait", default="10s", show_default=True, help="how long to wait for the decisions; 0s: not at all")
 @click.option("--broker", help="Kafka bootstrap servers")
 def command(flag: str, reason: str, actor: str | None, key: Path | None, wait: str, broker: str | None) -> None:

@@ -1,8 +1,11 @@
-"""``tidegate replay``: decide from files."""
+"""``tidegate replay``: decide from files, or from the topics."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 import click
@@ -12,9 +15,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gates.unit import Clockwork
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import parse_duration
+from streams import history as past
 from streams.manifests import load_trusted, read_files
 from streams.replay import count_partitions, first_difference, read_lines, read_operations, replay
-from streams.settings import load_settings
+from streams.settings import Settings, load_settings
+from streams.windows import Outcome
 
 
 def _duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -24,19 +29,23 @@ def _duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
         raise SettingsError(f"--{parameter.name}: {error}") from None
 
 
+_TOPICS = Path("/ the topics")
+"""Stands for --compare without a file."""
+
+
 @click.command()
 @click.option(
     "--manifest",
     "manifests",
     type=click.Path(path_type=Path),
-    required=True,
     multiple=True,
-    help="the flags and their gates: one YAML file, or every signed revision",
+    help="the flags and their gates: one YAML file, or every signed revision; with --broker, if not from its topic",
 )
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys to verify signed revisions with")
-@click.option(
-    "--events", type=click.Path(path_type=Path), required=True, multiple=True, help="NDJSON in log order, .gz allowed"
-)
+@click.option("--events", type=click.Path(path_type=Path), multiple=True, help="NDJSON in log order, .gz allowed")
+@click.option("--broker", help="read the topics of this Kafka instead of --events; nothing is written there")
+@click.option("--from", "start", callback=past.moment, help="with --broker: ISO 8601 or ms; otherwise all that is kept")
+@click.option("--to", "end", callback=past.moment, help="with --broker: records before this time")
 @click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
@@ -44,11 +53,20 @@ def _duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
 @click.option("--lateness", default="10s", show_default=True, callback=_duration, help="wait for stragglers")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="decisions, NDJSON")
 @click.option("--commands", type=click.Path(path_type=Path), help="commands, NDJSON")
-@click.option("--compare", type=click.Path(path_type=Path), help="decisions to compare with; exit 1 if they differ")
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    is_flag=False,
+    flag_value=str(_TOPICS),
+    help="decisions to compare with, NDJSON or a dump; without a file: the topics of --broker; exit 1 if they differ",
+)
 def command(
     manifests: tuple[Path, ...],
     trusted_keys: Path | None,
     events: tuple[Path, ...],
+    broker: str | None,
+    start: int | None,
+    end: int | None,
     more_events: tuple[Path, ...],
     operations: Path | None,
     partitions: int,
@@ -58,45 +76,105 @@ def command(
     commands: Path | None,
     compare: Path | None,
 ) -> None:
-    """Decide from files what a worker would have decided from the topic, to the byte.
+    """Decide from files, or from the topics, what a worker would have decided, to the byte.
 
     A line is a bare event, or a record of a dump: {"partition": 0, "offset": 0, "timestamp": 0, "value": {…}}.
     Windows that the log does not close stay open: end the log with a tick to close them. An operation is
     {"kind": "kill" or "rearm", "flag", "ts", "actor", "reason"}; it takes effect before the first decision whose end +
     lateness is past its ts.
+
+    With --broker, telemetry, operations and, without --manifest, the signed revisions come from the topics. Operations
+    stand where the gates' log has them or the recorded decisions put them, else by their ts.
     """
     if pane < 1:
         raise SettingsError("--pane: must be longer than 0")
+    paths = [*events, *more_events]
+    for used in (*manifests, *paths, commands, compare, operations):
+        if used is not None and _same(used, out):
+            raise InputError(f"--out: {out} is used otherwise; decisions would be written over it")
+    if broker is not None:
+        if paths or operations is not None:
+            raise InputError("--broker reads the topics: leave out --events and --operations")
+        settings = load_settings(broker=broker, trusted_keys=trusted_keys, pane=pane, lateness=lateness)
+        _from_topics(settings, manifests, start, end, out, commands, compare)
+        return
+    if not paths or not manifests:
+        raise InputError(f"{'--manifest' if paths else '--events'} is missing; or give --broker")
+    if start is not None or end is not None or compare == _TOPICS:
+        raise InputError("--from, --to and --compare without a file need --broker")
     settings = load_settings(trusted_keys=trusted_keys)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     timeline = read_files(manifests, trusted, pane)
     ordered = read_operations(operations) if operations else []
     clockwork = Clockwork(pane, lateness, settings.telemetry_topic)
-    paths = [*events, *more_events]
-    for used in (*manifests, *paths, commands, compare, operations):
-        if used is not None and _same(used, out):
-            raise InputError(f"--out: {out} is used otherwise; decisions would be written over it")
-    verdicts: Counter[str] = Counter()
-    written, made = 0, list[bytes]()
-    with _progress() as progress, _Output(out) as decisions, _Output(commands) as obeyed:
+    made = _Made(out, commands, keep=compare is not None)
+    with _progress() as progress, made:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)
         partitions = count_partitions(paths, partitions, lambda n: progress.advance(counting, n))
         deciding = progress.add_task("deciding", total=progress.tasks[0].completed)
         advance = partial(progress.advance, deciding)
-        for decision, order in replay(paths, timeline, partitions, clockwork, advance, ordered):
-            verdicts[decision.verdict] += 1
-            record = decision.to_bytes()
-            decisions.write(record)
-            if compare is not None:
-                made.append(record)
-            if order is not None:
-                written += 1
-                obeyed.write(order.to_bytes())
-    told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()) or "no window was closed"
-    click.echo(f"{verdicts.total()} decisions ({told}), {written} commands")
+        made.take(replay(paths, timeline, partitions, clockwork, advance, ordered))
+    made.tell()
     if compare is not None:
-        _compare(made, compare)
+        _compare(made.decisions, compare)
+
+
+def _from_topics(
+    settings: Settings,
+    manifests: tuple[Path, ...],
+    start: int | None,
+    end: int | None,
+    out: Path,
+    commands: Path | None,
+    compare: Path | None,
+) -> None:
+    trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
+    if trusted is None and not manifests:
+        raise InputError("the revisions in the topic are signed: give --trusted-keys, or a --manifest")
+    made = _Made(out, commands, keep=compare is not None)
+    with past.History(settings) as history:
+        if manifests:
+            timeline = read_files(manifests, trusted, settings.pane)
+        else:
+            assert trusted is not None  # noqa: S101 - checked above
+            timeline = past.read_timeline(history, settings, trusted)
+        operations, refused = past.read_orders(history, settings, trusted, end)
+        if refused:
+            click.echo(f"{refused} records of {settings.operations_topic} are no operations that count")
+        recorded = past.read_past(history, settings, click.echo, placed=bool(operations))
+        seeds = recorded.seeds(start) if start is not None else {}
+        asked = past.Asked(timeline, operations, settings.clockwork, start, recorded, seeds)
+        # After the decisions: what they rest on is then there.
+        extent = past.telemetry_extent(history, settings.telemetry_topic, start, end)
+        _tell_range(extent, start, seeds)
+        with _progress() as progress, made:
+            deciding = progress.add_task("deciding", total=extent.size)
+            advance = partial(progress.advance, deciding)
+            made.take(past.decide(history.read(extent), len(extent.bounds), asked, advance))
+    made.tell()
+    if compare == _TOPICS:
+        if start is not None:
+            click.echo(f"compared: {', '.join(sorted(seeds)) or 'nothing, as no recorded window starts late enough'}")
+        _conclude(past.difference(made.decisions, made.orders, asked, part=end is not None), "the topics")
+    elif compare is not None:
+        _compare(made.decisions, compare)
+
+
+def _tell_range(extent: past.Extent, start: int | None, seeds: dict[str, past.Seed]) -> None:
+    if start is not None:
+        click.echo(
+            "starts in mid-history, without what came before, so the first windows may differ: sticky ids, repeats and "
+            "baselines from before are not known"
+        )
+        for unit, seed in sorted(seeds.items()):
+            click.echo(
+                f"{unit}: from the recorded window that starts at {past.iso(seed.start)}, the first at or after "
+                "--from + one window"
+            )
+    elif extent.cut:
+        where = ", ".join(map(str, extent.cut))
+        click.echo(f"history is cut: the first records of {extent.topic} are gone in partitions {where}")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -105,9 +183,13 @@ def _same(one: Path, other: Path) -> bool:
 
 def _compare(made: list[bytes], other: Path) -> None:
     try:
-        difference = first_difference(made, (line for *_, line in read_lines([other])))
+        difference = first_difference(made, (past.undumped(line) for *_, line in read_lines([other])))
     except InputError as error:
         raise InputError(f"{other}: {error}") from None
+    _conclude(difference, str(other))
+
+
+def _conclude(difference: str | None, other: str) -> None:
     if difference is None:
         click.echo(f"the same bytes as {other}")
         return
@@ -160,3 +242,46 @@ class _Output:
                 self._unfinished.replace(self._path)
             else:
                 self._unfinished.unlink()
+
+
+class _Made:
+    """Outcomes on their way to files, counted; kept in memory too if they are to be compared."""
+
+    def __init__(self, out: Path, commands: Path | None, *, keep: bool) -> None:
+        self._files = _Output(out), _Output(commands)
+        self._keep = keep
+        self._verdicts: Counter[str] = Counter()
+        self._written = 0
+        self.decisions: list[bytes] = []
+        self.orders: list[bytes] = []
+
+    def __enter__(self) -> "_Made":
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            for file in self._files:
+                stack.enter_context(file)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, at)
+
+    def take(self, outcomes: Iterator[Outcome]) -> None:
+        """Write all of them."""
+        decisions, commands = self._files
+        for decision, order in outcomes:
+            self._verdicts[decision.verdict] += 1
+            record = decision.to_bytes()
+            decisions.write(record)
+            if self._keep:
+                self.decisions.append(record)
+            if order is not None:
+                self._written += 1
+                commands.write(order.to_bytes())
+                if self._keep:
+                    self.orders.append(order.to_bytes())
+
+    def tell(self) -> None:
+        """Say how many there were."""
+        told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
+        click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._written} commands")

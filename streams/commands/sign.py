@@ -16,7 +16,7 @@ from streams.settings import load_settings
 
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("--key", type=click.Path(path_type=Path), required=True, envvar="TIDEGATE_KEY", help="private key (PEM)")
+@click.option("--key", type=click.Path(path_type=Path), required=True, help="private key (PEM)")
 @click.option("--revision", type=click.IntRange(1, NUMBER_MAX), required=True, help="above that of the one before")
 @click.option("--effective-from", required=True, help="2026-01-31T12:00:00 (UTC), ms since the epoch, now or now+10m")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="the signed document")

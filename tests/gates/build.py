@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from textwrap import indent
 from typing import Any, Literal
 
@@ -140,8 +141,7 @@ def sums_of(events: Sequence[Event], pane: int = 0, partition: int = 0, offsets:
             continue
         if event.kind == "request":
             _count_request(row, event)
-            pins = msgspec.json.encode(dict(sorted(event.pins.items()))).decode()
-            sums.see_pins(pins, 1, (pane, partition, offset))
+            sums.see_pins(_written(tuple(event.pins.items())), 1, (pane, partition, offset))
         else:
             row["labels"] += 1
         row["solved"] += bool(event.solved)
@@ -162,17 +162,26 @@ def sums_of(events: Sequence[Event], pane: int = 0, partition: int = 0, offsets:
         for metric, badness, value in _badness(event):
             bad.setdefault(metric, []).append(Worst(badness, value, partition, offset, event.name or str(offset)))
     asked = [event for event in events if event.kind == "request" and not event.client]
+    costs = np.array([event.cost for event in asked if event.cost is not None], np.float64)
+    row["cost_known"] = len(costs)
+    row["cost_high"], row["cost_low"] = (sum(part.tolist()) for part in cost_parts(costs))
     sums.count([row[counter] for counter in COUNTERS])
     told = [event for event in events if event.kind != "exposure" and not event.client]
     sums.delta_s.add(np.array([e.delta_s for e in told if e.delta_s is not None], np.float64))
     sums.latency.add(np.array([e.latency for e in asked], np.float64))
-    if all(event.place == "traffic" for event in events):
+    if not events or events[0].place == "traffic":
         sums.sticky.add(ids(event.sticky for event in events))
         sums.exposed.add(ids(event.sticky for event in events if event.kind == "exposure"))
     if events and events[0].arm == "canary":
         for metric, found in bad.items():
             sums.worst[metric] = sorted(found, key=lambda worst: worst.rank)[:WORST]
     return sums
+
+
+@cache
+def _written(pins: tuple[tuple[str, str], ...]) -> str:
+    """A set of pins as it is kept."""
+    return msgspec.json.encode(dict(sorted(pins))).decode()
 
 
 def _count_request(row: dict[str, int], event: Event) -> None:
@@ -185,11 +194,6 @@ def _count_request(row: dict[str, int], event: Event) -> None:
         row["tool_calls"] += event.tool_calls
         row["tool_ok"] += event.tool_ok or 0
     row["cost_rows"] += event.cost is not None and event.solved is not None
-    if event.cost is not None:
-        high, low = cost_parts(np.array([event.cost]))
-        row["cost_known"] += 1
-        row["cost_high"] += int(high[0])
-        row["cost_low"] += int(low[0])
     row["reason_rows"] += event.reason is not None
     row["reason_failed"] += event.reason == "failed"
     row["reason_in_full"] += event.reason == "failed" and event.mode != "cite_only"
@@ -237,9 +241,12 @@ def seen(
     ``hashed_for``: the flag, if its arms follow from the sticky id.
     """
     unit = PaneUnit(late=late, duplicates=duplicates)
+    places: dict[tuple[str, str], list[int]] = {}
+    for i, event in enumerate(events):
+        places.setdefault((event.arm, event.place), []).append(i)
     for arm in ("baseline", "canary"):
         for place in PLACES:
-            at = [i for i, event in enumerate(events) if (event.arm, event.place) == (arm, place)]
+            at = places.get((arm, place))
             if at:
                 mine, offsets = [events[i] for i in at], [first + i for i in at]
                 unit.of(arm).sources[place] = sums_of(mine, pane, partition, offsets)
@@ -265,8 +272,9 @@ def _tell(unit: PaneUnit, event: Event, partition: int, offset: int) -> None:
     if event.kind != "request" or event.client:
         return
     if event.namespace is not None:
-        pins = msgspec.json.encode(dict(sorted(event.pins.items()))).decode()
-        unit.details().see_namespace(event.namespace, [pins])
+        unit.details().see_namespace(event.namespace, [_written(tuple(event.pins.items()))])
+    if not event.tools:
+        return
     calls = Counter((tool.name, tool.args_hash) for tool in event.tools if tool.args_hash is not None)
     for tool in event.tools:
         if tool.idempotency_key is not None and tool.effect_id is not None:

@@ -116,6 +116,41 @@ def test_a_kill_reaches_the_control_topic_without_any_telemetry(
 
 
 @pytest.mark.kafka
+def test_the_command_line_shows_where_an_order_was_carried_out(
+    settings: Settings,
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each region with its verdict; an order for a flag that nobody knows exits with 1, though it stands."""
+    monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", settings.topic_prefix)
+    monkeypatch.setenv("TIDEGATE_UNSIGNED_MANIFEST", "true")
+
+    def ordered(*words: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--reason", "drill", "--actor", "Ada", "--broker", settings.broker])
+        return int(str(end.value.code))
+
+    worker = WorkerProcess(settings, manifest, "worker", tmp_path)
+    with running(worker):
+        assert ordered("kill", "answer") == 0
+        assert ordered("rearm", "answer") == 0
+        assert ordered("kill", "anser", "--wait", "2s") == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "kill of answer ordered by Ada: drill",
+        "answer|eu: kill",
+        "answer|us: kill",
+        "rearm of answer ordered by Ada: drill",
+        "answer|eu: rearm",
+        "answer|us: rearm",
+        "kill of anser ordered by Ada: drill",
+    ]
+    assert "no worker was seen to carry it out in 2 s" in said.err
+
+
+@pytest.mark.kafka
 def test_a_kill_does_not_wait_for_a_backlog(
     settings: Settings, manifest: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -28,10 +28,12 @@ flags:
   answer:
     scope: {regions: [eu, us]}
     versions: &pins {MODEL_VER: m2, PROMPT_VER: p2, INDEX_HASH: i2, RERANK_CONF: r, TOK_VER: t, ANALYZER_CONF: a}
+    traffic: &traffic {stages: [0.25, 0.251, 0.252, 0.253]}
     window: {length: 60s, min_requests: 50}
     policy: {lambda_source: traffic}
   rerank:
     versions: *pins
+    traffic: *traffic
     window: {length: 40s, min_requests: 50}
     policy: {lambda_source: traffic}
 """
@@ -40,7 +42,10 @@ START = 1_700_000_000_000
 
 
 def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
-    """Records of two flags in two regions, with failures, repeats, stragglers and garbage; then ticks."""
+    """Records of two flags in two regions, with failures, repeats, stragglers and garbage; then ticks.
+
+    A quarter of the users is in the canary, whatever is decided: the stages above stay close to that.
+    """
     rnd = random.Random(seed)
     pins = {"MODEL_VER": "m1", "PROMPT_VER": "p1", "INDEX_HASH": "i1", "RERANK_CONF": "r", "TOK_VER": "t"}
     versions = {

@@ -34,6 +34,8 @@ from tests.gates.build import (
 
 ENOUGH = 400
 """Values in each arm with which a drift can be proved at a pane."""
+SURE = 150
+"""Requests with which every other hard rule is sure there."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def by_hash(events: list[Event]) -> list[Event]:
 def few_in_the_baseline(events: list[Event]) -> list[Event]:
     """Five baseline requests, with labels for as many as its ΔS needs."""
     kept = [event for event in events if event.arm == "canary"]
-    return [*kept, *requests("baseline", 5), *labels("baseline", ENOUGH, delta_s=0.05)]
+    return [*kept, *requests("baseline", 5), *labels("baseline", len(events) - len(kept), delta_s=0.05)]
 
 
 def no_baseline(events: list[Event]) -> list[Event]:
@@ -113,7 +115,7 @@ PROBLEMS = {
         "cache_namespace_shared",
         [dataclasses.replace(own_pins("canary", MODEL_VER=m), namespace="ns", source="shadow") for m in ("m", "n")],
     ),
-    "429s": Problem("rate_limit_storm", requests("canary", 100, rate_limited=True)),
+    "429s": Problem("rate_limit_storm", requests("canary", 60, rate_limited=True)),
     "a loop": Problem("tool_loop", [tooled(*LOOP)]),
     "a write without a key": Problem("unfenced_side_effect", [tooled(ToolCall(name="pay", write=True))]),
     "a key with two effects": Problem("unfenced_side_effect", [tooled(EFFECTS[0]), tooled(EFFECTS[1], arm="baseline")]),
@@ -132,19 +134,18 @@ PROBLEMS = {
 }
 
 HARD: Mapping[str, Sequence[Event]] = {
-    "delta_s_p95_over": requests("canary", ENOUGH, delta_s=0.9),
-    "coverage_under": requests("canary", ENOUGH, coverage=0.05),
-    "lambda_flip_rate_over": requests("canary", ENOUGH, state="×"),
-    "error_rate_over": requests("canary", ENOUGH, error=True),
+    "delta_s_p95_over": [*requests("canary", ENOUGH, delta_s=0.9), *requests("baseline", ENOUGH)],
+    "coverage_under": requests("canary", SURE, coverage=0.05),
+    "lambda_flip_rate_over": requests("canary", SURE, state="×"),
+    "error_rate_over": requests("canary", SURE, error=True),
 }
-"""What makes each hard rule sure at a pane; the baseline of all windows has enough values too."""
+"""What makes each hard rule sure at a pane."""
 MOMENTS = ("pane", "window end")
-SOUND = [*healthy(), *requests("baseline", ENOUGH)]
 
 
 def play(problems: Sequence[Problem], rules: Sequence[str], moment: str) -> tuple[list[Decision], Drive]:
     """A first window with some problems and some broken rules, all in one pane: the first one or the last."""
-    events = [*SOUND, *[event for rule in rules for event in HARD[rule]]]
+    events = [*healthy(), *[event for rule in rules for event in HARD[rule]]]
     for problem in problems:
         events = [*events, *problem.events]
     for problem in problems:

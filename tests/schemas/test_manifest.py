@@ -672,3 +672,117 @@ INNER = ["tenants", "canary_weight", "stages", "length", "delta_s", "coverage_mi
 )
 def test_any_value_at_any_key_is_a_manifest_or_one_line_of_refusal(body: dict[str, Any]) -> None:
     assert_answered(yaml.safe_dump({"flags": {"x": body}}))
+
+
+class TestFreezeWindows:
+    """A change-freeze calendar for all flags of a manifest."""
+
+    @staticmethod
+    def calendar(text: str, name: str = "x") -> Flag:
+        return load_manifest(f"freeze_windows: {text}\nflags: {{{name}: {{}}}}").flags[name]
+
+    @pytest.mark.parametrize(
+        ("written", "start"),
+        [
+            ('"2026-12-24T00:00:00Z"', 1_798_070_400_000),
+            ("2026-12-24T00:00:00Z", 1_798_070_400_000),
+            ('"2026-12-24T00:00:00+01:00"', 1_798_066_800_000),
+            ("2026-12-24T00:00:00+01:00", 1_798_066_800_000),
+            ('"2026-12-24T00:00:00.250-00:30"', 1_798_072_200_250),
+            ("2026-12-24 00:00:00 Z", 1_798_070_400_000),
+        ],
+    )
+    def test_a_time_with_its_offset_comes_out_in_ms(self, written: str, start: int) -> None:
+        """Quoted or as YAML has it."""
+        window = self.calendar(f'[{{from: {written}, to: "2027-01-02T00:00:00Z", reason: r}}]').frozen_at(start)
+        assert window is not None
+        assert (window.start, window.end) == (start, 1_798_848_000_000)
+
+    def test_a_freeze_lasts_from_its_start_up_to_its_end(self) -> None:
+        """``to`` is exclusive; outside there is none, and of several the first in the file is the one."""
+        flag = self.calendar(
+            "[{from: 1970-01-01T00:00:01Z, to: 1970-01-01T00:00:03Z, reason: one, by: ada},"
+            " {from: 1970-01-01T00:00:02Z, to: 1970-01-01T00:00:04Z, reason: two}]"
+        )
+        reasons = {ts: window and window.reason for ts in (999, 1_000, 2_999, 3_000, 3_999, 4_000)
+                   for window in [flag.frozen_at(ts)]}  # fmt: skip
+        assert reasons == {999: None, 1_000: "one", 2_999: "one", 3_000: "two", 3_999: "two", 4_000: None}
+        first, second = flag.frozen_at(1_000), flag.frozen_at(3_000)
+        assert first is not None
+        assert second is not None
+        assert (first.by, second.by) == ("ada", None)
+
+    def test_it_holds_for_every_flag_of_the_manifest(self) -> None:
+        window = "{from: 1970-01-01T00:00:00Z, to: 1970-01-01T00:00:01Z, reason: r}"
+        manifest = load_manifest(f"flags: {{a: {{}}, b: {{}}}}\nfreeze_windows: [{window}]")
+        assert all(flag.frozen_at(0) for flag in manifest.flags.values())
+
+    def test_none_is_the_default_and_an_empty_list_says_the_same(self) -> None:
+        """An empty calendar does not change what a flag is."""
+        assert flag("{}").frozen_at(0) is None
+        assert self.calendar("[]").manifest_hash == flag("{}").manifest_hash
+
+    def test_a_calendar_is_part_of_what_a_flag_is(self) -> None:
+        """``manifest_hash`` is over the resolved flag, its freezes in it; how a time is written does not matter."""
+        window = '{{from: {}, to: "2027-01-02T00:00:00Z", reason: {}}}'
+        one = self.calendar(f"[{window.format('2026-12-24T00:00:00Z', 'r')}]")
+        same = self.calendar(f"[{window.format('2026-12-24T01:00:00+01:00', 'r')}]")
+        other = self.calendar(f"[{window.format('2026-12-24T00:00:00Z', 'another')}]")
+        assert one.manifest_hash == same.manifest_hash
+        assert len({one.manifest_hash, other.manifest_hash, flag("{}").manifest_hash}) == 3
+        assert one.resolved()["freeze_windows"] == [
+            {"start": 1_798_070_400_000, "end": 1_798_848_000_000, "reason": "r", "by": None}
+        ]
+
+    @pytest.mark.parametrize(
+        ("window", "path", "way_out"),
+        [
+            ("{}", "[0].from", "write from: beside the others"),
+            ("{from: 2026-12-24T00:00:00Z, to: 2027-01-02T00:00:00Z}", "[0].reason", "write reason:"),
+            ("{from: 2026-12-24T00:00:00Z, reason: r}", "[0].to", "write to:"),
+            ("{from: 2026-12-24, to: 2027-01-02T00:00:00Z, reason: r}", "[0].from", "2026-12-24T00:00:00Z"),
+            ('{from: "2026-12-24T00:00:00", to: 2027-01-02T00:00:00Z, reason: r}', "[0].from", "write it like"),
+            ("{from: 2026-12-24 00:00:00, to: 2027-01-02T00:00:00Z, reason: r}", "[0].from", "write it like"),
+            ("{from: tomorrow, to: 2027-01-02T00:00:00Z, reason: r}", "[0].from", "write it like"),
+            ("{from: 1798070400000, to: 2027-01-02T00:00:00Z, reason: r}", "[0].from", "write it like"),
+            ("{from: 2026-12-24T00:00:00Z, to: null, reason: r}", "[0].to", "write it like"),
+            ("{from: 2027-01-02T00:00:00Z, to: 2026-12-24T00:00:00Z, reason: r}", "[0].to", "a later time"),
+            ("{from: 2027-01-02T00:00:00Z, to: 2027-01-02T00:00:00Z, reason: r}", "[0].to", "a later time"),
+            ('{from: 2026-12-24T00:00:00Z, to: 2027-01-02T00:00:00Z, reason: ""}', "[0].reason", "write something"),
+            ("{from: 2026-12-24T00:00:00Z, to: 2027-01-02T00:00:00Z, reason: 7}", "[0].reason", 'quote it: "7"'),
+            (
+                "{from: 2026-12-24T00:00:00Z, until: 2027-01-02T00:00:00Z, reason: r}",
+                "[0].until",
+                "use one of from, to",
+            ),
+            ("{start: 2026-12-24T00:00:00Z, to: 2027-01-02T00:00:00Z, reason: r}", "[0].start", "use one of"),
+            ("December", "[0]", "write keys below it"),
+        ],
+    )
+    def test_a_wrong_window_is_refused_with_its_path_and_the_way_out(
+        self, window: str, path: str, way_out: str
+    ) -> None:
+        """A freeze that is silently ignored would be as bad as a rule."""
+        error = refusal(f"freeze_windows: [{window}]\nflags: {{x: {{}}}}")
+        assert error.path == f"freeze_windows{path}"
+        assert way_out in error.fix
+
+    @pytest.mark.parametrize("text", ["null", "{}", "{from: a}", "yes", "5"])
+    def test_what_is_no_list_is_refused(self, text: str) -> None:
+        error = refusal(f"freeze_windows: {text}\nflags: {{x: {{}}}}")
+        assert (error.path, error.fix) == ("freeze_windows", "write [...]")
+
+    def test_a_freeze_belongs_beside_the_flags_and_not_into_one(self) -> None:
+        """It is for all flags of the manifest."""
+        assert refusal("flags: {x: {freeze_windows: []}}").path == "flags.x.freeze_windows"
+
+    @given(st.dictionaries(st.sampled_from(["from", "to", "reason", "by"]), st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.datetimes(), st.dates(),
+        st.datetimes(timezones=st.timezones()),
+    )))  # fmt: skip
+    def test_any_value_at_any_key_is_a_manifest_or_one_line_of_refusal(self, window: dict[str, Any]) -> None:
+        text = yaml.safe_dump({"freeze_windows": [window], "flags": {"x": {}}}, default_flow_style=True)
+        try:
+            load_manifest(text)
+        except ManifestError:
+            refusal(text)

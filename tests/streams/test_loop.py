@@ -16,8 +16,8 @@ from streams.broker import embedded_broker
 from streams.loop import Loop, latest_start
 from streams.panes import Run
 from streams.replay import Pipeline
-from streams.settings import Settings, load_settings
 from streams.scenarios import SCENARIOS
+from streams.settings import Settings, load_settings
 from streams.simulate import Arrival, Simulation
 from streams.tail import tail
 from streams.topics import topics

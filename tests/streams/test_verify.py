@@ -22,7 +22,7 @@ from streams.replay import Pipeline
 from streams.verify import Audit, Report
 from tests.streams.events import CLOCKWORK, NOON, PANE, flags, healthy_pane, tick, written
 
-PLACES = 3000
+PLACES = 200
 MANIFEST = """
 flags:
   ramp: &ramp
@@ -428,6 +428,146 @@ def test_an_inserted_command_is_found_as_that() -> None:
         to = rng.randrange(len(log.commands) + 1)
         log.commands.insert(to, ordered(forged))
         assert log.found() == [("inserted", f"c{to}", unit_of(log.commands[to]))]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "change", "said"),
+    [
+        ("promote", {"seq": 9}, "seq 9, 1 is due"),
+        ("promote", {"weights": {"baseline": 0.25, "canary": 0.75}}, "canary weight 0.75, by its decision 0.5"),
+        ("promote", {"weights": {"baseline": 0.4, "canary": 0.5}}, "its weights do not sum to 1"),
+        ("promote", {"previous_weights": {"baseline": 0.5, "canary": 0.5}}, "previous canary weight 0.5, it was 0.25"),
+        ("promote", {"effective_from": NOON + 50_000}, "the new stage starts at 1700000040000"),
+        ("promote", {"action": "freeze"}, 'action "freeze", by its decision "promote"'),
+        ("promote", {"region": "mars"}, 'flag and region "ramp|mars", by its decision "ramp|'),
+        ("promote", {"more": 1}, 'no command has a field "more"'),
+        ("promote", {"command_id": "sha256:" + "0" * 64}, "its command_id is not that of its decision_id and action"),
+        ("freeze", {"weights": {"baseline": 1.0, "canary": 0.0}}, "canary weight 0, by its decision 0.5"),
+        ("rollback", {"severity": None}, 'severity null, by its decision "soft"'),
+        ("abort", {"rule": None}, 'rule null, by its decision "error_rate_over"'),
+        ("kill", {"effective_from": NOON}, f"effective_from {NOON}, by its decision {NOON + 4 * PANE + 7}"),
+        ("open", {"weights": {"baseline": 0.5, "canary": 0.5}}, "canary weight 0.5, by the decision after its own 0.2"),
+        ("rearm", {"weights": {"baseline": 0.0, "canary": 1.0}}, "canary weight 1, by its decision"),
+        ("degrade", {"reasons": ["a whim"]}, 'reasons "a whim", by its decision "reason_failed_served_in_full'),
+    ],
+)
+def test_what_a_command_says_otherwise_than_its_decision_is_named(
+    verdict: str, change: dict[str, Any], said: str
+) -> None:
+    log = fresh()
+    at = next(at for at, value in enumerate(log.commands) if fields(value)["action"] == verdict)
+    log.commands[at] = canonical(fields(log.commands[at]) | change)
+    (found,) = log.report().findings
+    assert (found.kind, found.where) == ("changed", f"c{at}")
+    assert said in found.text
+
+
+# -- from the middle, and compacted -----------------------------------------------------------------------------------
+
+
+def test_a_log_from_the_middle_is_whole_if_it_is_said_to_be_one() -> None:
+    """What came before is not missed; commands from before it are counted. Otherwise each cut chain is a finding."""
+    for rng in places("middle"):
+        log = some(rng)
+        cut = rng.randrange(1, len(log.decisions))
+        before, log.decisions = log.decisions[:cut], log.decisions[cut:]
+        report = log.report(from_middle=True)
+        assert report.findings == []
+        assert report.earlier == sum(command_of(log, value) is not None for value in before)
+        cut_units = {unit_of(value) for value in before} & {unit_of(value) for value in log.decisions}
+        assert {unit for kind, _, unit in log.found() if kind == "starts after"} == cut_units
+
+
+def test_in_a_compacted_log_the_last_command_of_each_unit_has_to_be_there() -> None:
+    """Any of those before it may be gone; those that are there are checked as ever."""
+    for rng in places("compacted"):
+        log = some(rng)
+        last = {unit_of(value): value for value in log.commands}
+        kept = [value for value in log.commands if rng.random() < 0.5 or value in last.values()]
+        log.commands = kept
+        assert log.found(compacted=True) == []
+        at = rng.randrange(len(kept))
+        log.commands = [*kept[:at], canonical(fields(kept[at]) | {"seq": 99}), *kept[at + 1 :]]
+        assert log.found(compacted=True) == [("changed", f"c{at}", unit_of(kept[at]))]
+        log.commands = [value for value in kept if value != rng.choice(sorted(last.values()))]
+        assert {kind for kind, *_ in log.found(compacted=True)} <= {"missing"}
+    log = some(random.Random(1))
+    gone = log.commands.pop(max(at for at in siblings(log.commands, 0)))
+    assert [(kind, unit) for kind, _, unit in log.found(compacted=True)] == [("missing", unit_of(gone))]
+
+
+# -- what holds together but says something impossible ----------------------------------------------------------------
+
+
+def forge_last(unit: str, **changes: Any) -> list[tuple[str, str]]:
+    """Kinds and texts found where a unit's last decision was forged by somebody who can make hashes."""
+    log = fresh()
+    at = max(at for at, value in enumerate(log.decisions) if unit_of(value) == unit)
+    content = {name: value for name, value in (fields(log.decisions[at]) | changes).items() if name != "hash"}
+    log.decisions[at] = canonical(content | {"hash": sha256_of(content)})
+    return [(found.kind, found.text) for found in log.report(commands=False).findings if found.where == f"d{at}"]
+
+
+def test_an_id_that_is_not_that_of_its_decision_is_found() -> None:
+    """Although its hash and its links fit."""
+    ((kind, text),) = forge_last("cost|", decision_id="sha256:" + "0" * 64)
+    assert kind == "contradiction"
+    assert text.startswith("its decision_id is sha256:000")
+
+
+def test_something_that_is_no_decision_is_found_although_its_hash_fits() -> None:
+    ((kind, text),) = forge_last("cost|", verdict="maybe")
+    assert kind == "contradiction"
+    assert "not a decision: Invalid enum value 'maybe' - at `$.verdict`" in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "window", "decided_at", "said"),
+    [
+        ("cost|", (290, 310, True), 310, "its window starts 20000 ms before the one before it ends"),
+        ("cost|", (310, 330, True), 320, "decided outside its window"),
+        ("cost|", (310, 330, False), 310, "decided outside its window"),
+        ("switch|eu", (0, 20, True), 200, "its window is not the last one decided before it"),
+    ],
+)
+def test_windows_move_forward(unit: str, window: tuple[int, int, bool], decided_at: int, said: str) -> None:
+    """A decision is made in its window or at its end; an operator's shows the last one decided."""
+    start, end = (NOON + second * 1_000 for second in window[:2])
+    found = forge_last(
+        unit,
+        window={"start": start, "end": end, "closed": window[2]},
+        decided_at=NOON + decided_at * 1_000,
+    )
+    assert ("contradiction", said) in found
+
+
+def test_a_chain_that_begins_again_is_found() -> None:
+    """As after the loss of a worker's state: its commands count from 1 again, and are not blamed for it."""
+    log = fresh()
+    at = next(at for at, value in enumerate(log.decisions) if fields(value)["verdict"] == "promote")
+    order = command_of(log, log.decisions[at])
+    assert order is not None
+    moment = NOON + 10**6
+    window = {"start": moment - 20_000, "end": moment, "closed": True}
+    again = sealed(fields(log.decisions[at]) | {"window": window, "decided_at": moment})
+    identity = {"decision_id": fields(again)["decision_id"], "effective_from": moment + 20_000}
+    log.decisions.append(again)
+    log.commands.append(ordered(fields(log.commands[order]) | identity))
+    assert log.found() == [("starts anew", f"d{len(log.decisions) - 1}", unit_of(again))]
+
+
+def test_whoever_writes_the_rest_of_a_chain_anew_is_betrayed_by_the_last_hash_alone() -> None:
+    """No check of the records can find it: that is what the summary shows the hash for, and records are signed for."""
+    log = fresh()
+    unit = "cost|"
+    honest = next(one.last_hash for one in log.report().units if one.unit == unit)
+    previous = None
+    for at in [at for at, value in enumerate(log.decisions) if unit_of(value) == unit]:
+        log.decisions[at] = sealed(fields(log.decisions[at]) | {"late": 1, "previous_hash": previous})
+        previous = fields(log.decisions[at])["hash"]
+    report = log.report()
+    assert report.findings == []
+    assert next(one.last_hash for one in report.units if one.unit == unit) == previous != honest
 
 
 # -- several at once --------------------------------------------------------------------------------------------------

@@ -1,0 +1,155 @@
+"""``tidegate export``: the topics as files that an auditor can keep, with offsets and digests."""
+
+import gzip
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+from aiokafka import ConsumerRecord
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from schemas.errors import InputError
+from streams.history import Extent, History, dump_line, iso, moment
+from streams.settings import load_settings
+
+MANIFEST = "manifest.json"
+
+
+@click.command()
+@click.option("--broker", help="Kafka bootstrap servers")
+@click.option("--from", "start", callback=moment, help="ISO 8601 or ms; otherwise all that is kept")
+@click.option("--to", "end", callback=moment, help="records before this time")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for the files")
+@click.option("--format", "form", type=click.Choice(["ndjson", "parquet"]), default="ndjson", show_default=True)
+def command(broker: str | None, start: int | None, end: int | None, out: Path, form: str) -> None:
+    """Dump telemetry, manifests, operations, decisions and control; nothing is written to Kafka.
+
+    A line of NDJSON is {"partition", "offset", "timestamp", "key", "value"}, as `tidegate replay --events` takes it; a
+    value that is no JSON object is a string. Manifests and operations are dumped from their beginning, as the first of
+    them may still be in force. manifest.json has the offsets, the counts and the SHA-256 of each file.
+    """
+    settings = load_settings(broker=broker)
+    write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (_parquet, "parquet")
+    if form == "parquet":
+        _pyarrow()
+    early = {settings.manifests_topic, settings.operations_topic}
+    names = [settings.decisions_topic, settings.control_topic, *sorted(early), settings.telemetry_topic]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with History(settings) as history:
+            extents = [history.extent(name, None if name in early else start, end) for name in names]
+            entries = []
+            with _progress() as progress:
+                for extent in extents:
+                    bar = progress.add_task(extent.topic, total=extent.size)
+                    seen = _Seen()
+                    file = out / f"{extent.topic.removeprefix(settings.topic_prefix + '.')}.{ending}"
+                    with _Replaced(file) as target:
+                        for_bar = _counted(history.read(extent), progress, bar)
+                        write(target, seen.watch(for_bar))
+                    entries.append(_entry(extent, seen, file))
+        described = {
+            "from": None if start is None else iso(start),
+            "to": None if end is None else iso(end),
+            "topics": entries,
+        }
+        with _Replaced(out / MANIFEST) as target:
+            target.write(json.dumps(described, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise InputError(f"--out: {error.filename or out}: {error.strerror or error}") from None
+    for entry in entries:
+        click.echo(f"{entry['file']}: {entry['records']} records of {entry['topic']}")
+    for extent in extents:
+        if extent.cut and (start is None or extent.topic in early):
+            click.echo(f"history is cut: the first records of {extent.topic} are gone in partitions {extent.cut}")
+
+
+class _Seen:
+    """First and last offset of each partition, and how many records."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.offsets: dict[int, tuple[int, int]] = {}
+
+    def watch(self, runs: Iterable[Sequence[ConsumerRecord]]) -> Iterator[Sequence[ConsumerRecord]]:
+        for run in runs:
+            self.records += len(run)
+            first, _ = self.offsets.get(run[0].partition, (run[0].offset, 0))
+            self.offsets[run[0].partition] = first, run[-1].offset
+            yield run
+
+
+def _entry(extent: Extent, seen: _Seen, file: Path) -> dict[str, Any]:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    offsets = {partition: seen.offsets.get(partition, (None, None)) for partition in sorted(extent.bounds)}
+    return {
+        "topic": extent.topic,
+        "file": file.name,
+        "sha256": digest,
+        "records": seen.records,
+        "partitions": [
+            {"partition": partition, "first": first, "last": last} for partition, (first, last) in offsets.items()
+        ],
+    }
+
+
+def _counted(
+    runs: Iterable[Sequence[ConsumerRecord]], progress: Progress, bar: Any
+) -> Iterator[Sequence[ConsumerRecord]]:
+    for run in runs:
+        yield run
+        progress.advance(bar, len(run))
+
+
+def _ndjson(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
+    # Without a name and a time, so that the same records give the same bytes.
+    with gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=6) as packed:
+        for run in runs:
+            packed.write(b"".join(dump_line(record) + b"\n" for record in run))
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise InputError("--format parquet needs pyarrow: pip install pyarrow, or take ndjson") from None
+
+
+def _parquet(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
+    arrow, parquet = _pyarrow()
+    columns = {"partition": "int32", "offset": "int64", "timestamp": "int64", "key": "binary", "value": "binary"}
+    schema = arrow.schema([(name, arrow.type_for_alias(kind)) for name, kind in columns.items()])
+    with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
+        for run in runs:
+            rows = {name: [getattr(record, name) for record in run] for name in columns}
+            writer.write_table(arrow.table(rows, schema=schema))
+
+
+class _Replaced:
+    """A file that is there once it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._unfinished = path, path.with_name(path.name + ".unfinished")
+
+    def __enter__(self) -> BinaryIO:
+        self._file: BinaryIO = self._unfinished.open("wb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._unfinished.replace(self._path)
+        else:
+            self._unfinished.unlink(missing_ok=True)
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -1,0 +1,209 @@
+"""``tidegate verify``: what it prints of files and topics that are whole, damaged, unsigned or unreadable."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from schemas.seal import Headers, RecordKind, sign_record
+from schemas.signed import public_line
+from streams.broker import embedded_broker
+from tests.commands.invoke import Done, tidegate
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/decisions.ndjson"))
+DECISIONS = GOLDEN / "healthy" / "decisions.ndjson"
+COMMANDS = GOLDEN / "healthy" / "commands.ndjson"
+WORKER, STRANGER = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
+
+
+def lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines()
+
+
+def write(path: Path, records: list[bytes]) -> Path:
+    content = b"".join(record + b"\n" for record in records)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def last_hash(path: Path) -> str:
+    return str(json.loads(lines(path)[-1])["hash"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stored_logs_are_whole(case: str) -> None:
+    """What is summed up is what the files hold."""
+    decisions, commands = GOLDEN / case / "decisions.ndjson", GOLDEN / case / "commands.ndjson"
+    done = tidegate("verify", decisions, "--commands", commands)
+    assert (done.code, done.err) == (0, "")
+    assert last_hash(decisions) in done.out
+    for record in map(json.loads, lines(decisions)):
+        assert f"\n{record['flag']}|{record['region']} " in done.out
+    assert f"{len(lines(decisions))} decision" in done.out.splitlines()[-1]
+    assert f"{len(lines(commands))} command" in done.out.splitlines()[-1]
+
+
+def test_the_summary_names_units_counts_and_last_hash(tmp_path: Path) -> None:
+    """Packed files, several in order, with a stretch that was sent twice."""
+    first, second = lines(DECISIONS)[:2], lines(DECISIONS)[1:]
+    files = write(tmp_path / "1.ndjson.gz", first), write(tmp_path / "2.ndjson", second)
+    done = tidegate("verify", *files, "--commands", COMMANDS)
+    title, unit, said = done.out.splitlines()
+    assert title.split() == ["unit", "decisions", "commands", "repeats", "last", "hash"]
+    assert unit.split() == ["answer|eu", "3", "2", "1", last_hash(DECISIONS)]
+    assert said == "nothing found: 3 decisions, 2 commands, 1 unit"
+    assert tidegate("verify", *files).out.splitlines()[1].split()[2] == "-"
+
+
+def test_each_finding_is_one_line_with_place_unit_and_what_is_wrong(tmp_path: Path) -> None:
+    """Files in the wrong order, a record changed, a command left out."""
+    one, two, three = lines(DECISIONS)
+    damaged = write(tmp_path / "d.ndjson", [one, b"", two.replace(b'"late":0', b'"late":9'), three])
+    orders = write(tmp_path / "c.ndjson", lines(COMMANDS)[1:])
+    done = tidegate("verify", damaged, "--commands", orders)
+    assert done.code == 1
+    missing, changed, total = done.out.splitlines()
+    assert missing == f"{damaged}:1: missing: answer|eu, record 1: no command carries out this promote, seq 1"
+    assert changed == f"{damaged}:3: changed: answer|eu, record 2: its content is not what its hash was made of"
+    assert total == "2 findings in 3 decisions, 1 command, 1 unit"
+
+
+def test_a_log_from_the_middle_needs_to_be_said_to_be_one(tmp_path: Path) -> None:
+    """Otherwise its beginning is missing; commands from before it are counted."""
+    later = write(tmp_path / "later.ndjson", lines(DECISIONS)[1:])
+    done = tidegate("verify", later, "--commands", COMMANDS)
+    assert done.code == 1
+    assert f"{later}:1: starts after: answer|eu, record 1: the chain starts after sha256:" in done.out
+    done = tidegate("verify", later, "--commands", COMMANDS, "--from-middle")
+    assert done.code == 0
+    assert done.out.endswith("nothing found: 2 decisions, 2 commands, 1 unit; 1 command from before them\n")
+
+
+def test_nothing_in_a_record_reaches_the_terminal_as_a_control_sequence(tmp_path: Path) -> None:
+    """Findings stay one line each, whatever a flag is called."""
+    hostile = json.dumps({"flag": "\x1b[2J\n", "region": "\u202e", "hash": "\x07"}).encode()
+    done = tidegate("verify", write(tmp_path / "d.ndjson", [hostile, b"\x1b[31m\xff"]))
+    assert done.code == 1
+    assert len(done.out.splitlines()) >= 3
+    assert all(line.isprintable() for line in done.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to verify: give files of decisions, or --broker"),
+        (["absent.ndjson"], "absent.ndjson: No such file"),
+        (["broken.ndjson.gz"], "broken.ndjson.gz: "),
+        (["empty.ndjson"], "empty.ndjson: no decision in it"),
+        ([DECISIONS, "--broker", "127.0.0.1:9"], "two places to read from"),
+        ([DECISIONS, "--trusted-keys", "keys"], "--trusted-keys goes with --broker"),
+        (["--broker", "127.0.0.1:9", "--trusted-keys", "absent"], "absent: No such file"),
+        (["--broker", "127.0.0.1:9"], "topic tidegate.decisions at 127.0.0.1:9"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], said: str
+) -> None:
+    """So is a file that cannot be read, and one in which nothing stands: that proves nothing."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "empty.ndjson", [b"", b"  "])
+    (tmp_path / "broken.ndjson.gz").write_bytes(gzip.compress(DECISIONS.read_bytes())[:-20])
+    done = tidegate("verify", *arguments)
+    assert done.code == 2
+    assert said in done.line
+
+
+# -- from the topics --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broker() -> Iterator[str]:
+    with embedded_broker({"tidegate.decisions": 2, "tidegate.control": 2}) as servers:
+        yield servers
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(public_line(WORKER.public_key(), "worker") + "\n")
+    return path
+
+
+def signed(value: bytes, kind: RecordKind, key: Ed25519PrivateKey = WORKER) -> tuple[bytes, Headers]:
+    return value, sign_record(value, kind, key)
+
+
+def publish(
+    broker: str, decisions: list[tuple[bytes | None, Headers]], commands: list[tuple[bytes | None, Headers]]
+) -> None:
+    async def send() -> None:
+        async with AIOKafkaProducer(bootstrap_servers=broker) as producer:
+            for topic, records in (("tidegate.decisions", decisions), ("tidegate.control", commands)):
+                for value, headers in records:
+                    await producer.send_and_wait(topic, value, key=b"answer|eu", partition=1, headers=list(headers))
+
+    asyncio.run(send())
+
+
+def verify(broker: str, *arguments: object) -> Done:
+    return tidegate("verify", "--broker", broker, *arguments)
+
+
+def test_topics_are_read_to_their_end_and_control_may_be_compacted(broker: str) -> None:
+    """Earlier commands may be gone; the last one of a unit may not. Places are topic, partition and offset."""
+    publish(broker, [(value, []) for value in lines(DECISIONS)], [(None, []), (lines(COMMANDS)[-1], [])])
+    done = verify(broker)
+    assert (done.code, done.err) == (0, "")
+    assert last_hash(DECISIONS) in done.out
+    assert "tidegate.control is compacted" in done.out
+    publish(broker, [(lines(DECISIONS)[0].replace(b'"late":0', b'"late":9'), [])], [])
+    done = verify(broker)
+    assert done.code == 1
+    assert done.out.startswith(
+        "tidegate.decisions-1 offset 3: repeated with changes: answer|eu, record 4: "
+        "the record of tidegate.decisions-1 offset 0 once more, with other content\n"
+    )
+
+
+def test_the_last_command_of_a_unit_has_to_be_in_the_control_topic(broker: str) -> None:
+    """Compaction keeps it, so that somebody else took it away."""
+    publish(broker, [(value, []) for value in lines(DECISIONS)], [(lines(COMMANDS)[0], [])])
+    done = verify(broker)
+    assert done.code == 1
+    assert "offset 1: missing: answer|eu, record 2: no command carries out this promote, seq 2" in done.out
+
+
+def test_with_trusted_keys_every_record_of_both_topics_has_to_be_signed(broker: str, trusted: Path) -> None:
+    """By a trusted key, for what it is; also a repeat, which needs a signature of its own."""
+    first, *others = lines(DECISIONS)
+    publish(
+        broker,
+        [signed(first, "decision"), (first, []), *(signed(value, "decision") for value in others)],
+        [signed(value, "command") for value in lines(COMMANDS)],
+    )
+    done = verify(broker, "--trusted-keys", trusted)
+    assert done.code == 1
+    assert done.out.splitlines()[:-1] == ["tidegate.decisions-1 offset 1: signature: not signed"]
+    assert verify(broker).code == 0
+    publish(broker, [], [signed(lines(COMMANDS)[1], "command", STRANGER), signed(lines(COMMANDS)[1], "decision")])
+    told = verify(broker, "--trusted-keys", trusted).out.splitlines()
+    assert told[1].startswith("tidegate.control-1 offset 2: signature: signed with the key ")
+    assert told[2].startswith("tidegate.control-1 offset 3: signature: not what the key ")
+
+
+def test_signed_topics_pass_and_that_is_said(broker: str, trusted: Path) -> None:
+    """With the number of keys that were trusted."""
+    publish(
+        broker,
+        [signed(value, "decision") for value in lines(DECISIONS)],
+        [signed(value, "command") for value in lines(COMMANDS)],
+    )
+    done = verify(broker, "--trusted-keys", trusted)
+    assert done.code == 0
+    assert "every record is signed by one of 1 trusted key; " in done.out

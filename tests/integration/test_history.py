@@ -1,0 +1,168 @@
+"""A worker's past on a real Kafka: replayed and exported from the topics to the byte, and nothing written there."""
+
+import asyncio
+import gzip
+import hashlib
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from schemas.operation import Operation
+from schemas.signed import PrivateKey, sign
+from schemas.timeline import Timeline
+from streams.history import History
+from streams.manifests import load_trusted, read_files, sign_revision
+from streams.operations import is_order
+from streams.panes import NEVER, Run, partial_codec
+from streams.replay import Pipeline, by_unit
+from streams.settings import Settings
+from tests.commands.invoke import Done, tidegate
+from tests.integration.test_operations import MANIFEST, future_telemetry, key, send_at, settings, wait_for, write
+from tests.integration.test_worker import PARTITIONS
+from tests.integration.workers import WorkerProcess, written
+
+__all__ = ["key", "settings"]  # fixtures
+
+
+def watermark(settings: Settings, timeline: Timeline, records: list[tuple[int, bytes, int]]) -> int:
+    """The end of the last pane that these records close, ms."""
+    pipeline = Pipeline(timeline, PARTITIONS, settings.clockwork)
+    for partition in range(PARTITIONS):
+        rows = [(value, ts) for at, value, ts in records if at == partition]
+        list(pipeline.step(partition, Run(0, [value for value, _ in rows], [ts for _, ts in rows])))
+    assert pipeline.gate.watermark is not None
+    return pipeline.gate.watermark
+
+
+def closed(settings: Settings) -> int:
+    """The panes that every partition has closed for every gate, as an end in ms."""
+    found = {(gate, partition): NEVER for gate in range(2) for partition in range(PARTITIONS)}
+    with History(settings) as history:
+        for record in history.records(settings.partials_topic):
+            if not is_order(record.key):
+                partial = partial_codec.load(record.value)
+                found[record.partition, partial.partition] = partial.pane + 1
+    return min(found.values()) * settings.pane
+
+
+def everything(settings: Settings) -> tuple[dict[tuple[str, int], tuple[int, int]], list[str]]:
+    """First and end offset of every partition on the broker, and its groups."""
+    admin = AdminClient({"bootstrap.servers": settings.broker})
+    consumer = Consumer({"bootstrap.servers": settings.broker, "group.id": "never-joined"})
+    offsets = {
+        (name, partition): consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=10)
+        for name, topic in admin.list_topics(timeout=10).topics.items()
+        for partition in topic.partitions
+    }
+    consumer.close()
+    return offsets, sorted(group.group_id for group in admin.list_consumer_groups().result().valid)
+
+
+@pytest.mark.kafka
+def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
+    settings: Settings, tmp_path: Path, key: PrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24,000 events, a signed manifest from its topic, a kill in mid-window: replay, compare, mid-history, export."""
+    trusted, revision = tmp_path / "trusted", tmp_path / "revision"
+    start = (int(time.time() * 1000) - 900_000) // settings.pane * settings.pane
+    revision.write_bytes(sign_revision(MANIFEST, 1, start, key))
+    timeline = read_files([revision], load_trusted(trusted), settings.pane)
+    asyncio.run(write(settings, settings.manifests_topic, revision.read_bytes(), b"revision-0000000001"))
+    events = list(future_telemetry(start, 240))
+    half = watermark(settings, timeline, events[:17_500])
+    worker = WorkerProcess(settings, None, "worker", tmp_path, environment={"TIDEGATE_TRUSTED_KEYS": str(trusted)})
+    worker.start()
+    try:
+        worker.wait_ready()
+        asyncio.run(send_at(settings, iter(events[:17_500])))
+        wait_for(lambda: closed(settings) == half, 60)
+        # Its time is where it stands in the log, so that a replay from files puts it there too.
+        kill = Operation(actor="Ada", flag="answer", kind="kill", reason="bad", ts=half + settings.lateness)
+        asyncio.run(write(settings, settings.operations_topic, sign("operation", kill.to_bytes(), key)))
+        asyncio.run(write(settings, settings.operations_topic, kill.to_bytes()))
+        wait_for(lambda: len(asyncio.run(written(settings, settings.control_topic))) == 2)
+        wait_for(lambda: b'"kill"' in asyncio.run(written(settings, settings.control_topic))["answer|us"][-1])
+        asyncio.run(send_at(settings, iter(events[17_500:])))
+        wait_for(lambda: closed(settings) >= start + 240_000, 60)
+        assert worker.signal(signal.SIGTERM) == 0
+    finally:
+        if worker.running:
+            worker.signal(signal.SIGKILL)
+    live = asyncio.run(written(settings, settings.decisions_topic))
+    obeyed = asyncio.run(written(settings, settings.control_topic))
+    assert {"hold", "kill"} == {json.loads(line)["verdict"] for lines in live.values() for line in lines}
+
+    monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", settings.topic_prefix)
+    monkeypatch.setenv("TIDEGATE_APPLICATION_ID", settings.application_id)
+    before = everything(settings)
+    out, commands, dump = tmp_path / "out.ndjson", tmp_path / "commands.ndjson", tmp_path / "dump"
+
+    def replay(*more: object) -> Done:
+        given = "--trusted-keys", trusted, "--out", out, "--commands", commands
+        return tidegate("replay", *given, *more)
+
+    def from_topics(*more: object) -> Done:
+        return replay("--broker", settings.broker, *more)
+
+    done = from_topics("--compare")
+    assert (done.code, done.err) == (0, ""), done.out
+    assert "the same bytes as the topics" in done.out
+    assert "1 records of" in done.out, "the unsigned kill does not count"
+    assert by_unit(out.read_bytes().splitlines()) == live
+    assert by_unit(commands.read_bytes().splitlines()) == obeyed
+    whole = out.read_bytes(), commands.read_bytes()
+
+    exported = tidegate("export", "--broker", settings.broker, "--out", dump)
+    assert (exported.code, exported.err) == (0, "")
+    operations = tmp_path / "operations"
+    operations.write_bytes(kill.to_bytes())
+    telemetry = "--manifest", revision, "--events", dump / "telemetry.ndjson.gz", "--operations", operations
+    assert replay(*telemetry, "--compare", dump / "decisions.ndjson.gz").code == 0
+    assert (out.read_bytes(), commands.read_bytes()) == whole
+    manifest = json.loads((dump / "manifest.json").read_bytes())
+    offsets, _ = before
+    for topic in manifest["topics"]:
+        content = (dump / topic["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == topic["sha256"]
+        assert len(gzip.decompress(content).splitlines()) == topic["records"]
+        for one in topic["partitions"]:
+            first, end = offsets[topic["topic"], one["partition"]]
+            assert (one["first"], one["last"]) == ((first, end - 1) if first < end else (None, None))
+
+    lines = gzip.decompress((dump / "decisions.ndjson.gz").read_bytes())
+    (tmp_path / "flipped.ndjson").write_bytes(lines.replace(b'"late":0', b'"late":1', 1))
+    flipped = from_topics("--compare", tmp_path / "flipped.ndjson")
+    assert flipped.code == 1
+    assert "answer|" in flipped.out
+    assert "in late" in flipped.out
+
+    for seconds in (0, 20):  # the kill comes after what is compared begins, and before
+        middle = from_topics("--from", start + seconds * 1000, "--compare")
+        assert middle.code == 0, middle.out
+        assert "starts in mid-history" in middle.out
+        assert "compared: answer|eu, answer|us" in middle.out
+        again = by_unit(out.read_bytes().splitlines())
+        assert {unit: live[unit][-len(again[unit]) :] for unit in live} == again
+        assert {b'"operation":{' in b"".join(lines) for lines in again.values()} == {seconds == 0}
+
+    some = from_topics("--to", start + 150_000, "--compare")
+    assert some.code == 0, some.out
+    assert 0 < len(out.read_bytes().splitlines()) < sum(map(len, live.values()))
+    assert everything(settings) == before, "nothing may be written"
+
+
+@pytest.mark.kafka
+def test_a_topic_that_is_missing_is_named_and_not_made(
+    kafka_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", "nowhere")
+    done = tidegate("export", "--broker", kafka_broker, "--out", tmp_path)
+    assert done.code == 2
+    assert "nowhere.decisions" in done.line
+    names = AdminClient({"bootstrap.servers": kafka_broker}).list_topics(timeout=10).topics
+    assert not [name for name in names if name.startswith("nowhere.")]

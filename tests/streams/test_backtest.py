@@ -1,0 +1,512 @@
+"""B on A's evidence, window by window; and sham rollouts that are judged as real ones would be."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from gates.sums import COUNTERS, COVERAGE_BITS
+from gates.unit import Clockwork
+from schemas.decision import Decision
+from schemas.errors import InputError
+from schemas.manifest import Flag
+from schemas.timeline import Timeline
+from streams import backtest as module
+from streams.backtest import (
+    BUCKETS,
+    SOURCES,
+    Effect,
+    History,
+    Lifetime,
+    Rollout,
+    Window,
+    aggregate,
+    bucket_of,
+    buckets_for,
+    compare,
+    exact_interval,
+    lifetime,
+    mixed,
+    outcomes,
+    placed,
+    read_effect,
+    rehearse,
+    rollout_length,
+    sham_rollout,
+    starts,
+)
+from streams.columns import hash_of
+from streams.panes import Run
+from streams.replay import Pipeline, replay
+from tests.streams.events import CLOCKWORK, NOON, PINS, draw_log, flags, fresh, healthy_pane, served, tick
+
+ONE = Clockwork(10_000, 10_000, "tidegate.telemetry")
+STAYS = """
+flags:
+  f:
+    versions: {MODEL_VER: m1}
+    traffic: {canary_weight: 0.25, baseline_weight: 0.75, stages: [0.25, 1.0]}
+    window: {length: 20s, settle: 5s, min_requests: 6, min_lambda_groups: 1, hold_windows: 100}
+"""
+"""A ramp that holds on in its first stage."""
+RAMPS = STAYS.replace("hold_windows: 100", "hold_windows: 1")
+
+
+def log(path: Path, panes: dict[int, dict[str, Any]], count: int) -> Path:
+    """``count`` healthy panes from noon on; ``panes``: how the canary of some of them differs."""
+    lines = [json.dumps(e) for i in range(count) for e in healthy_pane(NOON + 10_000 * i, **panes.get(i, {}))]
+    path.write_text("\n".join([*lines, tick(NOON + 10_000 * count + 60_000).decode()]))
+    return path
+
+
+def compared(path: Path, a: str, b: str) -> list[Window]:
+    ours, theirs = flags(a), flags(b)
+    theirs = {name: placed(flag, ours[name])[0] for name, flag in theirs.items()}
+    return list(compare([path], ours, theirs, 1, CLOCKWORK))
+
+
+def verdicts(windows: list[Window]) -> list[tuple[str | None, str | None]]:
+    return [(w.a and w.a.verdict, w.b and w.b.verdict) for w in windows]
+
+
+class TestComparison:
+    SICK = ({"latency_ms": 150.0}, {"status": 500}, {"delta_s": 0.5}, {"cost": 0.02}, {"coverage": 0.5})
+
+    @pytest.mark.parametrize("text", [STAYS, RAMPS])
+    def test_a_against_a_has_no_difference(self, tmp_path: Path, text: str) -> None:
+        """Whatever happens to the canary, early aborts and freezes included."""
+        for number, sick in enumerate(self.SICK):
+            path = log(tmp_path / f"{number}", dict.fromkeys(range(2, 8), sick), 12)
+            windows = compared(path, text, text)
+            assert {"abort", "freeze", "rollback"} & {str(window.a and window.a.verdict) for window in windows}
+            assert [window for window in windows if not window.same or window.differences] == []
+
+    @pytest.mark.parametrize("sick", SICK)
+    def test_a_is_judged_as_a_replay_judges_it(self, tmp_path: Path, sick: dict[str, Any]) -> None:
+        """To the byte, and with B beside it: B leaves no trace in A's state."""
+        path = log(tmp_path / "log", {4: sick, 5: sick}, 16)
+        ours, told = flags(RAMPS), list[Decision]()
+        strict = flags(RAMPS.replace("f:\n", "f:\n    gates: {coverage_min: 0.95, latency_p95_uplift_max: 0.0}\n"))
+        theirs = {"f": placed(strict["f"], ours["f"])[0]}
+        list(compare([path], ours, theirs, 1, CLOCKWORK, decisions=told.append))
+        again = [decision.to_bytes() for decision, _ in replay([path], Timeline.of(ours), 1, CLOCKWORK)]
+        assert len(again) > 3
+        assert [decision.to_bytes() for decision in told] == again
+
+    def test_a_stricter_b_differs_exactly_in_the_windows_that_it_would_fail(self, tmp_path: Path) -> None:
+        """Also after the first of them: history went on, and so does B."""
+        slow = {"latency_ms": 110.0}
+        path = log(tmp_path / "log", dict.fromkeys((4, 5, 10, 11, 14), slow), 20)
+        strict = STAYS.replace("f:\n", "f:\n    gates: {latency_p95_uplift_max: 0.05}\n")
+        windows = compared(path, STAYS, strict)
+        assert [window.start for window in windows] == [NOON + 20_000 * i for i in range(10)]
+        differ = [i for i, window in enumerate(windows) if not window.same]
+        assert differ == [2, 5, 7]
+        assert {verdicts(windows)[i] for i in differ} == {("hold", "freeze")}
+        for window in windows:
+            names = {difference.name for difference in window.differences}
+            assert names == (set() if window.same else {"latency_p95_uplift_max", "latency_p95_over_budget"})
+        gate = windows[2].differences[0]
+        assert (gate.limits, gate.said) == ((0.15, 0.05), ("pass", "fail"))
+        assert gate.observed == (pytest.approx(0.1), pytest.approx(0.1))
+
+    def test_b_remembers_its_own_strikes_and_greens(self, tmp_path: Path) -> None:
+        """A freeze is a first strike only until B's next green window; a stop starts afresh."""
+        slow = {"latency_ms": 110.0}
+        path = log(tmp_path / "log", dict.fromkeys((2, 3, 4, 5, 6, 7, 10, 11), slow), 16)
+        strict = STAYS.replace("f:\n", "f:\n    gates: {latency_p95_uplift_max: 0.05}\n").replace("100", "2")
+        said = [b for _, b in verdicts(compared(path, STAYS, strict))]
+        assert said == ["hold", "freeze", "rollback", "freeze", "hold", "freeze", "hold", "promote"]
+
+    def test_b_aborts_early_where_a_goes_on_to_the_windows_end(self, tmp_path: Path) -> None:
+        """One window, two moments, and the rule with both limits."""
+        few = {"status": 500}
+        loose = "{gates: {error_rate_max: null}, abort_rules: {hard: [{kind: error_rate_over, value: %s}]}, "
+        a, b = (
+            STAYS.replace("  f:\n", "  f:\n    gates: {error_rate_max: null}\n").replace(
+                "    window:", f"    abort_rules: {{hard: [{{kind: error_rate_over, value: {limit}}}]}}\n    window:"
+            )
+            for limit in ("1.0", "0.01")
+        )
+        assert loose
+        path = log(tmp_path / "log", {2: few}, 8)
+        windows = compared(path, a, b)
+        (early,) = [window for window in windows if not window.same]
+        assert verdicts([early]) == [("hold", "abort")]
+        assert early.a is not None
+        assert early.b is not None
+        assert (early.a.at, early.b.at) == (NOON + 40_000, NOON + 30_000)
+        (rule,) = early.differences
+        assert (rule.name, rule.limits, rule.said) == ("error_rate_over", (1.0, 0.01), ("quiet", "fired"))
+        assert verdicts(windows)[2:] == [("hold", "hold")] * 2
+        # The other way round A is stopped for good, and B's limit is told although it said nothing.
+        (first, cut, *rest) = compared(path, b, a)
+        assert verdicts([first, cut]) == [("hold", "hold"), ("abort", None)]
+        assert [(d.limits, d.said) for d in cut.differences] == [((0.01, 1.0), ("fired", "quiet"))]
+        assert {(w.a and w.a.reasons[0], w.b and w.b.reasons[0]) for w in rest} == {("latched", "latched")}
+
+    def test_an_evidence_problem_of_one_side_is_told(self, tmp_path: Path) -> None:
+        """Here more requests than a window has."""
+        path = log(tmp_path / "log", {}, 4)
+        windows = compared(path, STAYS, STAYS.replace("min_requests: 6", "min_requests: 13"))
+        said = {d.name: d.said for d in windows[0].differences}
+        assert said["insufficient_data"] == ("fine", "found")
+        assert said["error_rate_max"] == ("pass", "unknown")
+
+    def test_what_makes_the_history_is_taken_from_a(self) -> None:
+        """Stages, spans, scope and pins; limits and policy are B's."""
+        a = flags(RAMPS)["f"]
+        other = RAMPS.replace("20s", "40s").replace("stages: [0.25, 1.0]", "stages: [0.25, 0.5, 1.0]")
+        b = flags(other.replace("m1", "m2").replace("min_requests: 6", "min_requests: 9"))["f"]
+        both, left = placed(b, a)
+        assert left == ["versions", "traffic", "window.length"]
+        assert (both.window.length_ms, both.ramp_stages, both.versions) == (20_000, (0.25, 1.0), {"MODEL_VER": "m1"})
+        assert both.window.min_requests == 9
+        assert placed(a, a)[1] == []
+
+    def test_flags_of_two_kinds_do_not_compare(self) -> None:
+        guard = flags("flags: {f: {kind: cost_guard}}")["f"]
+        with pytest.raises(InputError, match="flag f is a progressive_rollout in A and a cost_guard in B"):
+            placed(guard, flags(RAMPS)["f"])
+
+
+# A service of 240 users in 40 windows of a minute; every request is the baseline's.
+WINDOWS, A_PANE, USERS = 40, 100, 240
+BASE = NOON // 60_000 * 60_000
+HALF = """
+flags:
+  f:
+    traffic: {canary_weight: 0.5, baseline_weight: 0.5, stages: [0.5, 1.0]}
+    window: {length: 60s, settle: 5s}
+    gates: {delta_s: {median_max: %(delta_s)s, p95_max: 0.1}, error_rate_max: %(error)s, lambda_convergent: false}
+    abort_rules:
+      hard:
+        - {kind: delta_s_p95_over, value: 0.1}
+        - {kind: coverage_under, value: 0.7}
+        - {kind: error_rate_over, value: %(error)s}
+        - {kind: lambda_flip_rate_over, value: 0.1}
+"""
+
+
+def half(error: float = 0.015, delta_s: float = 0.03, more: str = "") -> Flag:
+    text = HALF % {"error": error, "delta_s": delta_s}
+    return flags(text.replace("settle: 5s", f"settle: 5s, {more}") if more else text)["f"]
+
+
+def service(*, gold: bool) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(7)
+    events = []
+    for i in range(WINDOWS * 6 * A_PANE):
+        draw = rng.random(5)
+        events.append(
+            served(
+                i,
+                BASE + i * 10_000 // A_PANE,
+                "baseline",
+                sticky_id=f"user {rng.integers(USERS)}",
+                status=500 if draw[0] < 0.003 else 200,
+                delta_s=round(0.1 + 0.1 * draw[1] ** 2, 3),
+                coverage=round(0.75 + 0.2 * draw[2], 3),
+                latency_ms=round(100 * math.exp(draw[3]), 1),
+                cost=round(0.01 + 0.01 * draw[4], 4),
+                lambda_state="×" if draw[4] < 0.02 else "→",
+            )
+        )
+    if gold:
+        for i in range(0, len(events), 300):
+            tags = {"source": "gold", "query_id": f"q{i % 3}", "paraphrase": i // 300 % 3 + 1, "seed": i // 900 % 2 + 1}
+            events[i] |= tags
+    return events
+
+
+def written(path: Path, events: list[dict[str, Any]]) -> Path:
+    end = tick(BASE + WINDOWS * 60_000 + 20_000).decode()
+    path.write_text("\n".join([*map(json.dumps, events), end]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def events() -> list[dict[str, Any]]:
+    return service(gold=False)
+
+
+@pytest.fixture(scope="module")
+def recorded(events: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("service") / "log", events)
+
+
+@pytest.fixture(scope="module")
+def history(recorded: Path) -> Iterator[History]:
+    found = aggregate([recorded], {"f": half()}, 1, ONE, 1)
+    yield found
+    found.close()
+
+
+def relabelled(
+    events: list[dict[str, Any]], rollout: Rollout, start: int, order: Any, flag: Flag, change: dict[str, Any]
+) -> list[bytes]:
+    """The events as a router would have sent them, had the rollout been real: arms by bucket and stage."""
+    promotes = [at for verdict, _, at in rollout.path if verdict == "promote"]
+    begin = [start, *(ONE.stage_start(start + at, flag.window.settle_ms) for at in promotes)]
+    chosen = [set(order[: buckets_for(weight)].tolist()) for weight in flag.ramp_stages]
+    values = []
+    for event in events:
+        if event["ts"] < start:
+            continue
+        stage = sum(event["ts"] >= at for at in begin) - 1
+        (bucket,) = bucket_of(np.array([hash_of(event["sticky_id"])], np.uint64), 1).tolist()
+        gold = event.get("source") == "gold"
+        if gold or bucket not in chosen[stage]:
+            values.append(event)
+        if gold or bucket in chosen[stage]:
+            values.append(event | {"arm": "canary", "event_id": event["event_id"] + "'"} | changed(event, change))
+    return [json.dumps(event).encode() for event in values] + [tick(BASE + WINDOWS * 60_000 + 20_000)]
+
+
+def changed(event: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    return {name: by(event[name]) for name, by in change.items()}
+
+
+class TestRollouts:
+    CASES = (
+        (None, {}, half(), False),
+        (None, {}, half(error=0.004), False),
+        (None, {}, half(error=0.003, more="hold_windows: 3"), True),
+        ("delta_s=0.02", {"delta_s": lambda v: v + 0.02}, half(delta_s=0.018), False),
+        ("delta_s=0.13", {"delta_s": lambda v: v + 0.13}, half(delta_s=0.2, error=0.2), True),
+        ("coverage=-0.17", {"coverage": lambda v: max(v - 0.17, 0)}, half(), False),
+        ("latency=1.16", {"latency_ms": lambda v: v * 1.16}, half(), True),
+        ("cost=1.13", {"cost": lambda v: v * 1.13}, half(), False),
+    )
+
+    @pytest.mark.parametrize(("effect", "change", "flag", "gold"), CASES)
+    def test_a_sham_rollout_is_judged_as_the_worker_would_have_judged_the_same_requests(
+        self,
+        effect: str | None,
+        change: dict[str, Any],
+        flag: Flag,
+        gold: bool,
+        tmp_path: Path,
+        history: History,
+        events: list[dict[str, Any]],
+    ) -> None:
+        """Every verdict, its moment and its reasons, early aborts included; the worker sees each request again."""
+        if gold:
+            events = service(gold=True)
+            history = aggregate([written(tmp_path / "log", events)], {"f": flag}, 1, ONE, 1)
+        put = read_effect(effect) if effect else None
+        seen = set()
+        for number in range(4):
+            start = BASE + number * 4 * 60_000
+            order = np.argsort(mixed(np.arange(BUCKETS, dtype=np.uint64) + np.uint64(number)))
+            rollout = sham_rollout(history, "f|", flag, ONE, start, order, put)
+            pipeline = Pipeline(Timeline.of({"f": flag}), 1, ONE)
+            run = Run(0, relabelled(events, rollout, start, order, flag, change))
+            decisions = [decision for decision, _ in pipeline.step(0, run)]
+            told = [(d.verdict, d.reasons, d.decided_at - start) for d in decisions[: len(rollout.path)]]
+            assert told == rollout.path
+            assert not any(d.evidence_problems for d in decisions[: len(rollout.path)])
+            assert rollout.early == (not decisions[len(rollout.path) - 1].window.closed)
+            seen.add((rollout.path[-1][0], rollout.early))
+        assert len(seen) >= 1
+
+    def test_early_aborts_are_among_what_was_compared(self, history: History) -> None:
+        """By errors, λ flips, coverage and ΔS."""
+        for effect, rule in (
+            ("error=0.1", "error_rate_over"),
+            ("coverage=-0.3", "coverage_under"),
+            ("delta_s=0.5", "delta_s_p95_over"),
+        ):
+            found = rehearse(history, "f|", half(), ONE, 4, [read_effect(effect)])[read_effect(effect)]
+            assert {rollout.early for rollout in found} == {True}
+            assert {tuple(rollout.path[-1][1]) for rollout in found} == {(rule,)}
+
+    def test_a_healthy_history_is_aborted_early_no_more_often_than_alpha_allows(self, history: History) -> None:
+        """Right at the limit too, where looking at the value itself would abort nearly every rollout."""
+        flag = half(error=0.004, more="hold_windows: 4")
+        found = rehearse(history, "f|", flag, ONE, 200)[None]
+        told = outcomes(found)
+        assert told.aborted_early.of == 200
+        assert told.aborted_early.interval[0] <= flag.policy.early_abort_alpha
+        ends = (told.aborted_early, told.aborted_at_end, told.rolled_back, told.passed, told.open)
+        assert sum(rate.count for rate in ends) == 200
+        assert told.aborted_at_end.count > 20, "the history is no test of the bound"
+
+    def test_a_regression_of_two_percent_is_caught_sooner_than_one_of_one_percent(self, history: History) -> None:
+        one, two = Effect("error", 0.01), Effect("error", 0.02)
+        found = rehearse(history, "f|", half(more="hold_windows: 6"), ONE, 40, [one, two])
+        small, large = (lifetime(found[effect], ONE.lateness_ms) for effect in (one, two))
+        assert large.missed.count == 0
+        assert small.missed.count > 0
+        assert large.median is not None
+        assert large.median < (small.median or math.inf)
+        assert sum(large.lived) / len(large.lived) < sum(small.lived) / len(small.lived)
+        assert large.lived[0] > ONE.lateness_ms
+
+    def test_the_same_seed_gives_the_same_rollouts_and_another_one_others(
+        self, history: History, recorded: Path
+    ) -> None:
+        """Also from a history that is read again."""
+        flag, effect = half(error=0.004), Effect("error", 0.01)
+        found = rehearse(history, "f|", flag, ONE, 12, [effect])
+        for seed in (1, 2):
+            again = aggregate([recorded], {"f": flag}, 1, ONE, seed)
+            assert (rehearse(again, "f|", flag, ONE, 12, [effect]) == found) == (seed == 1)
+            again.close()
+
+    def test_judging_reads_no_events(self, recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However many splits and regressions there are: each line is read once, before."""
+        lines, read = [0], module.read_lines
+
+        def counted(*arguments: Any) -> Iterator[tuple[Path, int, bytes]]:
+            for line in read(*arguments):
+                lines[0] += 1
+                yield line
+
+        monkeypatch.setattr(module, "read_lines", counted)
+        history = aggregate([recorded], {"f": half()}, 1, ONE, 1)
+        recorded_lines = WINDOWS * 6 * A_PANE + 1
+        assert lines == [recorded_lines]
+        rehearse(history, "f|", half(), ONE, 8, [Effect("error", 0.02), Effect("latency", 1.3)])
+        assert lines == [recorded_lines]
+        history.close()
+
+    def test_rollouts_begin_where_a_whole_one_still_fits(self, history: History) -> None:
+        flag = half()
+        assert rollout_length(flag, ONE) == 60_000 + 20_000 + 60_000
+        found = starts(history, "f|", flag, ONE)
+        assert found[0] == BASE
+        assert found[-1] + 140_000 <= history.end
+        assert found[-1] + 200_000 > history.end
+        assert starts(history, "f|", half(more="hold_windows: 99"), ONE) == [BASE]
+
+    def test_one_that_the_history_cuts_short_is_open(self, history: History) -> None:
+        flag = half(error=1.0, more="hold_windows: 99")
+        told = outcomes(rehearse(history, "f|", flag, ONE, 3)[None])
+        assert (told.open.count, told.passed.count) == (3, 0)
+
+
+class TestHistory:
+    @pytest.mark.parametrize("seed", range(6))
+    def test_its_buckets_add_up_to_what_the_panes_of_a_worker_hold(self, seed: int, tmp_path: Path) -> None:
+        """Of any log: the same rows are late, repeated or refused."""
+        values = [value for value in draw_log(seed, 600) if value is not None and b"\n" not in value and value.strip()]
+        path = tmp_path / "log"
+        path.write_bytes(b"\n".join([*values, tick(NOON + 10**7)]))
+        kept = [value.strip() for value in values]
+        partials = fresh().step(Run(0, [*kept, tick(NOON + 10**7)])).partials
+        history = aggregate([path], flags(), 1, CLOCKWORK, seed)
+        units = {name for partial in partials for name in partial.units}
+        assert len(units) > 2
+        for unit in units:
+            for at, source in enumerate(SOURCES):
+                arms = [
+                    p.units[unit].arms["baseline"]
+                    for p in partials
+                    if "baseline" in getattr(p.units.get(unit), "arms", {})
+                ]
+                sums = [arm.sources[source] for arm in arms if source in arm.sources]
+                if not sums:
+                    continue
+                groups = history.span(unit, 0, NOON + 10**7).plain
+                total = groups.totals[at].sum(axis=0)
+                for counter in COUNTERS:
+                    if not counter.startswith("cost_"):
+                        assert total[COUNTERS.index(counter)] == sum(one[counter] for one in sums), counter
+                arm = groups.arm(np.ones(BUCKETS, np.bool_)).sources[source]
+                assert arm.cost == pytest.approx(sum(one.cost for one in sums), rel=1e-12)
+                assert arm.delta_s.count == sum(one.delta_s.count for one in sums)
+                assert arm.latency.quantile(1.0) == max(
+                    (one.latency.quantile(1.0) for one in sums if one.latency.count), default=None
+                )
+                assert arm.groups.keys() == {query for one in sums for query in one.groups}
+        history.close()
+
+    def test_small_blocks_say_the_same_as_large_ones(
+        self, history: History, recorded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A span may take groups of one pane from several blocks."""
+        monkeypatch.setattr(module, "BLOCK_ROWS", 2048)
+        small = aggregate([recorded], {"f": half()}, 1, ONE, 1)
+        asked = "f|", BASE + 60_000, BASE + 180_000
+        one, other = (found.span(*asked).plain for found in (history, small))
+        assert (one.totals[0] == other.totals[0]).all()
+        assert rehearse(small, "f|", half(error=0.004), ONE, 6) == rehearse(history, "f|", half(error=0.004), ONE, 6)
+        small.close()
+
+    def test_effects_change_what_they_say(self, history: History) -> None:
+        """A rate is added, factors multiply, shifts stay in range."""
+        span = history.span("f|", BASE, BASE + 600_000)
+        plain = span.plain
+        all_of = np.ones(BUCKETS, np.bool_)
+
+        def sums(effect: str) -> Any:
+            return span.under(read_effect(effect)).arm(all_of).sources["traffic"]
+
+        was = plain.arm(all_of).sources["traffic"]
+        n = was["requests"]
+        assert sums("error=0.02")["errors"] - was["errors"] == pytest.approx(0.02 * n, abs=4 * math.sqrt(0.02 * n))
+        assert sums("error=1")["errors"] == n
+        assert sums("error=0")["errors"] == was["errors"]
+        assert sums("cost=1.2").cost == pytest.approx(1.2 * was.cost, rel=1e-9)
+        assert sums("latency=1.3").latency.quantile(1) == pytest.approx(1.3 * was.latency.quantile(1))
+        assert sums("delta_s=0.05").delta_s.quantile(1) == pytest.approx(was.delta_s.quantile(1) + 0.05)
+        assert sums("delta_s=2").delta_s.quantile(0) == 2
+        assert sums("coverage=-0.1").coverage == pytest.approx(was.coverage - 0.1, abs=1e-9)
+        assert sums("coverage=1")["coverage_sum"] == n << COVERAGE_BITS
+
+    def test_extra_errors_do_not_depend_on_the_span_that_they_are_seen_in(self, history: History) -> None:
+        effect = Effect("error", 0.02)
+        whole = history.span("f|", BASE, BASE + 120_000).under(effect).by_pane[0]
+        later = history.span("f|", BASE + 60_000, BASE + 120_000).under(effect).by_pane[0]
+        assert (whole[6:] == later).all()
+
+    def test_a_log_that_closes_nothing_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        path.write_bytes(json.dumps(served(1, BASE, "baseline")).encode())
+        with pytest.raises(InputError, match="partition 0 closes no pane"):
+            aggregate([path], {"f": half()}, 1, ONE, 1)
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 200), (3, 200), (200, 200), (57, 100), (1, 10_000)])
+    def test_the_interval_is_the_exact_binomial_one(self, k: int, n: int) -> None:
+        expected = binomtest(k, n).proportion_ci(method="exact")
+        assert exact_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+    def test_quantiles_of_a_lifetime_count_those_never_caught(self) -> None:
+        rollouts = [Rollout([("rollback", [], 60_000 * i)]) for i in range(1, 7)] + [Rollout([("pass", [], 1)])] * 4
+        found = lifetime(rollouts, 10_000)
+        assert (found.median, found.p90, found.missed.count) == (310_000, None, 4)
+        assert found.by == {"rollback": 6}
+        assert Lifetime([], 3, {}).median is None
+
+    def test_a_freeze_catches_and_an_early_abort_is_told_apart(self) -> None:
+        frozen = Rollout([("promote", [], 1), ("freeze", ["x"], 2), ("abort", ["y"], 3)], early=True)
+        aborted = Rollout([("promote", [], 1), ("abort", ["y"], 3)], early=True)
+        assert lifetime([frozen, aborted], 0).by == {"early abort": 1, "freeze": 1}
+        assert outcomes([frozen, aborted]).causes == {"x": 1, "y": 1}
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("errors=0.1", "no regression of that name; write one of error="),
+            ("error", "error takes a number from 0 to 1, such as error=0.02"),
+            ("error=2", "from 0 to 1"),
+            ("latency=nan", "latency takes a number"),
+            ("coverage=x", "coverage takes a number from -1 to 1"),
+        ],
+    )
+    def test_a_regression_that_is_none_is_refused_with_an_example(self, text: str, told: str) -> None:
+        with pytest.raises(InputError, match=told) as refused:
+            read_effect(text)
+        assert str(refused.value).startswith(f"{text}: ")
+
+    def test_pins_are_those_of_a_whole_event(self) -> None:
+        """What the service above sends is fit to promote on."""
+        assert len(PINS) == 6

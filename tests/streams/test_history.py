@@ -1,0 +1,116 @@
+"""Records as lines of a dump, and where orders stood, without a broker."""
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gates.unit import Clockwork
+from schemas.decision import Decision, OperationBy
+from schemas.errors import SettingsError
+from streams.history import Past, dump_line, moment, undumped
+from streams.panes import NEVER
+from streams.replay import read_record
+from streams.windows import Order
+
+CLOCK = Clockwork(10_000, 5_000, "t")
+KILL = OperationBy(kind="kill", ts=95_000, actor="Ada", reason="bad")
+
+
+def record(value: bytes | None, **more: Any) -> Any:
+    given: dict[str, Any] = {"partition": 2, "offset": 7, "timestamp": 5, "key": b"k", "headers": (), "value": value}
+    return SimpleNamespace(**given | more)
+
+
+VALUES = [
+    b'{"a":1}',
+    b'{"a":1,"a":2}',
+    b'{"partition":0,"value":{}}',
+    b' {"a":1}',
+    b'{"a":\n1}',
+    b'{"a":1}\r',
+    b"no event",
+    b'"text"',
+    b"",
+    b"[1]",
+    b'{"a":',
+    b'{"a":' + b"[" * 100 + b"]" * 100 + b"}",
+    "λ→".encode(),
+]
+
+
+class TestDump:
+    @pytest.mark.parametrize("value", VALUES)
+    def test_a_line_gives_the_record_back_to_replay(self, value: bytes) -> None:
+        line = dump_line(record(value))
+        assert b"\n" not in line
+        (found,) = read_record(line, 1)
+        assert (found.partition, found.offset, found.timestamp, found.value) == (2, 7, 5, value)
+
+    @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+    def test_no_byte_is_lost(self, value: bytes) -> None:
+        """Also where a JSON string cannot hold it."""
+        line = dump_line(record(value, headers=(("h", b"\xff"),)))
+        json.loads(line)
+        assert undumped(line) == value
+
+    def test_a_record_without_a_value_is_a_line(self) -> None:
+        assert json.loads(dump_line(record(None, key=None))) == {
+            "partition": 2,
+            "offset": 7,
+            "timestamp": 5,
+            "value": None,
+        }
+
+    def test_a_line_of_no_dump_is_left_as_it_is(self) -> None:
+        assert undumped(b'{"flag":"f","partition":3}') == b'{"flag":"f","partition":3}'
+        assert undumped(b"no json") == b"no json"
+
+
+class TestMoment:
+    option = SimpleNamespace(opts=["--from"])
+
+    @pytest.mark.parametrize(
+        "text", ["1700000000000", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20", "2023-11-14 23:13:20+01:00"]
+    )
+    def test_iso_and_ms_are_the_same_time(self, text: str) -> None:
+        assert moment(None, self.option, text) == 1_700_000_000_000
+
+    @pytest.mark.parametrize("text", ["soon", "-1", "", "99999999999999999999", "²"])
+    def test_what_is_no_time_is_named(self, text: str) -> None:
+        with pytest.raises(SettingsError, match="--from"):
+            moment(None, self.option, text)
+
+
+class TestPlace:
+    def chain(self, *rows: tuple[int, OperationBy | None]) -> list[Decision]:
+        return [cast(Decision, SimpleNamespace(flag="f", decided_at=at, operation=by)) for at, by in rows]
+
+    def test_without_a_record_its_time_decides(self) -> None:
+        """Panes that ended at least the lateness before it are closed."""
+        assert Past().place(Order("f", KILL), CLOCK) == 9
+
+    @pytest.mark.parametrize(
+        ("before", "after", "place"), [(120_000, 180_000, 12), (30_000, 60_000, 5), (60_000, 120_000, 9)]
+    )
+    def test_the_decisions_around_its_record_bound_it(self, before: int, after: int, place: int) -> None:
+        past = Past({"f|eu": self.chain((before, None), (95_000, KILL), (after, None))})
+        assert past.place(Order("f", KILL), CLOCK) == place
+
+    def test_the_record_of_a_region_that_began_later_does_not_move_it(self) -> None:
+        chains = {
+            "f|eu": self.chain((60_000, None), (95_000, KILL), (120_000, None)),
+            "f|us": self.chain((600_000, None), (95_000, KILL)),
+        }
+        assert Past(chains).place(Order("f", KILL), CLOCK) == 9
+
+    def test_another_flags_record_does_not_count(self) -> None:
+        past = Past({"f|eu": self.chain((300_000, None), (95_000, KILL))})
+        assert past.place(Order("g", KILL), CLOCK) == 9
+
+    def test_the_log_of_the_gates_comes_first(self) -> None:
+        past = Past({"f|eu": self.chain((120_000, None), (95_000, KILL))}, exact={("f", KILL): (NEVER, 3)})
+        assert past.place(Order("f", KILL), CLOCK) == NEVER
