@@ -523,6 +523,10 @@ class History:
         """The start of the first pane with rows, ms."""
         return min(entry[0] for entry in self._index[unit]) * self.pane_ms
 
+    def covers(self, unit: str, flag: Flag) -> bool:
+        """Whether the log closes a window of a unit."""
+        return self.first(unit) + flag.window.length_ms <= self.end
+
     def _block(self, at: int, size: int) -> Block:
         self._file.seek(at)
         return Block.load(self._file.read(size))
@@ -565,16 +569,19 @@ def aggregate(
     table, history = GroupTable(Timeline.of(flags)), History(seed, clockwork.pane_ms)
     states: dict[int, BucketedPartition] = {}
     closed = [NEVER] * partitions
-    for partition, run in runs(paths, partitions, progress):
-        if partition not in states:
-            snapshot = Snapshot(partition, clockwork.pane_ms, clockwork.lateness_ms, next=run.first)
-            states[partition] = BucketedPartition(snapshot, table, history)
-        for partial in states[partition].step(run).partials:
-            closed[partition] = partial.pane + 1
-    if min(closed) == NEVER:
-        silent = closed.index(NEVER)
-        raise InputError(f"partition {silent} closes no pane, so no window ends; end the log with a tick")
-    history.finish(min(closed) * clockwork.pane_ms)
+    try:
+        for partition, run in runs(paths, partitions, progress):
+            if partition not in states:
+                snapshot = Snapshot(partition, clockwork.pane_ms, clockwork.lateness_ms, next=run.first)
+                states[partition] = BucketedPartition(snapshot, table, history)
+            for partial in states[partition].step(run).partials:
+                closed[partition] = partial.pane + 1
+        if min(closed) == NEVER:
+            raise InputError(f"partition {closed.index(NEVER)} closes no pane; end the log with a tick")
+        history.finish(min(closed) * clockwork.pane_ms)
+    except BaseException:
+        history.close()
+        raise
     return history
 
 
@@ -722,22 +729,26 @@ class Groups:
         return found
 
     @cached_property
-    def by_pane(self) -> dict[int, Ints]:
-        """Counters of each source as (pane, bucket, counter)."""
-        dense: dict[int, Ints] = {}
-        for source in self.present:
-            here = self.key // BUCKETS == source
-            dense[source] = np.zeros((self.panes, BUCKETS, len(COUNTERS)), np.int64)
-            np.add.at(dense[source], (self.pane[here], self.key[here] % BUCKETS), self.counters[here])
-            _carry(dense[source])
-        return dense
+    def by_source(self) -> dict[int, tuple[Ints, Ints, Ints]]:
+        """Pane, bucket and counters of each source's groups, pane by pane."""
+        order = np.argsort(self.pane, kind="stable")
+        source = self.key[order] // BUCKETS
+        found = {}
+        for one in self.present:
+            mine = order[source == one]
+            found[one] = self.pane[mine], self.key[mine] % BUCKETS, self.counters[mine]
+        return found
 
     @cached_property
     def totals(self) -> dict[int, Ints]:
         """Counters of each source as (bucket, counter)."""
-        found = {source: dense.sum(axis=0) for source, dense in self.by_pane.items()}
-        for counters in found.values():
-            _carry(counters)
+        found = {}
+        for source, (_, bucket, counters) in self.by_source.items():
+            found[source] = np.zeros((BUCKETS, len(COUNTERS)), np.int64)
+            for at in range(0, len(bucket), BLOCK_ROWS):
+                here = slice(at, at + BLOCK_ROWS)
+                np.add.at(found[source], bucket[here], counters[here])
+                _carry(found[source])
         return found
 
     @cached_property
@@ -796,11 +807,14 @@ class Groups:
         return arm
 
     def sums_until(self, chosen: Bools) -> dict[int, Ints]:
-        """An arm's counters by source as (pane, counter), each pane with those before it."""
+        """An arm's counters by source as (pane, counter), each pane with those before it; costs are left out."""
         found = {}
-        for source, dense in self.by_pane.items():
-            found[source] = dense[:, self._mine(source, chosen)].sum(axis=1).cumsum(axis=0)
-            _carry(found[source])
+        for source, (pane, bucket, counters) in self.by_source.items():
+            mine = self._mine(source, chosen)[bucket]
+            sums = np.zeros((int(mine.sum()) + 1, len(COUNTERS)), np.int64)
+            np.cumsum(counters[mine], axis=0, out=sums[1:])
+            sums[:, [_AT["cost_high"], _AT["cost_low"]]] = 0
+            found[source] = sums[np.searchsorted(pane[mine], np.arange(self.panes), side="right")]
         return found
 
     def arm_until(self, pane: int, chosen: Bools, sums_until: Mapping[int, Ints], *, delta_s: bool) -> Arm:

@@ -3,49 +3,38 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 
 import structlog
-from aiokafka import ConsumerRecord
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.errors import TopicError
 from streams.settings import Settings
-from streams.tail import Tail, tail
 
 log = structlog.get_logger("tidegate")
 
 PATIENCE_SECONDS = 30.0
 """How long the topic may go unread before whoever follows it has to stop."""
+ATTEMPT_SECONDS = 10.0
 RETRY_SECONDS = 1.0
-MORE_SECONDS = 0.5
+MORE_MS = 500
 
 
 class Follower:
     """Hands each record of a topic to ``take`` once, in order."""
 
     def __init__(self, settings: Settings, topic: str, take: Callable[[ConsumerRecord], object]) -> None:
-        self._settings, self._topic, self._take = settings, topic, take
+        self._settings, self._take = settings, take
+        self._partition = TopicPartition(topic, 0)
         self._lock = asyncio.Lock()
-        self._stack = AsyncExitStack()
-        self._tail: Tail | None = None
+        self._consumer: AIOKafkaConsumer | None = None
         self._next = 0
         self._read_at = time.monotonic()
 
     async def catch_up(self) -> None:
-        """Read to the end as it is now. Raises TopicError if that takes longer than ``PATIENCE_SECONDS`` or fails."""
-        async with self._lock:
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    if self._tail is None:
-                        self._tail = await self._stack.enter_async_context(tail(self._settings, self._topic))
-                    self._give(await self._tail.history())
-            except (KafkaError, OSError) as error:
-                # What was fetched is lost with it: the next try begins anew, and passes over what was taken.
-                await self.close()
-                reason = f"no end in {PATIENCE_SECONDS:g} s" if isinstance(error, TimeoutError) else error
-                raise TopicError(f"topic {self._topic} cannot be read: {reason}") from None
-            self._read_at = time.monotonic()
+        """Read to the end as it is now. Raises TopicError if that takes longer than ``ATTEMPT_SECONDS`` or fails."""
+        await self._reading(self._to_end)
 
     async def follow(self, after: Callable[[], Awaitable[None]] | None = None) -> None:
         """Keep up with the topic for ever; ``after`` is awaited whenever there may be something new.
@@ -54,32 +43,66 @@ class Follower:
         """
         try:
             while True:
-                try:
-                    await self.catch_up()
-                except TopicError as error:
-                    if time.monotonic() - self._read_at > PATIENCE_SECONDS:
-                        raise
-                    log.warning("not read", topic=self._topic, error=str(error))
-                    await asyncio.sleep(RETRY_SECONDS)
-                    continue
-                if after is not None:
-                    await after()
-                async with self._lock:
-                    if self._tail is not None:
-                        self._give(await self._tail.more(MORE_SECONDS))
-                if after is not None:
-                    await after()
+                for read in (self._to_end, self._more):
+                    try:
+                        await self._reading(read)
+                    except TopicError as error:
+                        if time.monotonic() - self._read_at > PATIENCE_SECONDS:
+                            raise
+                        log.warning("not read", topic=self._partition.topic, error=str(error))
+                        await asyncio.sleep(RETRY_SECONDS)
+                        break
+                    if after is not None:
+                        await after()
         finally:
             await self.close()
 
-    def _give(self, records: list[ConsumerRecord]) -> None:
-        for record in records:
-            if record.offset >= self._next:
+    async def _reading(self, read: Callable[[AIOKafkaConsumer], Awaitable[None]]) -> None:
+        async with self._lock:
+            try:
+                async with asyncio.timeout(ATTEMPT_SECONDS):
+                    if self._consumer is None:
+                        self._consumer = await self._opened()
+                    await read(self._consumer)
+            except (KafkaError, OSError) as error:
+                # What was fetched may be lost with it: the next attempt goes on after what was taken.
+                await self.close()
+                reason = f"nothing in {ATTEMPT_SECONDS:g} s" if isinstance(error, TimeoutError) else error
+                raise TopicError(
+                    f"topic {self._partition.topic} at {self._settings.broker} (TIDEGATE_BROKER) cannot be read: {reason}"
+                ) from None
+
+    async def _opened(self) -> AIOKafkaConsumer:
+        settings = self._settings
+        consumer = AIOKafkaConsumer(
+            **settings.kafka, group_id=None, auto_offset_reset="earliest", fetch_max_wait_ms=settings.fetch_wait
+        )
+        try:
+            await consumer.start()
+            # Assigned by name: a subscription is empty for as long as the topic cannot be seen, and its end is no end.
+            consumer.assign([self._partition])
+            first = (await consumer.beginning_offsets([self._partition]))[self._partition]
+            consumer.seek(self._partition, max(first, self._next))
+        except BaseException:
+            await consumer.stop()
+            raise
+        return consumer
+
+    async def _to_end(self, consumer: AIOKafkaConsumer) -> None:
+        end = (await consumer.end_offsets([self._partition]))[self._partition]
+        while await consumer.position(self._partition) < end:
+            await self._more(consumer)
+        self._read_at = time.monotonic()
+
+    async def _more(self, consumer: AIOKafkaConsumer) -> None:
+        for records in (await consumer.getmany(self._partition, timeout_ms=MORE_MS)).values():
+            for record in records:
                 self._next = record.offset + 1
                 self._take(record)
 
     async def close(self) -> None:
         """Let the broker go; reading may begin again."""
-        self._tail = None
-        with suppress(KafkaError, OSError):
-            await self._stack.aclose()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with suppress(KafkaError, OSError):
+                await consumer.stop()

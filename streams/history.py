@@ -336,6 +336,10 @@ def _state(before: Sequence[Decision], decision: Decision) -> dict[str, Any]:
     state["previous_hash"] = before[-1].hash if before else None
     windows = [d for d in before if d.operation is None and d.gates and d.window.closed]
     state["last_window"] = (windows[-1].window.start, windows[-1].window.end) if windows else None
+    if windows and windows[-1].stage.index == decision.stage.index and windows[-1] is before[-1]:
+        # What the sample-ratio test found stands for the whole stage.
+        found = [p.detail for p in windows[-1].evidence_problems if p.problem == "sample_ratio_mismatch"]
+        state["ratio"] = found[0] if found else None
     number, green, strike = 1, 0, False
     for d in before:
         if d.verdict == "rearm":

@@ -190,7 +190,7 @@ class Ledger:
                     yield "repeated with changes", other, f"the command of {entry.where} once more, with other content"
             seq = entry.command.seq
             low, high = (seq + 1, seq + 1.0) if low <= seq <= high else (low + 1, high + 1)
-            due = _weight_due(facts, weight) if facts is not None else None
+            due = self._weight_after(index, weight)
             weight = entry.command.weights.canary if due is None else due
 
     def _wrong(self, entry: Entry, low: int, high: float, weight: float | None, index: int) -> Iterator[str]:
@@ -204,6 +204,13 @@ class Ledger:
     def _is_torn(self, link: Link) -> bool:
         """Whether the command may be a line that cannot be read any more."""
         return not self.torn.isdisjoint({link.id, command_id_of(link)})
+
+    def _weight_after(self, index: int, before: float | None) -> float | None:
+        """The canary's weight after a decision, ``before`` it another; None where that is not known."""
+        facts, following = self.links[index].facts, self._following(index)
+        if facts is None or facts.verdict != "open":
+            return _weight_due(facts, before) if facts is not None else None
+        return following.weight if following is not None and following.verdict != "rearm" else None
 
     def _following(self, index: int) -> Facts | None:
         """What the next decision says, under the same manifest; None where that is not known."""
@@ -221,10 +228,9 @@ class Ledger:
         facts, following = self.links[index].facts, self._following(index)
         if facts is None:
             return
-        if facts.verdict == "open" and following is not None and following.verdict != "rearm":
-            due = following.weight
-            if command.weights.canary != due:
-                yield f"canary weight {command.weights.canary:g}, by the decision after its own {due:g}"
+        due = self._weight_after(index, weight)
+        if facts.verdict == "open" and due is not None and command.weights.canary != due:
+            yield f"canary weight {command.weights.canary:g}, by the decision after its own {due:g}"
         if facts.verdict == "promote":
             start = _stage_start(facts, following)
             if start is None and facts.manifest_hash in self._leads:

@@ -478,8 +478,9 @@ def _rehearsals(
             for manifest, known in zip(manifests, ramps, strict=True)
             if unit.split("|", 1)[0] in known
         ]
+        pairs = [(unit, manifest, flag) for unit, manifest, flag in pairs if history.covers(unit, flag)]
         if not pairs:
-            raise InputError("no baseline telemetry of a progressive rollout in these events; check --manifest")
+            raise InputError("the events close no window of a baseline; end the log with a tick, or check --manifest")
         judging = progress.add_task("judging", total=n * len(pairs))
         found = []
         for unit, manifest, flag in pairs:

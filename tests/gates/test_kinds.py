@@ -204,7 +204,8 @@ def test_the_window_that_an_early_close_cut_does_not_open_again(shadow: bool) ->
     assert [d.verdict for d in drive.pane(healthy(error=True))] == ["close"]
     decision = drive.window([*healthy(9000 if not shadow else 40), *shadows])
     assert (decision.verdict, decision.window.closed) == ("close", True)
-    assert decision.reasons
+    # Its evidence is what was served in it, not what was mirrored once it was closed.
+    assert decision.reasons == (["error_rate_over"] if shadow else ["latched"])
     assert drive.window([*healthy(), *shadows]).verdict == "open"
     assert [action for action, _ in drive.commanded()] == ["open", "close", "open"]
 

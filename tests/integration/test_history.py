@@ -63,6 +63,13 @@ def everything(settings: Settings) -> tuple[dict[tuple[str, int], tuple[int, int
     return offsets, sorted(group.group_id for group in admin.list_consumer_groups().result().valid)
 
 
+def members(settings: Settings) -> int:
+    """Members of the worker's group."""
+    admin = AdminClient({"bootstrap.servers": settings.broker})
+    (described,) = admin.describe_consumer_groups([settings.application_id]).values()
+    return len(described.result().members)
+
+
 @pytest.mark.kafka
 def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     settings: Settings, tmp_path: Path, key: PrivateKey, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +106,8 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
 
     monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", settings.topic_prefix)
     monkeypatch.setenv("TIDEGATE_APPLICATION_ID", settings.application_id)
+    # A worker with a name of its own does not leave: the broker notes its end when its session is over.
+    wait_for(lambda: members(settings) == 0, 60)
     before = everything(settings)
     out, commands, dump = tmp_path / "out.ndjson", tmp_path / "commands.ndjson", tmp_path / "dump"
 
@@ -153,7 +162,9 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     some = from_topics("--to", start + 150_000, "--compare")
     assert some.code == 0, some.out
     assert 0 < len(out.read_bytes().splitlines()) < sum(map(len, live.values()))
-    assert everything(settings) == before, "nothing may be written"
+    offsets, groups = everything(settings)
+    assert {place: end for place, end in offsets.items() if before[0].get(place) != end} == {}, "nothing may be written"
+    assert (offsets.keys(), groups) == (before[0].keys(), before[1])
 
 
 @pytest.mark.kafka

@@ -42,14 +42,14 @@ SURE = 150
 class Problem:
     """How a problem comes into a window.
 
-    ``name`` as decisions have it. ``events``: added to the window's own. ``change``: of all its events. ``body``: of
+    ``name`` as decisions have it. ``events``: added to the window's own. ``change``: of all its events. ``policy``: of
     the manifest. ``late``, ``dead_letters``: their counts. ``prepare``: of the unit.
     """
 
     name: str
     events: Sequence[Event] = ()
     change: Callable[[list[Event]], list[Event]] = list
-    body: str = ""
+    policy: str = ""
     late: int = 0
     dead_letters: int = 0
     prepare: Callable[[Drive], None] = lambda _: None
@@ -124,7 +124,7 @@ PROBLEMS = {
         "assignment_mismatch",
         [],
         lambda events: [*by_hash(events), Event("baseline", sticky=named("baseline", 1, right=False)[0])],
-        "policy: {assignment: sha256}",
+        "assignment: sha256",
     ),
     "the wrong share": Problem("sample_ratio_mismatch", prepare=off_share),
     "two manifests": Problem("region_divergence", [dataclasses.replace(tooled(), hash="h1")], prepare=other_region),
@@ -138,8 +138,9 @@ HARD: Mapping[str, Sequence[Event]] = {
     "coverage_under": requests("canary", SURE, coverage=0.05),
     "lambda_flip_rate_over": requests("canary", SURE, state="×"),
     "error_rate_over": requests("canary", SURE, error=True),
+    "pins_drifted": [own_pins("canary", INDEX_HASH="j")],
 }
-"""What makes each hard rule sure at a pane."""
+"""What makes each hard rule sure at a pane; drift is one with ``on_pin_drift: abort``."""
 MOMENTS = ("pane", "window end")
 
 
@@ -150,7 +151,9 @@ def play(problems: Sequence[Problem], rules: Sequence[str], moment: str) -> tupl
         events = [*events, *problem.events]
     for problem in problems:
         events = problem.change(events)
-    drive = Drive(flag("\n".join(sorted({problem.body for problem in problems if problem.body}))))
+    policies = {problem.policy for problem in problems if problem.policy}
+    policies |= {"on_pin_drift: abort"} if "pins_drifted" in rules else set()
+    drive = Drive(flag(f"policy: {{{', '.join(sorted(policies))}}}"))
     for problem in problems:
         problem.prepare(drive)
     if moment == "window end":
