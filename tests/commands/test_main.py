@@ -93,7 +93,7 @@ class TestMistakes:
             (("lint", "--nope", MANIFEST), "--nope"),
             (("lint", MANIFEST, "more"), "more"),
             (("lint", "missing.yml"), "missing.yml"),
-            (("replay", "--manifest", MANIFEST), "--events"),
+            (("replay", "--manifest", MANIFEST, "--out", "x"), "--events"),
             (("replay", "--manifest", MANIFEST, "--events", "x", "--out"), "--out"),
             (("worker",), "TIDEGATE_"),
             (("simulate", "--trace", "x", "--scenario", "unheard"), "unheard"),
