@@ -5,6 +5,8 @@ Nothing is decided here. Both agents follow the same numbered steps; each commen
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
@@ -18,7 +20,7 @@ from aiokafka.structs import RecordMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
-from schemas.errors import Refusal, StateError, TidegateError
+from schemas.errors import Refusal, StateError, TidegateError, TopicError
 from schemas.event import TelemetryEvent, encode
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
@@ -37,6 +39,8 @@ log = structlog.get_logger("tidegate")
 
 WRITE_BYTES_PER_SECOND = 1 << 20
 """States larger than this are saved less often, so that saving stays cheap beside reading."""
+END_SECONDS = 10.0
+"""How long a worker that has failed may take to end."""
 UNCONFIRMED_MAX = 2_000
 """Records sent and not yet confirmed at which an agent waits."""
 
@@ -206,6 +210,10 @@ class Worker:
             log.error("failed", error=str(error), kind=type(error).__name__, exc_info=None if known else error)
             # Whatever the libraries have to say while everything comes down is a consequence.
             logging.getLogger().setLevel(logging.CRITICAL)
+            # A broker that is gone would hold the end up, and the partitions with it.
+            deadline = threading.Timer(END_SECONDS, os._exit, (1,))
+            deadline.daemon = True
+            deadline.start()
             await self.app.crash(error)
 
     async def restore(self, tps: list[TP], begins: Mapping[TP, int]) -> dict[TP, int]:
@@ -301,6 +309,8 @@ class Worker:
         The gate carries an order out where it stands in the log, so a crash repeats the same bytes. Before that, a
         crash puts it there once more; the gate drops what it has had.
         """
+        if self.failed:
+            return
         at = self.timeline.index(int(time.time() * 1000))
         switched = list(switches(self.timeline, at)) if at >= 0 else []
         for keeper in [keeper for keeper in self.keepers.values() if keeper.agent == "gate"]:
@@ -407,6 +417,13 @@ class Worker:
     async def _idle(self) -> None:
         """What has to happen although no record comes: late checkpoints, ticks, gauges."""
         if self.failed:
+            return
+        try:
+            if self.manifests is not None:
+                self.manifests.check()
+        except TopicError as error:
+            # What is taken in now might be for a revision that is not known yet: a replay would differ.
+            await self.fail(error)
             return
         for keeper in list(self.keepers.values()):
             keeper.maybe_save()

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -30,25 +29,20 @@ class Follower:
         self._lock = asyncio.Lock()
         self._consumer: AIOKafkaConsumer | None = None
         self._next = 0
-        self._read_at = time.monotonic()
+        self._read_at: float | None = None
 
     async def catch_up(self) -> None:
         """Read to the end as it is now. Raises TopicError if that takes longer than ``ATTEMPT_SECONDS`` or fails."""
         await self._reading(self._to_end)
 
     async def follow(self, after: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Keep up with the topic for ever; ``after`` is awaited whenever there may be something new.
-
-        Raises TopicError if the topic could not be read for ``PATIENCE_SECONDS``.
-        """
+        """Keep up with the topic for ever; ``after`` is awaited whenever there may be something new."""
         try:
             while True:
                 for read in (self._to_end, self._more):
                     try:
                         await self._reading(read)
                     except TopicError as error:
-                        if time.monotonic() - self._read_at > PATIENCE_SECONDS:
-                            raise
                         log.warning("not read", topic=self._partition.topic, error=str(error))
                         await asyncio.sleep(RETRY_SECONDS)
                         break
@@ -56,6 +50,14 @@ class Follower:
                         await after()
         finally:
             await self.close()
+
+    def check(self) -> None:
+        """Raise TopicError if the last reading to the end lies over ``PATIENCE_SECONDS`` back, whatever the reason."""
+        if self._read_at is None:
+            return
+        unread = time.monotonic() - self._read_at
+        if unread > PATIENCE_SECONDS:
+            raise TopicError(f"topic {self._partition.topic} was not read to its end for {unread:.0f} s")
 
     async def _reading(self, read: Callable[[AIOKafkaConsumer], Awaitable[None]]) -> None:
         async with self._lock:
@@ -68,9 +70,8 @@ class Follower:
                 # What was fetched may be lost with it: the next attempt goes on after what was taken.
                 await self.close()
                 reason = f"nothing in {ATTEMPT_SECONDS:g} s" if isinstance(error, TimeoutError) else error
-                raise TopicError(
-                    f"topic {self._partition.topic} at {self._settings.broker} (TIDEGATE_BROKER) cannot be read: {reason}"
-                ) from None
+                where = f"topic {self._partition.topic} at {self._settings.broker} (TIDEGATE_BROKER)"
+                raise TopicError(f"{where} cannot be read: {reason}") from None
 
     async def _opened(self) -> AIOKafkaConsumer:
         settings = self._settings
@@ -84,7 +85,7 @@ class Follower:
             first = (await consumer.beginning_offsets([self._partition]))[self._partition]
             consumer.seek(self._partition, max(first, self._next))
         except BaseException:
-            await consumer.stop()
+            await _stop(consumer)
             raise
         return consumer
 
@@ -104,5 +105,12 @@ class Follower:
         """Let the broker go; reading may begin again."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with suppress(KafkaError, OSError):
-                await consumer.stop()
+            await _stop(consumer)
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer in a task of its own: while its broker is away, its stop raises CancelledError."""
+    stopping = asyncio.ensure_future(consumer.stop())
+    await asyncio.wait([stopping], timeout=ATTEMPT_SECONDS)
+    if stopping.done() and not stopping.cancelled() and stopping.exception() is not None:
+        log.debug("not stopped", error=str(stopping.exception()))

@@ -165,7 +165,7 @@ class Ledger:
             if link.apart:
                 low, high = (1, 1.0) if link.previous is None else (low, float("inf"))
                 weight = None
-            if index == 0 and not link.apart and facts is not None and facts.kind != "kill_switch":
+            if index == 0 and not link.apart and facts is not None and not facts.standing:
                 weight = facts.weight
             if acts is False:
                 for entry in entries:

@@ -235,7 +235,7 @@ def held_up(event: TelemetryEvent, flag: Flag) -> Events:
 
 
 def labelled(event: TelemetryEvent, flag: Flag) -> Events:
-    """ΔS, coverage, λ and solved come from an evaluator, minutes later."""
+    """ΔS, coverage, λ and solved come from an evaluator, some time later."""
     yield replace(event, delta_s=None, coverage=None, lambda_state=None, solved=None)
     yield replace(
         event,
@@ -306,9 +306,10 @@ SCENARIOS: dict[str, Scenario] = {
         eases=SHORT,
     ),
     "labels": Scenario(
-        "quality comes from an evaluator, minutes later: the canary ramps to 100 % on its labels",
+        "quality comes from an evaluator, more than a minute later: the canary ramps to 100 % on its labels",
         ("promote", "promote", "promote", "pass"),
         changes=(always(labelled),),
+        eases={"window": {"length": "8m"}},
     ),
     "quality-gate": Scenario(
         "gold probes open a closed gate; coverage falls and closes it, until it is back",

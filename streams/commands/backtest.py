@@ -229,9 +229,9 @@ def _value(name: str, value: float | bool | None) -> str:
     if isinstance(value, bool):
         return "all"
     if name.startswith(_SHARES) or name == "lambda_convergent":
-        sign = "+" if name.startswith(_CHANGES) and value >= 0 else ""
+        sign = "+" if name.startswith(_CHANGES) and value > 0 else ""
         return f"{sign}{number(round(100 * value, 10))} %"
-    sign = "+" if name.startswith(_CHANGES) and value >= 0 else ""
+    sign = "+" if name.startswith(_CHANGES) and value > 0 else ""
     return f"{sign}{number(value)}"
 
 
@@ -759,7 +759,8 @@ def _draw_metric(
     colours = [_point(window, name) for _, _, window, _ in points]
     for (px, py, *_), colour in zip(points, colours, strict=True):
         canvas.add("circle", cx=px, cy=py, r=size, fill=colour, stroke="#ffffff")
-    for colour, words in ((BOTH_COLOUR, "fails under both"), (B_COLOUR, "only under B"), (A_COLOUR, "only under A")):
+    told = {BOTH_COLOUR: "fails under both", B_COLOUR: "fails only under B", A_COLOUR: "fails only under A"}
+    for colour, words in told.items():
         if colour in colours:
             canvas.text(at, top - 9, f"● {words}", 11, colour, text_anchor="end")
             at -= 7 * len(words) + 16
@@ -775,7 +776,7 @@ def round_numbers(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers between two, ``about`` as many as asked for."""
     rough = (high - low) / about
     size = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= rough)
+    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough)
     return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -52,6 +52,8 @@ CITATION = (
     "Arrivals and sizes are real; users, latency, cost, errors and quality are modelled."
 )
 READY_SECONDS = 60.0
+DECISION_SECONDS = 60.0
+"""A busy machine makes the demo slow, not another story; a worker that ends is noticed at once."""
 STOP_SECONDS = 10.0
 FRAME_SECONDS = 0.25
 AFTERMATH_MS = 60_000
@@ -225,6 +227,7 @@ class Demo:
         )
         self.loop = Loop(
             *(self.simulation, self.settings, self.speed),
+            patience=DECISION_SECONDS,
             until=self._has_shown_its_point,
             told=self._tell,
             moved=self._moved,

@@ -87,12 +87,17 @@ class Weather:
 class Cluster:
     """Every log, and the requests under way. ``appended`` hears of each record at once."""
 
-    def __init__(self, rng: random.Random, now: Callable[[], int], counts: Counter[str]) -> None:
-        self.rng, self.now, self.counts = rng, now, counts
+    def __init__(
+        self, rng: random.Random, now: Callable[[], int], who: Callable[[], object], counts: Counter[str]
+    ) -> None:
+        self.rng, self.now, self.who, self.counts = rng, now, who, counts
         self.weather = Weather()
         self.logs: dict[TP, Log] = {}
         self.wire: list[Request] = []
+        self.stalled: set[TP] = set()
         self.blocked: list[asyncio.Future[None]] = []
+        self.polls: list[tuple[object, asyncio.Future[None]]] = []
+        """Polls that wait, with their process."""
         self.reading = 0
         self.appended: Callable[[TP, int, Record], None] = lambda tp, offset, record: None
 
@@ -114,6 +119,12 @@ class Cluster:
         """Let others go first, now and then."""
         for _ in range(self.rng.choice((0, 0, 0, 1, 3))):
             await asyncio.sleep(0)
+
+    async def poll(self) -> None:
+        """Wait for new records."""
+        until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.polls.append((self.who(), until))
+        await until
 
     def transmit(self, producer: "Producer") -> None:
         """Put the next batch of one of a producer's partitions on the wire."""
@@ -200,24 +211,26 @@ class Producer:
 
 
 class Reader:
-    """What reading checkpoints uses of aiokafka's consumer."""
+    """What the streams use of aiokafka's consumer, to read checkpoints."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._at: dict[TopicPartition, int] = {}
 
     def __call__(self, **_: Any) -> "Reader":
-        return Reader(self._cluster)
+        return type(self)(self._cluster)
 
     def _log(self, tp: TopicPartition) -> Log:
         return self._cluster.log(TP(*tp))
 
     async def start(self) -> None:
         self._cluster.reading += 1
+        await self._connect()
+
+    async def _connect(self) -> None:
         await self._cluster.moment()
         if self._cluster.chance(self._cluster.weather.unread):
             self._cluster.counts["failed reads"] += 1
-            self._cluster.reading -= 1
             raise KafkaConnectionError("away")
 
     async def stop(self) -> None:
@@ -243,7 +256,22 @@ class Reader:
         log, start = self._log(tp), self._at[tp]
         found = [offset for offset in log.records if offset >= start][:AT_ONCE]
         self._at[tp] = found[-1] + 1 if found else log.end
-        records = [(offset, log.records[offset]) for offset in found]
-        return {
-            tp: [ConsumerRecord(*tp, offset, r.timestamp, 0, r.key, r.value, None, -1, -1, ()) for offset, r in records]
-        }
+        return {tp: [_consumed(tp, offset, log.records[offset]) for offset in found]}
+
+
+def _consumed(tp: TopicPartition, offset: int, record: Record) -> ConsumerRecord:
+    return ConsumerRecord(*tp, offset, record.timestamp, 1, record.key, record.value, None, -1, -1, ())
+
+
+class Poller(Reader):
+    """The same, to follow a topic: an empty poll waits until the world ends it."""
+
+    async def start(self) -> None:
+        await self._connect()
+
+    async def stop(self) -> None: ...
+
+    async def getmany(self, tp: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+        if self._at[tp] == self._log(tp).end:
+            await self._cluster.poll()
+        return await super().getmany(tp, timeout_ms)

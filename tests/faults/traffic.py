@@ -94,12 +94,10 @@ def logs(kind: int, partitions: int) -> tuple[tuple[Entry, ...], ...]:
             # Any broken record makes a window this small unstable.
             if pane == kind % PANES and rng.random() < 0.1:
                 written[partition].append(Entry(now, b"no event"))
-    return tuple(tuple(entries) for entries in written)
-
-
-def last_tick() -> bytes:
-    """What closes every pane."""
-    return b'{"kind":"tick","ts":%d}' % (START + (PANES + 2) * PANE + LATENESS)
+    # What closes every pane.
+    end = START + (PANES + 2) * PANE + LATENESS
+    tick = Entry(end, b'{"kind":"tick","ts":%d}' % end)
+    return tuple((*entries, tick) for entries in written)
 
 
 def order(rng: random.Random, now: int) -> bytes:

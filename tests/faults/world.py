@@ -21,21 +21,20 @@ from unittest.mock import patch
 import aiokafka
 import msgspec
 from aiokafka.errors import KafkaConnectionError
-from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 
 from gates import bounds
 from schemas import canonical, decision
-from streams import app, checkpoints, operations
+from streams import app, checkpoints, follow, operations
 from streams.fetch import FetchedRun
 from streams.panes import Run, Snapshot
 from streams.settings import Settings
 from streams.windows import GateSnapshot
-from tests.faults.kafka import Cluster, Log, Producer, Reader, Record, Weather
-from tests.faults.traffic import KINDS, LATENESS, PANE, START, Entry, last_tick, logs, order, timeline
+from tests.faults.kafka import Cluster, Log, Poller, Producer, Reader, Record, Weather
+from tests.faults.traffic import KINDS, LATENESS, PANE, START, logs, order, timeline
 from tests.faults.undisturbed import Contradiction, Output, undisturbed
 
-CHAOS_STEPS = 350
+CHAOS_STEPS = 500
 HEAL_STEPS = 4_000
 BUFFER = 16
 """Messages that Faust holds for an agent."""
@@ -71,21 +70,23 @@ class Plan:
             return rng.choice((0.0, *values))
 
         odds = {
-            "produce": 4.0,
-            "fetch": 12.0,
-            "transmit": 8.0,
-            "progress": 14.0,
+            "produce": 12.0,
+            "fetch": 20.0,
+            "transmit": 12.0,
+            "progress": 20.0,
             "unblock": 6.0,
-            "idle": 3.0,
-            "orders": 1.0,
-            "join": 3.0,
+            "idle": 6.0,
+            "poll": 6.0,
+            "join": 25.0,
             "learn": 0.3,
-            "crash": some(0.1, 0.3, 0.6),
-            "terminate": some(0.1, 0.3),
-            "rebalance": some(0.1, 0.4),
-            "freeze": some(0.1, 0.3, 0.6),
-            "thaw": 0.3,
-            "compact": some(0.3, 1.0),
+            "crash": some(0.2, 0.5, 1.0),
+            "terminate": some(0.2, 0.5),
+            "rebalance": some(0.2, 0.5),
+            "freeze": some(0.2, 0.5, 1.0),
+            "thaw": 0.5,
+            "stall": some(0.5, 2.0),
+            "flow": 0.7,
+            "compact": some(1.0, 3.0),
             "commit_fails": some(0.3),
         }
         return cls(
@@ -100,13 +101,13 @@ class Plan:
             unconfirmed_max=rng.choice((1, 3, 2_000)),
             checkpoint_every=rng.choice((50, 300, 1_500)),
             weather=Weather(
-                blocked=some(0.1, 0.5),
+                blocked=some(0.2, 0.7),
                 lost=some(0.1, 0.3),
                 refused=some(0.003),
                 unread=some(0.1),
                 ghosts=some(0.3, 0.9),
             ),
-            slow=tuple(some(0.5, 0.95) for _ in range(partitions)),
+            slow=tuple(some(0.3, 0.8) for _ in range(partitions)),
             odds=odds,
         )
 
@@ -194,11 +195,9 @@ class Process:
         self.member, self.frozen, self.flowing, self.leaving, self.alive = True, False, False, False, True
         self.crashed: Exception | None = None
         self.positions: dict[TP, int] = {}
-        self.orders_next = 0
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.job: asyncio.Task[None] | None = None
         self.timer: asyncio.Task[None] | None = None
-        self.ordering: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
         self._context.run(_current.set, self)
         plan = world.plan
@@ -208,6 +207,7 @@ class Process:
         fake: Any = self.worker.app
         self.streams = {topic: Stream() for topic in fake.agents}
         self.agents = [self.spawn(agent(self.streams[topic])) for topic, agent in fake.agents.items()]
+        self.spawn(self.worker._follow_operations())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it as a task of this process."""
@@ -268,30 +268,12 @@ class Process:
         if self.timer is None or self.timer.done():
             self.timer = self.spawn(self._fatal(self.worker._idle))
 
-    def take_orders(self) -> None:
-        """The follower of the operations topic goes one round."""
-        if self.ordering is None or self.ordering.done():
-            self.ordering = self.spawn(self._fatal(self._orders))
-
-    async def _orders(self) -> None:
-        topic = TP(self.world.settings.operations_topic, 0)
-        records = self.world.cluster.log(topic).records
-        while self.orders_next < len(records):
-            found = records[self.orders_next]
-            self.worker._take_operation(_consumed(topic, self.orders_next, found))
-            self.orders_next += 1
-        await self.worker._give_orders()
-
     def kill(self) -> None:
         """SIGKILL."""
         self.alive = self.member = False
         self.world.cluster.bury(self.producer)
         for task in list(self.tasks):
             task.cancel()
-
-
-def _consumed(tp: TP, offset: int, record: Record) -> ConsumerRecord:
-    return ConsumerRecord(*tp, offset, record.timestamp, 1, record.key, record.value, None, -1, -1, ())
 
 
 class World:
@@ -302,12 +284,12 @@ class World:
         self.rng = random.Random(f"world {plan.seed}")
         self.counts: Counter[str] = Counter()
         self.now = START
-        self.cluster = Cluster(self.rng, lambda: self.now, self.counts)
+        self.cluster = Cluster(self.rng, lambda: self.now, _current.get, self.counts)
         self.cluster.appended = self._appended
         self.settings = settings(plan.checkpoint_every, plan.ticks)
         self.telemetry = [TP(self.settings.telemetry_topic, p) for p in range(plan.partitions)]
         self.partials = [TP(self.settings.partials_topic, g) for g in range(plan.gates)]
-        self.unwritten: list[deque[Entry]] = [deque(entries) for entries in logs(plan.kind, plan.partitions)]
+        self.unwritten = [deque(entries) for entries in logs(plan.kind, plan.partitions)]
         self.processes: list[Process] = []
         self.started = 0
         self.moving = False
@@ -363,7 +345,7 @@ class World:
     def _produce(self) -> None:
         partition = self.rng.randrange(self.plan.partitions)
         if not self.cluster.chance(self.plan.slow[partition]):
-            self._write(partition, self.rng.choice((1, 3, 8)))
+            self._write(partition, self.rng.choice((1, 4, 12)))
         if self.plan.orders and self.cluster.chance(0.03) and self.counts["orders"] < 4:
             self.counts["orders"] += 1
             value = order(self.rng, self.now)
@@ -383,7 +365,7 @@ class World:
         tp = self.rng.choice(list(process.positions))
         log, at = self.cluster.log(tp), process.positions[tp]
         stream = process.streams[tp.topic]
-        count = min(self.rng.choice((1, 4, 15, 60)), log.end - at)
+        count = min(self.rng.choice((2, 10, 60)), log.end - at)
         if count and len(stream.queue) < BUFFER:
             self._deliver(stream, tp, log, at, count)
             process.positions[tp] = at + count
@@ -399,6 +381,16 @@ class World:
             message = SimpleNamespace(tp=tp, offset=offset, key=record.key)
             stream.put(SimpleNamespace(message=message, value=record.value))
 
+    def _stall(self) -> None:
+        """A partition loses its leader: nothing is written to it for a while."""
+        results = [tp for tp in self.cluster.logs if tp.topic != self.settings.telemetry_topic]
+        if results:
+            self.cluster.stalled.add(self.rng.choice(results))
+            self.counts["stalls"] += 1
+
+    def _flow(self) -> None:
+        self.cluster.stalled.clear()
+
     def _transmit(self) -> None:
         process = self._one(lambda process: process.producer.ready)
         if process is not None:
@@ -407,6 +399,7 @@ class World:
     def _progress(self) -> None:
         stopped = {process.producer for process in self.processes if process.frozen}
         wire = [r for r in self.cluster.wire if r.offsets is None or r.producer not in stopped]
+        wire = [r for r in wire if r.tp not in self.cluster.stalled]
         if wire:
             self.cluster.progress(self.rng.choice(wire))
 
@@ -421,10 +414,12 @@ class World:
         if process is not None and not process.leaving:
             process.idle()
 
-    def _orders(self) -> None:
-        process = self._one(lambda process: not process.leaving)
-        if process is not None and self.plan.orders:
-            process.take_orders()
+    def _poll(self) -> None:
+        """A poll of an operations topic that has nothing new ends, all of them once all is well."""
+        self.cluster.polls = [(process, until) for process, until in self.cluster.polls if not until.done()]
+        awake = [until for process, until in self.cluster.polls if not (isinstance(process, Process) and process.frozen)]
+        for until in awake if self.healthy else self.rng.sample(awake, min(1, len(awake))):
+            until.set_result(None)
 
     def _crash(self) -> None:
         process = self._one()
@@ -566,19 +561,18 @@ class World:
 
     async def _heal(self) -> None:
         self.healthy = True
+        self.cluster.stalled.clear()
         self.cluster.weather = Weather(ghosts=self.plan.weather.ghosts)
         for process in list(self.processes):
             if process.frozen or not process.member:
                 self._kill(process)
         for partition in range(self.plan.partitions):
             self._write(partition, 10**9)
-        self.now += 2 * LATENESS
-        for tp in self.telemetry:
-            self.cluster.append(tp, Record(None, last_tick(), (), self.now))
         await self._settle()
 
     async def _settle(self) -> None:
         odds = {name: chance for name, chance in self.plan.odds.items() if name in _WELL}
+        quiet = 0
         for _ in range(HEAL_STEPS):
             for action in (*odds, "fetch", "transmit", "progress", "progress"):
                 self._act(action)
@@ -586,7 +580,9 @@ class World:
             for _ in range(4):
                 await asyncio.sleep(0)
             self._look()
-            if self._settled():
+            # Orders may still be on their way.
+            quiet = quiet + 1 if self._settled() else 0
+            if quiet == 4:
                 return
         failures = {name: count for name, count in self.counts.items() if name.endswith("Error")}
         raise Failure(f"never caught up; workers ended with {failures}")
@@ -595,8 +591,6 @@ class World:
         owned: dict[TP, Any] = {}
         for process in self.processes:
             if not (process.flowing and process.producer.idle):
-                return False
-            if self.plan.orders and process.orders_next < self.cluster.log(TP(self.settings.operations_topic, 0)).end:
                 return False
             owned |= process.worker.keepers
         everything = {*self.telemetry, *self.partials}
@@ -631,16 +625,13 @@ class World:
         return undisturbed(telemetry, plan.gates, gates if plan.orders else None)
 
 
-_WELL = ("fetch", "transmit", "progress", "unblock", "idle", "orders", "join")
+_WELL = ("fetch", "transmit", "progress", "unblock", "idle", "poll", "join")
 """The actions that are no faults."""
 
 
 @cache
 def _expected(kind: int, partitions: int, gates: int) -> Output:
-    records = [
-        [Record(None, value, (), START + 10**7) for value in (*(entry.value for entry in entries), last_tick())]
-        for entries in logs(kind, partitions)
-    ]
+    records = [[Record(None, entry.value, (), entry.ts) for entry in entries] for entries in logs(kind, partitions)]
     return undisturbed(records, gates, None)
 
 
@@ -687,6 +678,11 @@ def _patched(world: World) -> Iterator[None]:
             (app, "log", silence),
             (app, "logging", SimpleNamespace(getLogger=lambda: silence, CRITICAL=50)),
             (app, "time", clock),
+            (app, "threading", SimpleNamespace(Timer=lambda *_: silence)),
+            (follow, "AIOKafkaConsumer", Poller(world.cluster)),
+            (follow, "RETRY_SECONDS", 0),
+            (follow, "log", silence),
+            (follow, "time", clock),
             (app, "UNCONFIRMED_MAX", world.plan.unconfirmed_max),
             (operations, "log", silence),
             (checkpoints, "time", clock),
@@ -697,7 +693,7 @@ def _patched(world: World) -> Iterator[None]:
             (checkpoints, "CHUNK_BYTES", world.plan.chunk_bytes),
             (aiokafka, "AIOKafkaConsumer", Reader(world.cluster)),
         ):
-            stack.enter_context(patch.object(target, name, value))
+            stack.enter_context(patch.object(target, name, value, create=True))
         yield
 
 

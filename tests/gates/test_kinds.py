@@ -388,11 +388,13 @@ def test_a_cost_guard_restores_at_nine_tenths_of_the_limit(uplift: float, verdic
     assert (decision.verdict, len(drive.commands)) == (verdict, 1 + (verdict == "restore"))
 
 
-def test_exactly_nine_tenths_of_the_limit_restores() -> None:
+@pytest.mark.parametrize("limit", [0.1, 0.35, 0.6])
+def test_exactly_nine_tenths_of_the_limit_restores(limit: float) -> None:
     """≤ 0.9 of the limit, with the same slack as every comparison: 1.09 ÷ 1 − 1."""
-    drive = Drive(flag("kind: cost_guard"))
+    drive = Drive(flag(f"kind: cost_guard\ngates: {{cost_uplift_max: {limit}}}"))
     drive.window(healthy(cost=0.9))
-    decision = drive.window([*requests("canary", 40, cost=1.09), *requests("baseline", 40, cost=1.0)])
+    dearer = round(1 + 0.9 * limit, 12)
+    decision = drive.window([*requests("canary", 40, cost=dearer), *requests("baseline", 40, cost=1.0)])
     assert decision.verdict == "restore"
 
 

@@ -110,7 +110,7 @@ def telemetry(arm: str, shape: Shape, rng: np.random.Generator) -> list[Event]:
         return [
             replace(
                 first,
-                sticky=f"{arm}-{source}-{i}",
+                sticky=f"{arm}-{source}-{i % 3}",
                 source=source,
                 delta_s=float(min(2.0, rng.gamma(9.0, shape.delta_s / 9.0))),
                 coverage=float(np.clip(rng.normal(shape.coverage, 0.05), 0, 1)),
