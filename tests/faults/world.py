@@ -7,12 +7,11 @@ who dies, who is thought dead and goes on) is drawn from one seed, so a run is a
 import asyncio
 import contextvars
 import hashlib
-import json
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -417,7 +416,9 @@ class World:
     def _poll(self) -> None:
         """A poll of an operations topic that has nothing new ends, all of them once all is well."""
         self.cluster.polls = [(process, until) for process, until in self.cluster.polls if not until.done()]
-        awake = [until for process, until in self.cluster.polls if not (isinstance(process, Process) and process.frozen)]
+        awake = [
+            until for process, until in self.cluster.polls if not (isinstance(process, Process) and process.frozen)
+        ]
         for until in awake if self.healthy else self.rng.sample(awake, min(1, len(awake))):
             until.set_result(None)
 
