@@ -107,11 +107,13 @@ class Link(Placed):
 class Torn(Placed):
     """A line that is no record any more; ``hashes``: those that can still be read in it.
 
-    ``adrift``: none of them is known, so that its unit is the one whose name can still be read.
+    ``units``: whose records know these hashes; two, where a line break was lost. ``adrift``: none does, so that its
+    unit is the one whose name can still be read.
     """
 
     text: str
     hashes: set[str]
+    units: set[str] = field(default_factory=set)
     adrift: bool = False
 
 

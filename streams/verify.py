@@ -123,7 +123,7 @@ class Audit:
                     chains[unit].links if unit in chains else (),
                     entries.get(unit, ()),
                     torn_entries,
-                    [one for one in self._torn if one.unit == unit],
+                    [one for one in self._torn if unit in one.units],
                     self._compacted,
                     self._from_middle,
                 )
@@ -147,9 +147,11 @@ class Audit:
                 units |= dict.fromkeys((link.hash, link.previous, link.id, command_id_of(link)), link.unit)
         for what, lines in (("decision", self._torn), ("command", self._torn_entries)):
             for torn in lines:
-                near = {units[name] for name in torn.hashes if name in units}
-                torn.adrift = not near
-                torn.unit = ", ".join(sorted(near)) or torn.unit
+                torn.units = {units[name] for name in torn.hashes if name in units}
+                torn.adrift = not torn.units
+                if torn.adrift:
+                    torn.units = {torn.unit}
+                torn.unit = ", ".join(sorted(torn.units))
                 self._faults.append(("unreadable", torn, f"no {what}: {torn.text}"))
 
 

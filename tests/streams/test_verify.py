@@ -251,6 +251,19 @@ def test_without_commands_only_the_chain_is_checked() -> None:
     assert Log(fresh().decisions, []).found(commands=False) == []
 
 
+def test_a_first_command_goes_on_from_weights_that_no_decision_shows() -> None:
+    """A kill switch leaves no records as long as nobody pulls it; here it has become a rollout when it is killed."""
+    switch = "flags: {f: {kind: kill_switch, traffic: {canary_weight: 1.0, baseline_weight: 0.0}}}"
+    revisions = [Revision(1, 0, flags(switch)), Revision(2, NOON + 3 * PANE, flags("flags: {f: {}}"))]
+    pipeline = Pipeline(Timeline(revisions), 1, CLOCKWORK, [_operation("kill", "f", 6)])
+    seen = written([one for pane in range(2) for one in healthy_pane(NOON + pane * PANE)])
+    outcomes = [*pipeline.step(0, Run(0, [*seen, tick(NOON + 20 * PANE)])), *pipeline.finish()]
+    commands = [command for _, command in outcomes if command is not None]
+    assert [command.previous_weights.canary for command in commands] == [1.0]
+    log = Log([decision.to_bytes() for decision, _ in outcomes], [command.to_bytes() for command in commands])
+    assert log.found() == []
+
+
 # -- damaged decisions ------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +277,16 @@ def test_a_flipped_byte_of_a_decision_is_the_one_thing_found() -> None:
         found = log.found()
         assert {(where, named) for _, where, named in found} == {(f"d{at}", unit)}
         assert {kind for kind, *_ in found} <= {"changed", "unreadable", "not canonical"}
+
+
+def test_a_lost_line_break_is_the_one_thing_found() -> None:
+    """Two decisions in one line are none, of one unit or of two."""
+    for rng in places("line break", 50):
+        log = some(rng)
+        at = rng.randrange(len(log.decisions) - 1)
+        pair = log.decisions[at : at + 2]
+        log.decisions[at : at + 2] = [b" ".join(pair)]
+        assert log.found() == [("unreadable", f"d{at}", ", ".join(sorted(set(map(unit_of, pair)))))]
 
 
 def test_a_dropped_decision_is_found_as_missing_between_its_neighbours() -> None:
