@@ -9,10 +9,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format lock bench clean
+.PHONY: help venv demo test simulate-faults lint format lock bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(TOOLS) ## set up .venv (PYTHON=python3.13 picks another interpreter, after make clean)
 
@@ -21,6 +21,9 @@ demo: $(RUNTIME) ## a rollout from start to end (SCENARIO=healthy|quality-gate|r
 
 test: $(TOOLS) ## all tests (ARGS="-k ramp" picks some)
 	@$(BIN)/pytest $(ARGS)
+
+simulate-faults: $(TOOLS) ## deployments with faults by seed (SEEDS=10000, FIRST=0)
+	@$(BIN)/python -m tests.faults $(or $(SEEDS),10000) $(or $(FIRST),0)
 
 lint: $(TOOLS) ## style, types, import rules, generated schemas
 	@$(BIN)/ruff check

@@ -55,7 +55,7 @@ class Keeper:
         self.saved_at = self.heard_at = time.monotonic()
         self.pause = worker.settings.checkpoint_every / 1000
         self.saving: asyncio.Task[None] | None = None
-        self.turn = turn
+        self.turn, self.generation = turn, worker.app.consumer_generation_id
         # Held from a step to the sending of its results: no checkpoint may fall between.
         self.lock = asyncio.Lock()
         self.whole = True
@@ -88,11 +88,12 @@ class Keeper:
 
     async def save_now(self) -> None:
         """Write the last checkpoint before the partition or the process goes."""
+        # Shielded: a cancelled caller must not end a checkpoint whose list no later one would wait for.
         if self.saving is not None:
-            await self.saving
+            await asyncio.shield(self.saving)
         if self.state.next != self.saved_next and not self.worker.failed:
             self.saving = asyncio.create_task(self._save())
-            await self.saving
+            await asyncio.shield(self.saving)
 
     async def _save(self) -> None:
         try:
@@ -106,7 +107,7 @@ class Keeper:
             await self.confirm(sent)
             # 3. The state itself. A crash here: the older checkpoint is still the newest.
             self.turn += 1
-            confirmed = await checkpoints.write(self._send_checkpoint, state, self.turn)
+            confirmed = await checkpoints.write(self._send_checkpoint, state, self.turn, self.generation)
             # 4. Only a confirmed one counts as saved.
             await confirmed
             self.saved_next, self.saved_at = position, time.monotonic()

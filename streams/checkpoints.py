@@ -18,6 +18,8 @@ from schemas.errors import StateError
 from streams.settings import Settings
 
 CHUNK_BYTES = 512 * 1024
+WRITERS = 8
+"""Generations of the group in a row whose records have keys of their own: an owner that was thought dead may go on."""
 READ_SECONDS = 60
 
 Send = Callable[[bytes, bytes], Awaitable[Awaitable[RecordMetadata]]]
@@ -47,24 +49,24 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Closing)
 
 
-async def write(send: Send, state: bytes, turn: int) -> Awaitable[RecordMetadata]:
+async def write(send: Send, state: bytes, turn: int, generation: int) -> Awaitable[RecordMetadata]:
     """Write a checkpoint; awaiting the result confirms it.
 
-    ``turn`` counts a writer's checkpoints: chunks of two in a row have different keys, so compaction keeps the last
-    whole one while the next is being written.
+    ``turn`` counts checkpoints and ``generation`` is the group's, in which the writer was given the partition: chunks
+    of two in a row, and of two writers, have different keys, so compaction keeps the last whole one while the next is
+    being written, by whomever.
     """
-    digest = hashlib.sha256(state).digest()
-    if len(state) <= CHUNK_BYTES:
-        return await send(b"state", _encoder.encode(Closing(state, [], digest, turn)))
+    digest, writer = hashlib.sha256(state).digest(), generation % WRITERS
     chunks = []
-    for index, at in enumerate(range(0, len(state), CHUNK_BYTES)):
-        chunks.append(await send(b"chunk/%d/%d" % (turn % 2, index), state[at : at + CHUNK_BYTES]))
+    if len(state) > CHUNK_BYTES:
+        for index, at in enumerate(range(0, len(state), CHUNK_BYTES)):
+            chunks.append(await send(b"chunk/%d/%d/%d" % (writer, turn % 2, index), state[at : at + CHUNK_BYTES]))
     offsets = [(await chunk).offset for chunk in chunks]
-    return await send(b"state", _encoder.encode(Closing(b"", offsets, digest, turn)))
+    return await send(b"state/%d" % writer, _encoder.encode(Closing(b"" if chunks else state, offsets, digest, turn)))
 
 
 async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, Saved]:
-    """The newest state of each partition that has one.
+    """The newest whole state of each partition that has one; an older one is as valid, a shorter prefix of the work.
 
     Raises StateError if a state is there but cannot be read whole: going on without it would count events twice.
     """
@@ -93,19 +95,21 @@ async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: 
     while begin < end:
         start = max(begin, end - back)
         records = await _records(reader, tp, start, end)
-        closing = [(offset, value) for offset, (key, value) in records.items() if key == b"state"]
-        if closing:
-            return await _whole(reader, tp, *closing[-1])
-        if begin == 0 and start == begin:
+        closing = [(offset, value) for offset, (key, value) in records.items() if key.startswith(b"state/")]
+        for offset, value in reversed(closing):
+            if (saved := await _whole(reader, tp, offset, value)) is not None:
+                return saved
+        if begin == 0 and start == begin and not closing:
             # Compaction keeps the last record of a key: there was never a closing one, only chunks of the first.
             return None
         if start == begin:
-            raise StateError(f"{tp.topic}-{tp.partition}: records, but no checkpoint among them")
+            raise StateError(f"{tp.topic}-{tp.partition}: records, but no whole checkpoint among them")
         back *= 4
     return None
 
 
-async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, value: bytes) -> Saved:
+async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, value: bytes) -> Saved | None:
+    """The state of a closing record; None if later chunks with the same keys have taken the place of its own."""
     where = f"{tp.topic}-{tp.partition} offset {offset}"
     try:
         closing = _decoder.decode(value)
@@ -114,7 +118,9 @@ async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: 
     state = closing.state
     if closing.chunks:
         records = await _records(reader, tp, closing.chunks[0], closing.chunks[-1] + 1)
-        state = b"".join(records[chunk][1] for chunk in closing.chunks if chunk in records)
+        if not all(chunk in records for chunk in closing.chunks):
+            return None
+        state = b"".join(records[chunk][1] for chunk in closing.chunks)
     if hashlib.sha256(state).digest() != closing.sha256:
         raise StateError(f"{where}: the checkpoint is not whole")
     return Saved(state, closing.turn)

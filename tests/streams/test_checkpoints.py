@@ -47,8 +47,8 @@ class Log:
 
         return confirmed()
 
-    def save(self, state: bytes, turn: int) -> None:
-        asyncio.run(_confirmed(checkpoints.write(self.send, state, turn)))
+    def save(self, state: bytes, turn: int, generation: int = 0) -> None:
+        asyncio.run(_confirmed(checkpoints.write(self.send, state, turn, generation)))
 
     def until(self, end: int) -> "Log":
         """What a crash before ``end`` would have left."""
@@ -141,7 +141,7 @@ class TestWriting:
     @pytest.mark.usefixtures("small_chunks")
     def test_a_state_that_fits_is_one_record(self, size: int, read: Read) -> None:
         log = saved(bytes(size))
-        assert keys(log) == [b"state"]
+        assert keys(log) == [b"state/0"]
         assert read(log) == bytes(size)
 
     @pytest.mark.parametrize("size", [CHUNK + 1, 2 * CHUNK, 5 * CHUNK - 1])
@@ -150,7 +150,7 @@ class TestWriting:
         state = bytes(range(size))
         log = saved(state)
         *chunks, closing = log.records.values()
-        assert closing[0] == b"state"
+        assert closing[0] == b"state/0"
         assert len(chunks) == -(-size // CHUNK)
         assert b"".join(value or b"" for _, value in chunks) == state
         assert read(log) == state
@@ -172,7 +172,7 @@ class TestWriting:
             return waiting[-1]
 
         async def run() -> None:
-            writing = asyncio.create_task(checkpoints.write(send, bytes(3 * CHUNK), 1))
+            writing = asyncio.create_task(checkpoints.write(send, bytes(3 * CHUNK), 1, 0))
             for unconfirmed in (3, 2, 1):
                 for _ in range(5):
                     await asyncio.sleep(0)
@@ -180,7 +180,7 @@ class TestWriting:
                 offset = 3 - unconfirmed
                 waiting[offset].set_result(RecordMetadata(TOPIC, 0, TopicPartition(TOPIC, 0), offset, -1, 0, 0))
             await writing
-            assert sent[3:] == [b"state"]
+            assert sent[3:] == [b"state/0"]
 
         asyncio.run(run())
 
@@ -238,6 +238,20 @@ class TestReading:
         log = saved(bytes(20))
         assert [read(log.until(crash)) for crash in range(log.end)] == [None] * log.end
 
+    @pytest.mark.parametrize("generation", [2, checkpoints.WRITERS + 1])
+    def test_an_owner_that_was_thought_dead_takes_nothing_apart(self, generation: int, read: Read) -> None:
+        """It writes half a checkpoint behind its successor's; even with the same keys an older whole one is left."""
+        log = Log()
+        log.save(b"1" * 20, 1, generation=0)
+        log.save(b"2" * 20, 2, generation=1)
+        before = log.end
+        log.save(b"3" * 20, 2, generation)
+        left = [read(log.until(crash).compacted()) for crash in range(before, log.end)]
+        if generation == 2:
+            assert left == [b"2" * 20] * len(left)
+        else:
+            assert left == [b"2" * 20] + [b"1" * 20] * (len(left) - 1)
+
     def test_an_expired_beginning_does_not_matter(self, read: Read) -> None:
         log = saved(b"1" * 20, b"2" * 20)
         log.begin = 4
@@ -278,7 +292,7 @@ class TestGarbage:
     def test_a_closing_record_that_is_none_is_refused_with_its_offset(self, value: bytes | None, read: Read) -> None:
         """Although an older one could be read."""
         log = saved(b"older")
-        log.append(b"state", value)
+        log.append(b"state/0", value)
         assert f"{TOPIC}-0 offset 1" in self.refused(read, log)
 
     @pytest.mark.parametrize("at", [0, 1, 2])
@@ -293,7 +307,7 @@ class TestGarbage:
     def test_a_chunk_that_is_gone_is_found(self, at: int, read: Read) -> None:
         log = saved(bytes(range(20)))
         del log.records[at]
-        assert "not whole" in self.refused(read, log)
+        assert "no whole checkpoint" in self.refused(read, log)
 
     def test_records_whose_closing_record_was_deleted_are_refused(self, read: Read) -> None:
         """There was a checkpoint before the first offset that is kept, and nobody knows what it said."""
@@ -314,10 +328,10 @@ def test_a_real_broker_keeps_what_was_written() -> None:
             def send(partition: int) -> checkpoints.Send:
                 return lambda key, value: producer.send(TOPIC, value, key=key, partition=partition)
 
-            await _confirmed(checkpoints.write(send(0), large[0], 1))
-            await _confirmed(checkpoints.write(send(1), b"small", 1))
-            await _confirmed(checkpoints.write(send(1), b"newer", 2))
-            await producer.send_and_wait(TOPIC, large[1][: checkpoints.CHUNK_BYTES], key=b"chunk/0/0", partition=0)
+            await _confirmed(checkpoints.write(send(0), large[0], 1, 0))
+            await _confirmed(checkpoints.write(send(1), b"small", 1, 0))
+            await _confirmed(checkpoints.write(send(1), b"newer", 2, 0))
+            await producer.send_and_wait(TOPIC, large[1][: checkpoints.CHUNK_BYTES], key=b"chunk/0/0/0", partition=0)
         return await checkpoints.read(settings, TOPIC, [0, 1, 2])
 
     with embedded_broker({TOPIC: 3}) as servers:

@@ -1,0 +1,136 @@
+"""The same bytes under crashes, zombies, rebalances and a forgetful broker, and proof that bugs would be found."""
+
+import inspect
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from streams import app, checkpoints, windows
+from tests.faults.sweep import Table, sweep
+from tests.faults.world import Failure, run
+
+SEEDS = range(300)
+
+
+def test_whatever_the_seed_the_bytes_are_those_of_the_undisturbed_run() -> None:
+    """Nothing is lost, counted twice or contradicted, and memory stays bounded."""
+    counts: Counter[str] = Counter()
+    for result in sweep(SEEDS):
+        assert result.failure is None, result.failure
+        counts += result.counts
+    for fault in (*Table.FAULTS, "orders", "failed reads", "refused sends"):
+        assert counts[fault] >= 20, fault
+
+
+def test_a_seed_gives_the_same_run_again() -> None:
+    """Record by record in every log, so that a failure can be replayed."""
+    for seed in range(4):
+        assert run(seed).trace == run(seed).trace
+
+
+@contextmanager
+def planted(owner: Any, name: str, *edits: tuple[str, str]) -> Iterator[None]:
+    """A function of the code under test with a bug: its source with some text replaced."""
+    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
+    for old, new in edits:
+        assert source.count(old) == 1, f"{name} has changed: plant the bug anew at {old!r}"
+        source = source.replace(old, new)
+    module = owner if inspect.ismodule(owner) else sys.modules[owner.__module__]
+    made: dict[str, Any] = {}
+    exec(source, vars(module), made)  # noqa: S102
+    with patch.object(owner, name, made[name]):
+        yield
+
+
+STEP_1 = "state, position, sent = self.state.dump(), self.state.next, self._taken()"
+BUGS: dict[str, tuple[Any, ...]] = {
+    "1: in the middle of a step": (
+        app.Keeper,
+        "_save",
+        ("async with self.lock:", "if True:"),
+        (" or not self.whole", ""),
+    ),
+    "1: after a step that was cut short": (app.Keeper, "_save", (" or not self.whole", "")),
+    "1: list of what was sent taken before the lock": (
+        app.Keeper,
+        "_save",
+        ("async with self.lock:", "early = self._taken()\n        async with self.lock:"),
+        (STEP_1, "state, position, sent = self.state.dump(), self.state.next, early"),
+    ),
+    "1: state taken after the list": (
+        app.Keeper,
+        "_save",
+        (STEP_1, "position, sent = self.state.next, self._taken()"),
+        ("await self.confirm(sent)", "await self.confirm(sent)\n        state = self.state.dump()"),
+    ),
+    "1: position taken after the state": (
+        app.Keeper,
+        "_save",
+        ("await self.confirm(sent)", "await self.confirm(sent)\n        position = self.state.next"),
+    ),
+    "2: nothing confirmed first": (app.Keeper, "_save", ("await self.confirm(sent)", "pass")),
+    "2: late events not on the list": (
+        app.Worker,
+        "_forward",
+        ("await keeper.send(topic, fetched.keys", "await self.send(topic, fetched.keys"),
+    ),
+    "2: partials sent after the step that forgot them": (
+        app.Worker,
+        "_window",
+        ("await keeper.send(self.settings.partials", "later = asyncio.create_task(keeper.send(self.settings.partials"),
+        ("partial_codec.dump(part), gate)", "partial_codec.dump(part), gate))"),
+    ),
+    "3: chunks of the last whole one overwritten": (app.Keeper, "_save", ("self.turn += 1", "pass")),
+    "3: chunks of another writer overwritten": (checkpoints, "write", ("generation % WRITERS", "0")),
+    "3: half-written chunks read": (checkpoints, "_newest", ('if key.startswith(b"state/")', "if True")),
+    "4: counted before it is confirmed": (app.Keeper, "_save", ("await confirmed\n", "pass\n")),
+    "5: position published before the state is saved": (
+        app.Keeper,
+        "_save",
+        ("await self.confirm(sent)", "await self.worker.publish_position(self.tp, position)"),
+    ),
+    "5: position read back from the group": (
+        app.Worker,
+        "restore",
+        (
+            "positions[tp] = state.next",
+            "positions[tp] = state._state.next = self.app.process.world.committed.get(tp, state.next)",
+        ),
+    ),
+    "gate: a repeated partial counted again": (
+        windows.GateState,
+        "step",
+        ("if partial.pane < closed:", "if False:"),
+        ("if partial.previous != closed:", "if partial.previous > closed:"),
+    ),
+    "gate: a repeated order carried out again": (
+        windows.GateState,
+        "operate",
+        ("if order.offset < state.operations_next:", "if False:"),
+    ),
+}
+
+
+def failures(seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """The seeds that fail, with the message."""
+    for seed in seeds:
+        try:
+            run(seed)
+        except Failure as failure:
+            yield seed, str(failure)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_planted_in_a_step_is_found(bug: str) -> None:
+    """Within the seeds above; the message says how to run the one that found it again."""
+    with planted(*BUGS[bug]):
+        found = next(failures(SEEDS), None)
+    assert found is not None
+    seed, message = found
+    assert message.endswith(f"make simulate-faults SEEDS=1 FIRST={seed}")
