@@ -4,6 +4,7 @@ fastdigest (t-digest of Dunning and Ertl, in Rust) is deterministic as long as i
 values pass through a buffer of exactly ``CHUNK`` and the unmerged rest is part of the state. Up to ``CHUNK`` distinct
 values the digest is exact: it holds them with their counts, and interpolates linearly between order statistics
 (type 7 of Hyndman and Fan, 1996). Rounded values, on whose steps a t-digest errs most, are exact at any count.
+Beyond that, values that come again and again stay counted beside the t-digest, which would blur their steps.
 """
 
 import math
@@ -16,8 +17,12 @@ from fastdigest import TDigest
 from numpy.typing import NDArray
 
 CHUNK = 512
-CENTROIDS = 200
+CENTROIDS = 400
 SKETCH = f"fastdigest-{CENTROIDS}x{CHUNK}/1"
+STEP = 3
+"""A value as often as this among 512 stays counted beside the t-digest."""
+STEPS = CHUNK // 2
+"""Most values counted beside the t-digest: any that makes up 1 in 256 finds a place."""
 RANK_ERROR = 0.005
 """Largest error of a rank, as a share of the count, once a digest is no longer exact."""
 
@@ -59,6 +64,48 @@ class Counted:
         """The value at a 1-based rank."""
         return float(self.values[np.searchsorted(self.upto, rank)])
 
+    def parted(self) -> "tuple[Counted, Counted]":
+        """The ``STEPS`` most frequent values of at least ``STEP``, the lower first; and the rest."""
+        steps = self.counts >= STEP
+        if np.count_nonzero(steps) > STEPS:
+            steps[np.argsort(-self.counts, kind="stable")[STEPS:]] = False
+        return Counted(self.values[steps], self.counts[steps]), Counted(self.values[~steps], self.counts[~steps])
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Counted steps beside a t-digest."""
+
+    steps: Counted
+    rest: TDigest
+
+    @cached_property
+    def below(self) -> Floats:
+        """The weight below each step."""
+        within = self.rest.cdf_vec(self.steps.values.tolist())
+        return np.asarray(within) * self.rest.mass() + (self.steps.upto - self.steps.counts)
+
+    def quantile(self, q: float) -> float:
+        """The value at quantile ``q`` in [0, 1]."""
+        mass = self.rest.mass()
+        if not len(self.steps.values):
+            return self.rest.quantile(q)
+        at = q * (mass + float(self.steps.upto[-1]))
+        step = int(np.searchsorted(self.below, at, side="right")) - 1
+        if step >= 0 and at <= self.below[step] + self.steps.counts[step]:
+            return float(self.steps.values[step])
+        counted = float(self.steps.upto[step]) if step >= 0 else 0.0
+        value = self.rest.quantile(min(1.0, max(0.0, (at - counted) / mass)))
+        low = self.steps.values[step] if step >= 0 else -math.inf
+        high = self.steps.values[step + 1] if step + 1 < len(self.steps.values) else math.inf
+        return float(min(high, max(low, value)))
+
+
+def _fed(digest: TDigest, counted: Counted) -> TDigest:
+    if len(counted.values):
+        digest.batch_update(counted.values.tolist(), counted.counts.tolist())
+    return digest
+
 
 _NONE = Counted(np.empty(0), np.empty(0, np.int64))
 
@@ -77,7 +124,7 @@ class Digest:
         self._merged: TDigest | None = None
         self._buffer: Floats = np.empty(8)
         self._used = 0
-        self._answer: TDigest | Counted | None = None
+        self._answer: Mixed | Counted | None = None
 
     @property
     def exact(self) -> bool:
@@ -109,12 +156,10 @@ class Digest:
         """Take in another digest's values; the other stays as it is."""
         if other._merged is not None:
             if self._merged is None:
-                self._spill(self._counted)
-            if self._merged is None:
                 self._merged = other._merged.copy()
             else:
                 self._merged.merge_inplace(other._merged)
-        elif len(other._counted.values):
+        if len(other._counted.values) or not self.exact:
             self._take(other._counted)
         self.count += other.count - other._used
         self._answer = None
@@ -125,7 +170,7 @@ class Digest:
         if not self.count:
             return None
         answer = self._prepared()
-        if isinstance(answer, TDigest):
+        if isinstance(answer, Mixed):
             return answer.quantile(q)
         at = q * (self.count - 1)
         low = math.floor(at)
@@ -135,19 +180,18 @@ class Digest:
     def order_statistic(self, rank: int) -> float:
         """The value at a 1-based rank: exact while the digest is, else the digest's estimate."""
         answer = self._prepared()
-        if isinstance(answer, TDigest):
+        if isinstance(answer, Mixed):
             return answer.quantile((rank - 0.5) / self.count)
         return answer.at(rank)
 
-    def _prepared(self) -> "TDigest | Counted":
+    def _prepared(self) -> "Mixed | Counted":
         if self._answer is None:
-            rest = self._buffer[: self._used]
+            counted = self._counted.plus(self._buffer[: self._used])
             if self._merged is None:
-                self._answer = self._counted.plus(rest)
+                self._answer = counted
             else:
-                self._answer = self._merged.copy()
-                if len(rest):
-                    self._answer.batch_update(rest.tolist())
+                steps, rest = counted.parted()
+                self._answer = Mixed(steps, _fed(self._merged.copy(), rest))
         return self._answer
 
     def _append(self, values: Floats) -> None:
@@ -160,27 +204,16 @@ class Digest:
         self._used = end
 
     def _absorb(self, chunk: Floats) -> None:
-        if self._merged is None:
-            self._take(Counted.of(chunk))
-        else:
-            self._merged.batch_update(chunk.tolist())
+        self._take(Counted.of(chunk))
 
     def _take(self, more: "Counted") -> None:
+        self._counted = self._counted.merged(more)
         if self._merged is None:
-            together = self._counted.merged(more)
-            if len(together.values) <= CHUNK:
-                self._counted = together
+            if len(self._counted.values) <= CHUNK:
                 return
-            self._spill(self._counted)
-        self._spill(more)
-
-    def _spill(self, counted: "Counted") -> None:
-        """Move counted values into the t-digest."""
-        if len(counted.values):
-            if self._merged is None:
-                self._merged = TDigest(max_centroids=CENTROIDS)
-            self._merged.batch_update(counted.values.tolist(), counted.counts.tolist())
-        self._counted = _NONE
+            self._merged = TDigest(max_centroids=CENTROIDS)
+        self._counted, rest = self._counted.parted()
+        _fed(self._merged, rest)
 
     def dump(self) -> tuple[int, bytes, bytes, bytes, bytes]:
         """The state: count, t-digest (empty if none), counted values and counts, buffered values; <f8 and <i8."""
