@@ -15,7 +15,7 @@ from gates.forecast import forecast
 from gates.metrics import ArmMetrics, read_arms
 from gates.rules import Comparison, rounded
 from gates.sums import IdSample, shared
-from gates.unit import Clockwork, Pinned, Unit, first_weight
+from gates.unit import GUARDS, Clockwork, Pinned, Unit, first_weight
 from gates.window import LABELS, REQUEST_SOURCES, SERVED, Arm, PaneUnit, Window
 from schemas.decision import (
     Action,
@@ -129,7 +129,9 @@ class Machine(ABC):
     def begun(self) -> Iterator[Outcome]:
         """What follows from a new revision of the manifest taking over a unit: its first stage's weights."""
         weight, flag = first_weight(self.flag), self.flag
-        if self.unit.weight == weight or (flag.kind == "kill_switch" and weight == 0):
+        stays_in = self.unit.engaged and flag.kind in GUARDS
+        steps_out, self.unit.engaged = self.unit.engaged and not stays_in, stays_in
+        if (self.unit.weight == weight and not steps_out) or (flag.kind == "kill_switch" and weight == 0):
             return
         action: Literal["close", "rearm"] = "close" if flag.kind == "quality_gated" else "rearm"
         yield self._standing(action, ["manifest_revision"], self.unit.window.start, weight, None)

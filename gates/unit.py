@@ -9,6 +9,7 @@ from gates.sums import IdSample
 from gates.window import Arm, Window
 from schemas.manifest import Flag
 
+GUARDS = ("cost_guard", "safety_guard")
 ASLEEP_AFTER = 1000
 """Windows in a row without an event after which a unit is decided no more until one comes."""
 
@@ -106,13 +107,15 @@ class Unit(msgspec.Struct, array_like=True):
 def begin(flag: Flag, region: str, start: int, before: Unit | None = None) -> Unit:
     """A unit at its first stage, its first window starting at ``start``, ms.
 
-    ``before`` is the unit under an earlier revision of the manifest: its chain of records goes on.
+    ``before`` is the unit under an earlier revision of the manifest: its chain of records goes on, and a guard that
+    had stepped in stays in until it has seen a clean window.
     """
     return Unit(
         region=region,
         manifest_hash=flag.manifest_hash,
         window=Window(start, start + flag.window.length_ms),
         weight=before.weight if before else first_weight(flag),
+        engaged=before.engaged if before else False,
         locked={"baseline": dict(flag.baseline_versions), "canary": dict(flag.versions)},
         seq=before.seq if before else 0,
         previous_hash=before.previous_hash if before else None,

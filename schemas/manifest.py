@@ -403,10 +403,8 @@ class Flag(_Part):
         return self._name
 
     def resolved(self) -> dict[str, Any]:
-        """The flag as JSON builtins, every default spelled out, durations in ms; freeze windows if there are any."""
-        frozen = [window.model_dump(mode="json") for window in self._freeze_windows]
-        more = {"freeze_windows": frozen} if frozen else {}
-        return {"name": self._name, **self.model_dump(mode="json"), **more}
+        """The flag as JSON builtins, every default spelled out, durations in ms; without the manifest's freezes."""
+        return {"name": self._name, **self.model_dump(mode="json")}
 
     @property
     def ramp_stages(self) -> tuple[float, ...]:
@@ -420,7 +418,7 @@ class Flag(_Part):
 
     @cached_property
     def manifest_hash(self) -> str:
-        """SHA-256 over the canonical JSON of ``resolved()``."""
+        """SHA-256 over the canonical JSON of ``resolved()``: a new change freeze starts no rollout over."""
         return sha256_of(self.resolved())
 
     @cached_property

@@ -17,10 +17,10 @@ import structlog
 from aiohttp import web
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
-from schemas.errors import Refusal, StateError, TidegateError, TopicError
+from schemas.errors import Refusal, StateError, TidegateError
 from schemas.event import TelemetryEvent, encode
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
@@ -182,6 +182,7 @@ class Worker:
         )
         self.app.conf.web_enabled = False
         self.app.transport.Consumer = _consumer_of(self)  # type: ignore[misc]  # Faust's own hook
+        self.app.transport.Producer = IdempotentProducer  # type: ignore[misc]
         self.app.agent(self._source(settings.telemetry_topic), concurrency=1)(self._window_agent)
         self.app.agent(self._source(settings.partials_topic), concurrency=1)(self._gate_agent)
         self.app.timer(min(1.0, settings.checkpoint_every / 1000))(self._idle)
@@ -368,6 +369,9 @@ class Worker:
         fetched: FetchedRun = event.value
         state: PartitionState = keeper.state
         keeper.heard_at = time.monotonic()
+        if self.manifests is not None:
+            # What is taken in now might be for a revision that this process slept through: a replay would differ.
+            await self.manifests.refresh()
         result = state.step(fetched.run)
         self.metrics.stepped(len(fetched.keys), result)
         for partial in result.partials:
@@ -418,13 +422,6 @@ class Worker:
     async def _idle(self) -> None:
         """What has to happen although no record comes: late checkpoints, ticks, gauges."""
         if self.failed:
-            return
-        try:
-            if self.manifests is not None:
-                self.manifests.check()
-        except TopicError as error:
-            # What is taken in now might be for a revision that is not known yet: a replay would differ.
-            await self.fail(error)
             return
         for keeper in list(self.keepers.values()):
             keeper.maybe_save()
@@ -480,6 +477,16 @@ class Worker:
         if self._runner is not None:
             await self._runner.cleanup()
         log.info("stopped")
+
+
+class IdempotentProducer(Producer):
+    """Faust's producer, whose batches are retried for as long as a broker is away and never leave a hole behind them.
+
+    Without idempotence a batch that is given up does not stop the ones after it.
+    """
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {"enable_idempotence": True}
 
 
 def _consumer_of(worker: Worker) -> type[Consumer]:

@@ -14,7 +14,7 @@ from streams.settings import Settings
 log = structlog.get_logger("tidegate")
 
 PATIENCE_SECONDS = 30.0
-"""How long the topic may go unread before whoever follows it has to stop."""
+"""How long the topic may go unread before ``refresh`` reads it again."""
 ATTEMPT_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 MORE_MS = 500
@@ -51,13 +51,18 @@ class Follower:
         finally:
             await self.close()
 
-    def check(self) -> None:
-        """Raise TopicError if the last reading to the end lies over ``PATIENCE_SECONDS`` back, whatever the reason."""
-        if self._read_at is None:
+    async def refresh(self) -> None:
+        """Catch up if the last reading to the end lies over ``PATIENCE_SECONDS`` back: after a stop, or an outage.
+
+        Raises TopicError if that fails twice, the second time on a connection of its own.
+        """
+        if self._read_at is None or time.monotonic() - self._read_at <= PATIENCE_SECONDS:
             return
-        unread = time.monotonic() - self._read_at
-        if unread > PATIENCE_SECONDS:
-            raise TopicError(f"topic {self._partition.topic} was not read to its end for {unread:.0f} s")
+        try:
+            await self.catch_up()
+        except TopicError as error:
+            log.warning("not read", topic=self._partition.topic, error=str(error))
+            await self.catch_up()
 
     async def _reading(self, read: Callable[[AIOKafkaConsumer], Awaitable[None]]) -> None:
         async with self._lock:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import msgspec
 
 from gates.rules import rounded
+from gates.unit import GUARDS
 from schemas.canonical import sha256_of
 from schemas.decision import Command, Verdict, Weights
 from schemas.document import cut
@@ -19,7 +20,6 @@ from schemas.errors import EventError
 from streams.chain import Facts, Fault, Link, Placed, Torn, misplaced, parse_record
 
 _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Command))
-_GUARDS = ("cost_guard", "safety_guard")
 _ENGAGED: dict[Verdict, bool] = {
     "open": True,
     "fallback": True,
@@ -314,17 +314,21 @@ def acting(links: Sequence[Link]) -> Iterator[bool | None]:
         if facts is None:
             yield None
             continue
-        if before is not None and facts.manifest_hash != before.manifest_hash:
+        if before is not None and facts.manifest_hash != before.manifest_hash and not _guards(before, facts):
             engaged = False
-        elif before is not None and facts.kind in _GUARDS and facts.start > before.end:
+        elif before is not None and _guards(facts) and facts.start > before.end:
             # The flag may have been out of the manifest for a while, and its guard with it.
             engaged = None
         yield _asks(facts, engaged)
         engaged = _ENGAGED.get(facts.verdict, engaged)
-        if facts.verdict == "hold" and not facts.closed:
+        if facts.verdict == "hold" and not facts.closed and not _guards(facts):
             # A revision cut the window: the unit begins anew.
             engaged = False
         before = facts
+
+
+def _guards(*facts: Facts) -> bool:
+    return all(one.kind in GUARDS for one in facts)
 
 
 def _asks(facts: Facts, engaged: bool | None) -> bool | None:

@@ -13,7 +13,7 @@ import msgspec
 from gates.guards import machine
 from gates.machine import Machine
 from gates.sums import StateCodec
-from gates.unit import Clockwork, Unit, begin, dormant
+from gates.unit import GUARDS, Clockwork, Unit, begin, dormant
 from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
@@ -108,7 +108,8 @@ class GateState:
     """The units of one gate partition, fed with partials and orders as they stand in its log.
 
     ``timeline`` may grow with ``renew``. A revision takes effect at the end of the pane before it, so that two
-    manifests never mix in a window: units whose flag it changes are cut there, the others go on undisturbed.
+    manifests never mix in a window: units whose flag it changes are cut there, the others go on undisturbed. Change
+    freezes are held against a window's end, and are those of the revision in force then.
     """
 
     def __init__(self, snapshot: GateSnapshot, clockwork: Clockwork, timeline: Timeline) -> None:
@@ -133,8 +134,9 @@ class GateState:
                 del snapshot.switched[flag_name]
 
     def _flag(self, name: str, manifest_hash: str) -> Flag | None:
-        """The flag of that name and content, from whatever revision."""
-        flags = (revision.flags.get(name) for revision in reversed(self._timeline.revisions))
+        """The flag of that name and content, from the last revision that took effect, or else from whatever one."""
+        revisions, now = self._timeline.revisions, self._applied + 1
+        flags = (revision.flags.get(name) for revision in (*revisions[:now][::-1], *revisions[now:]))
         return next((flag for flag in flags if flag is not None and flag.manifest_hash == manifest_hash), None)
 
     @classmethod
@@ -239,7 +241,8 @@ class GateState:
         if not self._follows(offset):
             return
         if order.revision >= 0:
-            if state.switched.get(order.flag) == (order.revision, order.manifest_hash):
+            last, manifest_hash = state.switched.get(order.flag, (-1, ""))
+            if order.revision < last or (order.revision, order.manifest_hash) == (last, manifest_hash):
                 return
             state.switched[order.flag] = order.revision, order.manifest_hash
         else:
@@ -342,7 +345,10 @@ class GateState:
         for name, ramp in sorted(self._ramps.items()):
             if changed(ramp.flag.name, ramp.unit.manifest_hash):
                 yield from ramp.cut(at)
+                ramp.unit.engaged = ramp.unit.engaged and ramp.flag.kind in GUARDS
                 self._retire(name)
+            else:
+                ramp.flag = revision.flags[ramp.flag.name]
         for flag_name, kill in list(state.kills.items()):
             # A kill given under this revision already, while the telemetry was behind, goes on.
             since = kill.revision >= revision.number if kill.revision >= 0 else kill.operation.ts >= at

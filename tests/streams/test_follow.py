@@ -138,13 +138,24 @@ def test_compacted_beginnings_are_passed_over(kafka: type[Kafka]) -> None:
     asyncio.run(run())
 
 
-def test_a_topic_that_goes_unread_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topic_that_went_unread_is_read_again(kafka: type[Kafka], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once on the old connection and once on a new one, then it is an error."""
+
     async def run() -> None:
-        reading = follower([])
-        monkeypatch.setattr(follow, "PATIENCE_SECONDS", -1.0)
-        reading.check()
+        taken: list[int] = []
+        reading = follower(taken)
+        await reading.refresh()
+        assert taken == []  # nobody follows yet
         await reading.catch_up()
-        with pytest.raises(TopicError, match="was not read to its end"):
-            reading.check()
+        kafka.length = 8
+        await reading.refresh()
+        assert taken == list(range(5))
+        monkeypatch.setattr(follow, "PATIENCE_SECONDS", -1.0)
+        kafka.faults = {kafka.calls + 1: KafkaConnectionError()}
+        await reading.refresh()
+        assert taken == list(range(8))
+        kafka.faults = {kafka.calls + n: KafkaConnectionError() for n in range(1, 20)}
+        with pytest.raises(TopicError, match="cannot be read"):
+            await reading.refresh()
 
     asyncio.run(run())

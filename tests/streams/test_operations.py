@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -312,6 +313,59 @@ def test_flags_that_a_revision_leaves_as_they_are_go_on_undisturbed() -> None:
     assert [d.to_bytes() for d in with_revision.until(12)] == [d.to_bytes() for d in without.until(12)]
 
 
+def frozen(start: int, end: int) -> str:
+    times = [datetime.fromtimestamp(ms / 1000, UTC).isoformat() for ms in (start, end)]
+    return f'freeze_windows: [{{from: "{times[0]}", to: "{times[1]}", reason: r}}]' + RAMP
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_revision_that_only_changes_freezes_starts_no_rollout_over(restarted: bool) -> None:
+    """A freeze from the boundary on holds the promote that was due, and the next revision lifts it; nothing is cut."""
+    lifted = NOON + 5 * PANE
+    revisions = timeline(RAMP, (NOON + PANE, frozen(NOON, NOON + 100 * PANE)), (lifted, RAMP))
+    gate = Gate(revisions)
+    for panes in range(12):
+        gate.until(panes + 1, first=panes)
+        if restarted:
+            gate.restart()
+    found = [(d.verdict, d.reasons, d.window.end) for d in gate.decisions[:3]]
+    assert found == [
+        ("hold", ["change_freeze"], NOON + 2 * PANE),
+        ("hold", ["change_freeze"], NOON + 4 * PANE),
+        ("promote", ["all_gates_pass"], NOON + 6 * PANE),
+    ]
+    assert all(d.window.closed and "manifest_revision" not in d.reasons for d in gate.decisions)
+
+
+REASONED = RAMP + "    kind: safety_guard\n"
+
+
+def stepped_in(*revisions: str | tuple[int, str]) -> Gate:
+    """A safety guard that stepped in after its first window, and went on for 12 panes."""
+    gate = Gate(timeline(*revisions))
+    failing = [event | {"reason_status": "failed", "output_mode": "full"} for event in healthy_pane(NOON)]
+    gate.telemetry([*written(failing), tick(NOON + 2 * PANE + LATENESS)])
+    for pane in range(2, 12):
+        fine = [event | {"reason_status": "ok"} for event in healthy_pane(NOON + pane * PANE)]
+        gate.telemetry([*written(fine), tick(NOON + (pane + 1) * PANE + LATENESS)])
+    return gate
+
+
+@pytest.mark.parametrize("other", ["safety_guard", "cost_guard"])
+def test_a_guard_that_stepped_in_stays_in_under_a_new_revision_until_a_clean_window(other: str) -> None:
+    gate = stepped_in(REASONED, (BOUNDARY, CHANGED + f"    kind: {other}\n"))
+    assert [command.action for command in gate.commands] == ["degrade", "restore"]
+    assert gate.commands[1].manifest_hash == gate.timeline.revisions[1].flags["f"].manifest_hash
+
+
+def test_a_revision_that_makes_a_guard_another_kind_of_flag_ends_what_it_had_begun() -> None:
+    """Nobody would ever say ``restore``, so ``rearm`` does, although the weights are the same."""
+    gate = stepped_in(REASONED, (BOUNDARY, CHANGED))
+    first, second, *_ = gate.commands
+    assert (first.action, second.action, second.reasons) == ("degrade", "rearm", ["manifest_revision"])
+    assert second.weights == second.previous_weights
+
+
 def test_a_flag_that_a_revision_takes_out_is_decided_no_more_until_it_is_back() -> None:
     other = "flags:\n  g: {window: {length: 10s}}\n"
     gate = Gate(timeline(RAMP, (BOUNDARY, other), (NOON + 6 * PANE, RAMP)))
@@ -453,6 +507,13 @@ def test_a_switch_goes_on_again_by_a_revision_and_off_by_the_next() -> None:
     weights = [(command.action, command.weights.canary) for command in gate.commands if command.region == "eu"]
     assert weights[:3] == [("kill", 0), ("rearm", 1.0), ("kill", 0)]
     assert {weight for action, weight in weights[3:]} <= {0}
+
+
+def test_a_worker_that_fell_behind_turns_no_switch_off_by_an_old_revision() -> None:
+    gate = Gate(timeline(OFF, (BOUNDARY, ON), (NOON + 6 * PANE, OFF)))
+    gate.order(*switches(gate.timeline, 0))
+    gate.order(*switches(gate.timeline, 2))
+    assert gate.order(*switches(gate.timeline, 0)) == []
 
 
 def test_an_unsigned_switch_that_is_turned_on_and_off_again_is_off() -> None:
