@@ -20,9 +20,11 @@ from aiokafka.structs import RecordMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
+from schemas.decision import Command, Decision
 from schemas.errors import Refusal, StateError, TidegateError
 from schemas.event import TelemetryEvent, encode
-from schemas.signed import TrustedKeys
+from schemas.seal import RecordKind, sign_record
+from schemas.signed import PrivateKey, TrustedKeys
 from schemas.timeline import Timeline
 from streams import checkpoints
 from streams.columns import GroupTable
@@ -130,7 +132,7 @@ class Worker:
 
     ``timeline``: of a manifest file; None: the manifests topic's, followed. ``trusted``: who may sign; None: operations
     are not signed. ``partitions``, ``gates``: those of the telemetry and the partials topic, as ``check_topics`` found
-    them.
+    them. ``signing``: the key for decisions and commands; None: they go without signatures.
     """
 
     def __init__(
@@ -140,8 +142,9 @@ class Worker:
         trusted: TrustedKeys | None,
         partitions: int,
         gates: int,
+        signing: PrivateKey | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._signing = settings, signing
         self.partitions, self.gates = partitions, gates
         self.timeline = timeline or Timeline()
         self.table = GroupTable(self.timeline)
@@ -403,10 +406,9 @@ class Worker:
         else:
             outcomes = state.step(offset, partial_codec.load(event.value))
         for decision, command in outcomes:
-            key = decision.key.encode()
-            await keeper.send(self.settings.decisions_topic, key, decision.to_bytes(), keeper.tp.partition)
+            await self._publish(keeper, self.settings.decisions_topic, "decision", decision)
             if command is not None:
-                await keeper.send(self.settings.control_topic, key, command.to_bytes(), keeper.tp.partition)
+                await self._publish(keeper, self.settings.control_topic, "command", command)
             self.metrics.decisions.labels(decision.verdict).inc()
             self.metrics.weighed(state)
             log.info(
@@ -418,6 +420,11 @@ class Worker:
                 window_end=decision.window.end,
                 seq=command and command.seq,
             )
+
+    async def _publish(self, keeper: Keeper, topic: str, kind: RecordKind, record: Decision | Command) -> None:
+        value = record.to_bytes()
+        headers = None if self._signing is None else sign_record(value, kind, self._signing)
+        await keeper.send(topic, record.key.encode(), value, keeper.tp.partition, headers)
 
     async def _idle(self) -> None:
         """What has to happen although no record comes: late checkpoints, ticks, gauges."""

@@ -90,7 +90,7 @@ class Follower:
             first = (await consumer.beginning_offsets([self._partition]))[self._partition]
             consumer.seek(self._partition, max(first, self._next))
         except BaseException:
-            await _stop(consumer)
+            await stop(consumer)
             raise
         return consumer
 
@@ -110,10 +110,10 @@ class Follower:
         """Let the broker go; reading may begin again."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await _stop(consumer)
+            await stop(consumer)
 
 
-async def _stop(consumer: AIOKafkaConsumer) -> None:
+async def stop(consumer: AIOKafkaConsumer) -> None:
     """Stop a consumer in a task of its own: while its broker is away, its stop raises CancelledError."""
     stopping = asyncio.ensure_future(consumer.stop())
     await asyncio.wait([stopping], timeout=ATTEMPT_SECONDS)

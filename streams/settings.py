@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     trusted_keys: Path | None = Field(
         None, description="file of the public keys, a line each, that may sign manifests and operations"
     )
+    signing_key: Path | None = Field(
+        None, description="private key (PEM, see `tidegate keygen`) with which decisions and commands are signed"
+    )
     unsigned_manifest: bool = Field(
         False, description="take a manifest file that is not signed; without trusted keys, unsigned operations too"
     )

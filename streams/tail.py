@@ -7,6 +7,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.errors import TopicError
+from streams.follow import stop
 from streams.settings import Settings
 
 CONNECT_MS = 10_000
@@ -46,8 +47,9 @@ class Tail:
 async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
     """Read a topic from its first records on, also in partitions that are added later.
 
-    Raises TopicError if no broker answers or the topic is not there.
+    Raises TopicError if no broker answers or the topic is not there, also from within.
     """
+    where = f"topic {topic} at {settings.broker} (TIDEGATE_BROKER) cannot be read"
     consumer = AIOKafkaConsumer(
         topic,
         **settings.kafka,
@@ -57,13 +59,14 @@ async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
         request_timeout_ms=max(CONNECT_MS, settings.fetch_wait * 2),
     )
     try:
-        try:
-            await consumer.start()
-            first = await consumer.beginning_offsets(consumer.assignment())
-        except (KafkaError, OSError) as error:
-            raise TopicError(f"topic {topic} at {settings.broker} (TIDEGATE_BROKER) cannot be read: {error}") from None
+        await consumer.start()
+        if not consumer.assignment():
+            raise TopicError(f"{where}: it is not there, or has no partitions")
+        first = await consumer.beginning_offsets(consumer.assignment())
         for tp, offset in first.items():
             consumer.seek(tp, offset)
         yield Tail(consumer, first)
+    except (KafkaError, OSError) as error:
+        raise TopicError(f"{where}: {error}") from None
     finally:
-        await consumer.stop()
+        await stop(consumer)

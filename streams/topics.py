@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -80,17 +80,7 @@ async def create_topics(settings: Settings) -> list[str]:
         wanted = settings.model_copy(update={"partitions": p, "gate_partitions": g})
         missing = [topic for topic in topics(wanted) if topic.name not in found]
         if missing:
-            answer = await admin.create_topics(
-                [
-                    NewTopic(
-                        topic.name,
-                        topic.partitions,
-                        settings.replication_factor,
-                        topic_configs={"cleanup.policy": topic.cleanup, **topic.config},
-                    )
-                    for topic in missing
-                ]
-            )
+            answer = await _create(admin, missing, settings.replication_factor)
             for name, code, *message in answer.topic_errors:
                 # Another worker may have been quicker.
                 if code and for_code(code).__name__ != "TopicAlreadyExistsError":
@@ -100,6 +90,20 @@ async def create_topics(settings: Settings) -> list[str]:
         raise TopicError(f"the topics cannot be made: {error}; make them by hand, see `tidegate topics`") from None
     finally:
         await admin.close()
+
+
+async def _create(admin: AIOKafkaAdminClient, missing: list[Topic], replicas: int) -> Any:
+    new = [
+        NewTopic(
+            topic.name, topic.partitions, replicas, topic_configs={"cleanup.policy": topic.cleanup, **topic.config}
+        )
+        for topic in missing
+    ]
+    try:
+        return await admin.create_topics(new)
+    except AttributeError:
+        # aiokafka asks the controller for its id, also where there is none.
+        raise TopicError("the topics cannot be made while the cluster has no controller; try again") from None
 
 
 async def check_topics(settings: Settings) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import click
 import structlog
 
 from schemas.errors import SettingsError, TopicError
-from schemas.signed import TrustedKeys, is_signed
+from schemas.signed import TrustedKeys, is_signed, read_private
 from schemas.timeline import Timeline
 from streams import logs
 from streams.health import Metrics, serve
@@ -84,6 +84,7 @@ def command(manifest: Path | None, broker: str | None) -> None:
             "no trusted keys: set TIDEGATE_TRUSTED_KEYS to a file of public keys (see `tidegate keygen`); "
             "to go without signatures, give --manifest FILE and set TIDEGATE_UNSIGNED_MANIFEST=true"
         )
+    signing = read_private(read_file(settings.signing_key), str(settings.signing_key)) if settings.signing_key else None
     timeline = _from_file(settings.manifest, settings, trusted) if settings.manifest else None
     logs.configure(settings)
     try:
@@ -109,7 +110,7 @@ def command(manifest: Path | None, broker: str | None) -> None:
             deadline.daemon = True
             deadline.start()
 
-    worker = Worker(settings, timeline, trusted, partitions, gates)
+    worker = Worker(settings, timeline, trusted, partitions, gates, signing)
     # What was made up to here lives as long as the process: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
+from msgspec import structs
 
 from schemas.decision import Command, command_from_bytes
 from schemas.operation import Operation
-from schemas.signed import PrivateKey, public_line, sign
+from schemas.signed import PrivateKey, TrustedKeys, private_pem, public_line, sign
 from streams.commands import main
+from streams.control import ControlConsumer
 from streams.manifests import load_trusted, read_files, sign_revision
 from streams.replay import by_unit, replay
 from streams.settings import Settings, load_settings
@@ -58,6 +60,7 @@ def manifest(tmp_path: Path) -> Path:
 def key(tmp_path: Path) -> PrivateKey:
     """A private key; its public line is in the file ``trusted``."""
     key = PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(private_pem(key))
     (tmp_path / "trusted").write_text(public_line(key.public_key(), "tests") + "\n")
     return key
 
@@ -176,7 +179,8 @@ def metric(address: str, name: str) -> float:
 @pytest.mark.kafka
 def test_a_forged_operation_kills_nothing(settings: Settings, manifest: Path, tmp_path: Path, key: PrivateKey) -> None:
     """Unsigned, signed by a stranger, cut, or an operation's words signed as a manifest: only the real one counts."""
-    trusting = {"TIDEGATE_TRUSTED_KEYS": str(tmp_path / "trusted")}
+    trusted = tmp_path / "trusted"
+    trusting = {"TIDEGATE_TRUSTED_KEYS": str(trusted), "TIDEGATE_SIGNING_KEY": str(tmp_path / "key.pem")}
     worker = WorkerProcess(settings, manifest, "worker", tmp_path, environment=trusting)
     payload = operation("kill", "forged").to_bytes()
     forged = [
@@ -198,6 +202,11 @@ def test_a_forged_operation_kills_nothing(settings: Settings, manifest: Path, tm
     decisions = asyncio.run(records(settings, settings.decisions_topic))
     assert {json.loads(decision.value)["operation"]["reason"] for decision in decisions} == {"real"}
     assert len(decisions) == 2
+    # A command that no worker gave: a router that asks for signatures stays with what it had.
+    forgery = structs.replace(commands[0], seq=2, action="rearm")
+    asyncio.run(write(settings, settings.control_topic, forgery.to_bytes(), commands[0].key.encode()))
+    heard = [asyncio.run(first_commands(settings, keys))[forgery.key] for keys in (load_trusted(trusted), None)]
+    assert heard == [commands[0], forgery]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -246,7 +255,11 @@ def test_revisions_take_effect_at_their_boundary_and_replay_the_same(
     monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", settings.topic_prefix)
     monkeypatch.setenv("TIDEGATE_APPLICATION_ID", settings.application_id)
     trusted = tmp_path / "trusted"
-    environment = {"TIDEGATE_TRUSTED_KEYS": str(trusted), "TIDEGATE_HTTP_PORT": "0"}
+    environment = {
+        "TIDEGATE_TRUSTED_KEYS": str(trusted),
+        "TIDEGATE_SIGNING_KEY": str(tmp_path / "key.pem"),
+        "TIDEGATE_HTTP_PORT": "0",
+    }
     worker = WorkerProcess(settings, None, "worker", tmp_path, environment=environment)
     now = int(time.time() * 1000)
     boundary = -(-(now + settings.manifest_lead + 60_000) // settings.pane) * settings.pane
@@ -292,6 +305,23 @@ def test_revisions_take_effect_at_their_boundary_and_replay_the_same(
     first, second = (revision.flags["answer"].manifest_hash for revision in timeline.revisions)
     windows = [(d.manifest_hash, d.window.start < boundary) for d, _ in outcomes if d.gates]
     assert set(windows) == {(first, True), (second, False)}
+
+    def verified(keys: Path) -> int:
+        with pytest.raises(SystemExit) as end:
+            main(["verify", "--broker", settings.broker, "--trusted-keys", str(keys)])
+        return int(str(end.value.code))
+
+    stranger = tmp_path / "stranger"
+    stranger.write_text(public_line(PrivateKey.generate().public_key()) + "\n")
+    assert (verified(trusted), verified(stranger)) == (0, 1)
+
+
+async def first_commands(settings: Settings, trusted: TrustedKeys | None) -> dict[str, Command]:
+    """What a router hears when it starts."""
+    async with ControlConsumer(settings, trusted) as control:
+        await control.caught_up()
+        heard = [await anext(control) for _ in control.weights]
+    return {command.key: command for command in heard}
 
 
 async def send_at(settings: Settings, events: Iterator[tuple[int, bytes, int]]) -> None:
