@@ -204,6 +204,17 @@ class Digest:
         self._used = end
 
     def _absorb(self, chunk: Floats) -> None:
+        if self._merged is not None:
+            ordered = np.sort(chunk + 0.0)
+            if not (ordered[STEP - 1 :] == ordered[: 1 - STEP]).any():
+                # The usual case: no value becomes a step. The long way takes three times as long.
+                steps = self._counted.values
+                more = np.searchsorted(ordered, steps, "right") - np.searchsorted(ordered, steps, "left")
+                if more.any():
+                    self._counted = Counted(steps, self._counted.counts + more)
+                    ordered = ordered[~np.isin(ordered, steps)]
+                self._merged.batch_update(ordered.tolist())
+                return
         self._take(Counted.of(chunk))
 
     def _take(self, more: "Counted") -> None:
