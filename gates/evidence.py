@@ -277,6 +277,32 @@ DETECTORS: tuple[Detector, ...] = (
 )
 
 
+REREAD: tuple[Detector, ...] = (
+    insufficient_data,
+    no_pinned_baseline,
+    pins_missing,
+    pins_drifted,
+    cache_namespace_shared,
+    tool_loop,
+    unfenced_side_effect,
+    client_evaluated,
+)
+"""Detectors that look at nothing but the window's own events, and so can be asked again once it has more of them."""
+
+
+def reread(seen: Evidence, before: list[Problem]) -> list[Problem]:
+    """The evidence problems of a window that was judged before: what can be seen anew, and the rest as it was."""
+    anew = {detector.__name__: detector for detector in REREAD}
+    found: list[Problem] = []
+    for detector in DETECTORS:
+        name = detector.__name__
+        if name in anew:
+            found += [Problem(problem=name, detail=detail) for detail in detector(seen)]
+        else:
+            found += [problem for problem in before if problem.problem == name]
+    return found
+
+
 def problems(seen: Evidence) -> list[Problem]:
     """Every evidence problem of the window, in the order of ``DETECTORS``."""
     return [Problem(problem=detector.__name__, detail=detail) for detector in DETECTORS for detail in detector(seen)]

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from gates.digest import SKETCH
-from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, sample_ratio
+from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread, sample_ratio
 from gates.forecast import forecast
 from gates.metrics import ArmMetrics, read_arms
 from gates.rules import Comparison, rounded
 from gates.sums import IdSample, shared
-from gates.unit import GUARDS, Clockwork, Pinned, Unit, first_weight
+from gates.unit import GUARDS, Clockwork, Closed, Pinned, Unit, first_weight
 from gates.window import LABELS, REQUEST_SOURCES, SERVED, Arm, PaneUnit, Window
+from schemas.correction import Correction, Said, seal_correction
 from schemas.decision import (
     Action,
     ArmSummary,
@@ -110,6 +113,8 @@ class Machine(ABC):
     ) -> None:
         self.flag, self.unit, self.clockwork = flag, unit, clockwork
         self.peers = {} if peers is None else peers
+        self.corrections: list[Correction] = []
+        self._rereads: list[Problem] | None = None
 
     @property
     def asleep(self) -> bool:
@@ -139,7 +144,10 @@ class Machine(ABC):
     def cut(self, at: int) -> Iterator[Outcome]:
         """End the unit at ``at`` ms, as its flag has changed: a window under two manifests is not judged."""
         unit = self.unit
-        if not self.windowed or self.asleep or at <= unit.window.start or unit.settling:
+        if self.asleep or not self.windowed:
+            return
+        self._correct(at)
+        if at <= unit.window.start or unit.settling:
             return
         found = Problem(problem="window_unstable", detail={"manifest": unit.manifest_hash, "changed_at": at})
         reading = self._read()
@@ -176,6 +184,10 @@ class Machine(ABC):
             self._count_orphans(sums.sticky)
             if not (unit.settling or unit.latched):
                 unit.stage_ids[name].merge(sums.sticky)
+        for window in [unit.window] if unit.closed is None else [unit.closed.window, unit.window]:
+            window.left_out += seen.left_out
+            for pane, late in seen.behind.items():
+                window.note_late(partition, pane * self.clockwork.pane_ms, late)
 
     def _count_orphans(self, ids: IdSample) -> None:
         exposed, window = self.unit.exposed, self.unit.window
@@ -194,8 +206,13 @@ class Machine(ABC):
             unit.forget_ids()
             unit.window.detail.misplaced = {}
         self._test_ratio()
+        self._correct(end)
         if end == unit.window.end and not unit.settling:
-            yield self._decide(self.judge_window(), None)
+            before = msgspec.structs.replace(unit)
+            decision, command = self._decide(self.judge_window(), None)
+            yield decision, command
+            unit.closed = None if before.latched or before.cut else _closed(before, decision)
+            self._correct(end)
             return
         if not (unit.latched or unit.cut):
             early = self.judge_pane()
@@ -211,6 +228,64 @@ class Machine(ABC):
     def judge_pane(self) -> Judgement | None:
         """A verdict while the window is open, if there is one."""
         return None
+
+    def _correct(self, at: int) -> None:
+        """Say so if late events would have changed the last window's verdict; nothing else comes of it."""
+        closed = self.unit.closed
+        if closed is None or closed.window.behind is None or closed.seen == closed.window.behind.accepted:
+            return
+        closed.seen = closed.window.behind.accepted
+        again = self._again(closed)
+        judgement = again.judge_window()
+        if judgement.verdict != closed.told:
+            closed.told = judgement.verdict
+            self.corrections.append(again.correction(closed, judgement, at))
+
+    def _again(self, closed: Closed) -> "Machine":
+        """The unit as it was when it decided a window, with the late events in it."""
+        unit = msgspec.structs.replace(
+            self.unit,
+            window=closed.window.made_whole(),
+            stage=closed.stage,
+            number=closed.number,
+            green=closed.green,
+            strike=closed.strike,
+            engaged=closed.engaged,
+            pinned=closed.pinned,
+            latched=False,
+            cut=False,
+            settling=False,
+            closed=None,
+        )
+        again = type(self)(self.flag, unit, self.clockwork)
+        again._rereads = closed.problems
+        return again
+
+    def correction(self, closed: Closed, judgement: Judgement, at: int) -> Correction:
+        """The record of a judgement that late events changed."""
+        flag, late = self.flag, closed.window.behind or Window(0, 0)
+        return seal_correction(
+            Correction(
+                flag=flag.name,
+                region=self.unit.region,
+                kind=flag.kind,
+                decision_id=closed.decision_id,
+                decision_hash=closed.hash,
+                window=Span(start=closed.window.start, end=closed.window.end, closed=True),
+                corrected_at=at,
+                said=Said(verdict=closed.verdict, reasons=closed.reasons),
+                corrected=Said(verdict=judgement.verdict, reasons=judgement.reasons),
+                late={"baseline": late.baseline.accepted, "canary": late.canary.accepted},
+                left_out=closed.window.left_out,
+                gates=judgement.gates,
+                abort_rules=judgement.rules,
+                evidence_problems=judgement.problems,
+                arms=_summaries(judgement.reading),
+                source=self._sources(),
+                manifest_hash=flag.manifest_hash,
+                engine=self._engine(),
+            )
+        )
 
     def _test_ratio(self) -> None:
         unit = self.unit
@@ -259,7 +334,8 @@ class Machine(ABC):
         comparison = Comparison(self.flag, reading.canary, reading.baseline)
         evidence = self._evidence(reading)
         gates = comparison.gates()
-        return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), problems(evidence)
+        found = problems(evidence) if self._rereads is None else reread(evidence, self._rereads)
+        return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), found
 
     def _drift_rule(self, evidence: Evidence) -> list[RuleResult]:
         """Pin drift as a hard rule, where the policy says so."""
@@ -411,19 +487,25 @@ class Machine(ABC):
                 dead_letters=window.dead_letters,
                 warnings=[] if plain else self._warnings(),
                 relaxed=list(flag.relaxed),
-                source=[
-                    SourceRange(topic=self.clockwork.topic, partition=partition, first=seen.first, last=seen.last)
-                    for partition, seen in sorted(window.offsets.items())
-                ],
+                source=[] if plain else self._sources(),
                 manifest_hash=flag.manifest_hash,
                 versions={name: dict(sorted(pins.items())) for name, pins in sorted(unit.locked.items())},
-                engine=Engine(pane_ms=self.clockwork.pane_ms, lateness_ms=self.clockwork.lateness_ms, sketch=SKETCH),
+                engine=self._engine(),
                 **more,  # type: ignore[arg-type]
             ),
             unit.previous_hash,
         )
         unit.previous_hash = decision.hash
         return decision
+
+    def _sources(self) -> list[SourceRange]:
+        return [
+            SourceRange(topic=self.clockwork.topic, partition=partition, first=seen.first, last=seen.last)
+            for partition, seen in sorted(self.unit.window.offsets.items())
+        ]
+
+    def _engine(self) -> Engine:
+        return Engine(pane_ms=self.clockwork.pane_ms, lateness_ms=self.clockwork.lateness_ms, sketch=SKETCH)
 
     def _command(
         self,
@@ -468,6 +550,24 @@ class Machine(ABC):
         if window is None:
             return None
         return ChangeFreeze(start=window.start, end=window.end, reason=window.reason, by=window.by)
+
+
+def _closed(before: Unit, decision: Decision) -> Closed:
+    return Closed(
+        window=before.window,
+        decision_id=decision.decision_id,
+        hash=decision.hash,
+        verdict=decision.verdict,
+        reasons=decision.reasons,
+        problems=decision.evidence_problems,
+        stage=before.stage,
+        number=before.number,
+        green=before.green,
+        strike=before.strike,
+        engaged=before.engaged,
+        pinned=before.pinned,
+        told=decision.verdict,
+    )
 
 
 def _exemplars(judgement: Judgement) -> dict[str, list[Exemplar]]:

@@ -7,6 +7,7 @@ import msgspec
 
 from gates.sums import IdSample
 from gates.window import Arm, Window
+from schemas.decision import Problem, Verdict
 from schemas.manifest import Flag
 
 GUARDS = ("cost_guard", "safety_guard")
@@ -36,6 +37,28 @@ class Pinned(msgspec.Struct, array_like=True):
     hash: str
 
 
+class Closed(msgspec.Struct, array_like=True):
+    """The last window that was decided, with what its verdict rested on, to judge it again with its late events.
+
+    ``told``: the verdict as it was last said, ``seen``: the late events it has been judged with.
+    """
+
+    window: Window
+    decision_id: str
+    hash: str
+    verdict: Verdict
+    reasons: list[str]
+    problems: list[Problem]
+    stage: int
+    number: int
+    green: int
+    strike: bool
+    engaged: bool
+    pinned: Pinned | None
+    told: Verdict
+    seen: int = 0
+
+
 def _no_ids() -> dict[str, IdSample]:
     return {"baseline": IdSample(), "canary": IdSample()}
 
@@ -51,7 +74,8 @@ class Unit(msgspec.Struct, array_like=True):
     ``odds``: of the sample-ratio test over finished stages. ``ratio``: what the test found in this stage.
     ``rate_limited``: the canary's share of 429s when the last stage ended. ``last_window``: the last one decided.
     ``moving_until``: weights changed within a window, and ids may move between the arms in panes that end by then, ms.
-    ``hashes``: rows of the window before by manifest hash.
+    ``hashes``: rows of the window before by manifest hash. ``closed``: the last window, while late events may correct
+    it: until the next one is decided.
     """
 
     region: str
@@ -80,6 +104,7 @@ class Unit(msgspec.Struct, array_like=True):
     pinned: Pinned | None = None
     moving_until: int = 0
     hashes: dict[str, int] = msgspec.field(default_factory=dict)
+    closed: Closed | None = None
 
     @property
     def asleep(self) -> bool:

@@ -34,6 +34,12 @@ class Arm(msgspec.Struct, array_like=True):
         """The sums of one source, made on first use."""
         return self.sources.setdefault(source, Sums())
 
+    def merge(self, other: "Arm") -> None:
+        """Add another span's sums."""
+        for source in SOURCES:
+            if source in other.sources:
+                self.of(source).merge(other.sources[source])
+
     def has(self, source: str, counter: str) -> bool:
         """Whether a source has any of a counter."""
         return source in self.sources and self.sources[source][counter] > 0
@@ -148,13 +154,18 @@ class Offsets(msgspec.Struct, array_like=True):
 
 
 class PaneUnit(msgspec.Struct, array_like=True):
-    """What one partition saw of one unit in one pane."""
+    """What one partition saw of one unit in one pane.
+
+    ``behind``: by their own pane, the late events that came while this one was open; ``left_out``: how many more did.
+    """
 
     arms: dict[str, Arm] = msgspec.field(default_factory=dict)
     late: int = 0
     duplicates: int = 0
     offsets: Offsets | None = None
     detail: Detail | None = None
+    behind: "dict[int, PaneUnit]" = msgspec.field(default_factory=dict)
+    left_out: int = 0
 
     def details(self) -> Detail:
         """What single rows told, made on first use."""
@@ -169,7 +180,8 @@ class PaneUnit(msgspec.Struct, array_like=True):
     def in_order(self) -> "PaneUnit":
         """The same, its arms by name."""
         arms = {arm: self.arms[arm].in_order() for arm in sorted(self.arms)}
-        return PaneUnit(arms, self.late, self.duplicates, self.offsets, self.detail)
+        behind = {pane: self.behind[pane].in_order() for pane in sorted(self.behind)}
+        return PaneUnit(arms, self.late, self.duplicates, self.offsets, self.detail, behind, self.left_out)
 
     def saw(self, first: int, last: int) -> None:
         """Widen the range of source offsets."""
@@ -188,6 +200,8 @@ class Window(msgspec.Struct, array_like=True):
     """The merged panes of [start, end), ms.
 
     ``ids``: sticky ids of traffic seen, once a pane and partition; ``orphans``: those of them never exposed.
+    ``behind``: the window's late events, which it is not judged by; ``left_out``: those that may be its own, and were
+    too many to be looked at.
     """
 
     start: int
@@ -201,21 +215,42 @@ class Window(msgspec.Struct, array_like=True):
     detail: Detail = msgspec.field(default_factory=Detail)
     orphans: int = 0
     ids: int = 0
+    behind: "Window | None" = None
+    left_out: int = 0
 
     def merge(self, partition: int, seen: PaneUnit) -> None:
         """Add what one partition saw; call in (pane, partition) order."""
         for name, arm in (("baseline", self.baseline), ("canary", self.canary)):
             if name in seen.arms:
-                for source in SOURCES:
-                    if source in seen.arms[name].sources:
-                        arm.of(source).merge(seen.arms[name].sources[source])
+                arm.merge(seen.arms[name])
         if seen.detail is not None:
             self.detail.merge(seen.detail)
         self.late += seen.late
         self.duplicates += seen.duplicates
         if seen.offsets is not None:
-            known = self.offsets.get(partition, seen.offsets)
-            self.offsets[partition] = Offsets(min(known.first, seen.offsets.first), max(known.last, seen.offsets.last))
+            self._widen(partition, seen.offsets)
+
+    def _widen(self, partition: int, seen: Offsets) -> None:
+        known = self.offsets.get(partition, seen)
+        self.offsets[partition] = Offsets(min(known.first, seen.first), max(known.last, seen.last))
+
+    def note_late(self, partition: int, pane: int, seen: PaneUnit) -> None:
+        """Keep late events of a pane that starts at ``pane`` ms, if it is one of this window."""
+        if self.start <= pane < self.end:
+            if self.behind is None:
+                self.behind = Window(self.start, self.end)
+            self.behind.merge(partition, seen)
+
+    def made_whole(self) -> "Window":
+        """A window of its own with the late events counted in."""
+        whole = Window(self.start, self.end, late=self.late, duplicates=self.duplicates, dead_letters=self.dead_letters)
+        for part in (self, self.behind or Window(self.start, self.end)):
+            whole.baseline.merge(part.baseline)
+            whole.canary.merge(part.canary)
+            whole.detail.merge(part.detail)
+            for partition, seen in part.offsets.items():
+                whole._widen(partition, seen)
+        return whole
 
     @property
     def accepted(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from schemas.correction import Correction
 from schemas.decision import Command, Decision
 from schemas.event import TelemetryEvent
 from schemas.manifest import Manifest
@@ -51,6 +52,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         "manifest": Manifest.model_json_schema(),
         "decision": msgspec.json.schema(Decision),
         "command": msgspec.json.schema(Command),
+        "correction": msgspec.json.schema(Correction),
     }
     return {
         f"{name}.schema.json": {
@@ -93,6 +95,7 @@ def asyncapi() -> dict[str, Any]:
         "late": ("receive", "Events whose pane was closed already; counted, never added.", "delete"),
         "dead-letter": ("receive", "Records that are no valid event, unchanged.", "delete"),
         "decisions": ("receive", "Every decision with every number it rests on.", "delete"),
+        "corrections": ("receive", "Look at what late events would have changed.", "delete"),
         "control": ("receive", "Apply the weights; drop repeats by `command_id`.", "compact"),
     }
     messages = {
@@ -106,6 +109,7 @@ def asyncapi() -> dict[str, Any]:
             contentType="application/octet-stream",
         ),
         "decisions": _message("Decision", unit, _record("decision")),
+        "corrections": _message("Correction", unit, _record("correction")),
         "control": _message("Command", unit, _record("command")),
     }
     channels = {

@@ -15,7 +15,7 @@ from schemas.document import cut
 from schemas.errors import SignatureError
 from schemas.signed import PrivateKey, TrustedKeys, key_id
 
-RecordKind = Literal["decision", "command"]
+RecordKind = Literal["decision", "command", "correction"]
 Headers = Sequence[tuple[str, bytes]]
 """As Kafka has them: names may repeat."""
 

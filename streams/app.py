@@ -20,6 +20,7 @@ from aiokafka.structs import RecordMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
+from schemas.correction import Correction
 from schemas.decision import Command, Decision
 from schemas.errors import Refusal, StateError, TidegateError
 from schemas.event import TelemetryEvent, encode
@@ -420,8 +421,23 @@ class Worker:
                 window_end=decision.window.end,
                 seq=command and command.seq,
             )
+        for correction in state.take_corrections():
+            await self._publish(keeper, self.settings.corrections_topic, "correction", correction)
+            self.metrics.corrections.inc()
+            log.warning(
+                "corrected",
+                flag=correction.flag,
+                region=correction.region,
+                window_end=correction.window.end,
+                verdict=correction.said.verdict,
+                would_have_been=correction.corrected.verdict,
+                reasons=correction.corrected.reasons,
+                late=correction.late,
+            )
 
-    async def _publish(self, keeper: Keeper, topic: str, kind: RecordKind, record: Decision | Command) -> None:
+    async def _publish(
+        self, keeper: Keeper, topic: str, kind: RecordKind, record: Decision | Command | Correction
+    ) -> None:
         value = record.to_bytes()
         headers = None if self._signing is None else sign_record(value, kind, self._signing)
         await keeper.send(topic, record.key.encode(), value, keeper.tp.partition, headers)

@@ -153,6 +153,7 @@ class GroupTable:
         self.hash_names: list[str] = []
         self.cells: list[tuple[str, str, str]] = []
         self.weights: list[tuple[float, ...] | None] = []
+        self._reach: list[int] = []
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -161,6 +162,7 @@ class GroupTable:
         """Rebuild the arrays after new combinations came in."""
         groups = self._groups
         self.cell = np.array([g.cell for g in groups], np.int64)
+        self.reach = np.array(self._reach, np.int64)
         self.tagged = np.array([g.tagged for g in groups], np.int64)
         self.untagged = np.array([g.untagged for g in groups], np.int64)
         self.pins = np.array([g.pins for g in groups], np.int64)
@@ -224,6 +226,7 @@ class GroupTable:
             self.cells.append((unit, arm, source))
             hashed = flag.policy.assignment == "sha256" and source == "traffic"
             self.weights.append(flag.ramp_stages if hashed else None)
+            self._reach.append(2 * flag.window.length_ms + flag.window.settle_ms)
         return self._cells[key]
 
     def _hash(self, event: dict[str, Any]) -> int:

@@ -26,6 +26,7 @@ class Metrics:
         self.dead_letters = Counter("tidegate_dead_letters", "records that are no events", registry=r)
         self.unknown_flag = Counter("tidegate_events_unknown_flag", "events of flags without a manifest", registry=r)
         self.partials = Counter("tidegate_partials", "panes closed", registry=r)
+        self.corrections = Counter("tidegate_corrections", "decisions that late events would have changed", registry=r)
         self.decisions = Counter("tidegate_decisions", "decisions written", ["verdict"], registry=r)
         self.checkpoints = Counter("tidegate_checkpoints", "states saved", registry=r)
         self.checkpoint_bytes = Gauge("tidegate_checkpoint_bytes", "size of the last state", ["agent"], registry=r)

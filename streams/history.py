@@ -30,7 +30,7 @@ from schemas.timeline import Timeline
 from streams.manifests import ManifestLog
 from streams.operations import is_order
 from streams.panes import NEVER, Partial, Run, partial_codec
-from streams.replay import Pipeline, by_unit
+from streams.replay import Corrected, Pipeline, by_unit
 from streams.settings import Settings
 from streams.windows import GateSnapshot, GateState, Order, Outcome, order_codec, switches
 
@@ -542,13 +542,18 @@ def telemetry_extent(history: History, topic: str, start: int | None, end: int |
 
 
 def decide(
-    runs: Iterable[Sequence[ConsumerRecord]], partitions: int, asked: Asked, progress: Callable[[int], None]
+    runs: Iterable[Sequence[ConsumerRecord]],
+    partitions: int,
+    asked: Asked,
+    progress: Callable[[int], None],
+    corrected: Corrected = lambda _: None,
 ) -> Iterator[Outcome]:
-    """The decisions and commands that follow from records of the telemetry topic.
+    """The decisions and commands that follow from records of the telemetry topic; ``corrected`` gets the corrections.
 
     Raises InputError where records within a partition are missing.
     """
     pipeline = _pipeline(asked, partitions)
+    pipeline.corrected = corrected
     following: dict[int, int] = {}
     for run in runs:
         first, partition = run[0], run[0].partition

@@ -7,7 +7,7 @@ runs, nor of restarts. ``step`` says what to send on; the caller sends it and th
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +28,15 @@ NEVER = -(2**53)
 
 _COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
 _COST_KNOWN = COUNTERS.index("cost_known")
+LATE_CAP = 4096
+"""Late events that one pane brings for corrections; later ones are only counted."""
 TOOL_LOOP = 10
 """Calls of one tool with the same arguments in one request that make a loop."""
 _COVERAGE = COUNTERS.index("coverage_rows"), COUNTERS.index("coverage_sum")
+
+
+Place = Callable[[int, str], PaneUnit]
+"""Where a unit's rows of a pane are counted."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,11 @@ class Partial(msgspec.Struct, array_like=True):
 
 
 class Pane(msgspec.Struct, array_like=True):
-    """An open pane."""
+    """An open pane. ``late``: late events that came in it and are kept for corrections."""
 
     units: dict[str, PaneUnit] = msgspec.field(default_factory=dict)
     dead_letters: int = 0
+    late: int = 0
 
     def of(self, unit: str) -> PaneUnit:
         """One unit, made on first use."""
@@ -192,13 +199,15 @@ class PartitionState:
             counted = np.flatnonzero(cell >= 0)
             late = counted[pane[counted] < closed[counted]]
             if len(late):
-                self._count_late(cell[late], largest[late] // state.pane_ms)
+                carriers = largest[late] // state.pane_ms
+                self._count_late(cell[late], carriers)
+                self._keep_late(first, columns, late, pane, cell, carriers)
                 result.late = (columns.row[late] + first).tolist()
                 counted = counted[pane[counted] >= closed[counted]]
             fresh = self._drop_duplicates(columns, counted, pane, closed, cell)
             result.accepted, result.duplicates = len(fresh), len(counted) - len(fresh)
             if len(fresh):
-                self._count(first, columns, fresh, pane[fresh], cell[fresh])
+                self._count(first, columns, fresh, pane[fresh], cell[fresh], self._of)
             state.largest_ts = int(largest[-1])
             result.partials = self._close(np.unique(closed[closed > state.closed]).tolist())
         state.next = first + len(values)
@@ -221,6 +230,27 @@ class PartitionState:
     def _count_late(self, cells: Ints, panes: Ints) -> None:
         for (pane, cell), count in _tally(panes, cells):
             self._pane(pane).of(self._table.cells[cell][0]).late += count
+
+    def _keep_late(self, first: int, columns: Columns, late: Ints, pane: Ints, cell: Ints, carriers: Ints) -> None:
+        """Late events that may belong to a window that is not long closed go along with the pane they came in."""
+        pane_ms = self._state.pane_ms
+        recent = np.flatnonzero((carriers - pane[late]) * pane_ms <= self._table.reach[cell[late]])
+        for carrier in np.unique(carriers[recent]).tolist():
+            rows = late[recent[carriers[recent] == carrier]]
+            onto = self._pane(carrier)
+            kept, dropped = rows[: LATE_CAP - onto.late], rows[LATE_CAP - onto.late :]
+            onto.late += len(kept)
+
+            def behind(index: int, unit: str, onto: Pane = onto) -> PaneUnit:
+                return onto.of(unit).behind.setdefault(index, PaneUnit())
+
+            if len(kept):
+                self._count(first, columns, kept, pane[kept], cell[kept], behind)
+            for (_, its_cell), count in _tally(cell[dropped], cell[dropped]):
+                onto.of(self._table.cells[its_cell][0]).left_out += count
+
+    def _of(self, pane: int, unit: str) -> PaneUnit:
+        return self._pane(pane).of(unit)
 
     def _drop_duplicates(self, columns: Columns, counted: Ints, pane: Ints, closed: Ints, cell: Ints) -> Ints:
         """The rows whose id is not in a pane that is open when they arrive."""
@@ -247,8 +277,8 @@ class PartitionState:
             self._pane(its_pane).of(self._table.cells[its_cell][0]).duplicates += count
         return np.array(fresh, np.int64)
 
-    def _count(self, first: int, columns: Columns, fresh: Ints, pane: Ints, cell: Ints) -> None:
-        """Add accepted rows to their panes, one (pane, cell) after the other, each in offset order."""
+    def _count(self, first: int, columns: Columns, fresh: Ints, pane: Ints, cell: Ints, of: Place) -> None:
+        """Add rows to their panes, one (pane, cell) after the other, each in offset order; ``of`` says where."""
         table = self._table
         order = np.argsort((pane - pane.min()) * len(table.cells) + cell, kind="stable")
         rows, pane, cell = fresh[order], pane[order], cell[order]
@@ -264,7 +294,7 @@ class PartitionState:
         for start, end, row in zip(starts.tolist(), ends.tolist(), counters, strict=True):
             its_pane = int(pane[start])
             unit, arm, source = table.cells[int(cell[start])]
-            seen = self._pane(its_pane).of(unit)
+            seen = of(its_pane, unit)
             sums = seen.of(arm).of(source)
             seen.saw(int(offset[start]), int(offset[end - 1]))
             sums.count(row)
@@ -283,9 +313,9 @@ class PartitionState:
             if arm == "canary":
                 self._note_worst(columns, rows[here], code[here], offset[here], sums)
         if columns.query:
-            self._note_probes(columns, rows, pane, cell, code)
+            self._note_probes(columns, rows, pane, cell, code, of)
         if not columns.lean:
-            self._note_details(columns, rows, pane, cell, code, offset)
+            self._note_details(columns, rows, pane, cell, code, offset, of)
 
     def _counters(self, columns: Columns, rows: Ints, code: Ints) -> Ints:
         """One row of counters an event."""
@@ -349,7 +379,9 @@ class PartitionState:
         wrong = (buckets[:, None] >= weights) if arm == "canary" else (buckets[:, None] < weights)
         seen.details().misplace(arm, wrong.sum(axis=0).tolist())
 
-    def _note_details(self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints, offset: Ints) -> None:
+    def _note_details(
+        self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints, offset: Ints, of: Place
+    ) -> None:
         """What single rows tell: manifest hashes, cache namespaces, tools."""
         table = self._table
         hashes = table.hash[code]
@@ -360,14 +392,14 @@ class PartitionState:
             by_offset = sorted(zip(offset[known[first]].tolist(), known[first].tolist(), counts.tolist(), strict=True))
             for _, at, count in by_offset:
                 unit = table.cells[int(cell[at])][0]
-                self._pane(int(pane[at])).of(unit).details().see_hash(table.hash_names[int(hashes[at])], count)
+                of(int(pane[at]), unit).details().see_hash(table.hash_names[int(hashes[at])], count)
         in_order = np.argsort(offset, kind="stable")
         for at in in_order[table.request[code[in_order]]].tolist():
             event = columns.events[int(rows[at])]
             unit, _, source = table.cells[int(cell[at])]
             if source == CLIENT or (event.cache_namespace is None and not event.tools):
                 continue
-            detail = self._pane(int(pane[at])).of(unit).details()
+            detail = of(int(pane[at]), unit).details()
             if event.cache_namespace is not None:
                 detail.see_namespace(event.cache_namespace, [table.pin_names[int(table.pins[code[at]])]])
             if event.tools:
@@ -397,13 +429,13 @@ class PartitionState:
                 where = (pane, self._state.partition, int(offset[at]))
                 sums.see_pins(self._table.pin_names[name], count, where)
 
-    def _note_probes(self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints) -> None:
+    def _note_probes(self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints, of: Place) -> None:
         table = self._table
         for at in np.flatnonzero(np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))).tolist():
             state = int(table.state[code[at]])
             if state:
                 unit, arm, source = table.cells[int(cell[at])]
-                sums = self._pane(int(pane[at])).of(unit).of(arm).of(source)
+                sums = of(int(pane[at]), unit).of(arm).of(source)
                 sums.probe(columns.query[int(rows[at])], int(table.run[code[at]]), state)
 
     def _pane(self, index: int) -> Pane:

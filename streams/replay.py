@@ -15,10 +15,12 @@ import msgspec
 from aiokafka.partitioner import murmur2
 
 from gates.unit import Clockwork
+from schemas.correction import Correction
 from schemas.errors import InputError
 from schemas.event import too_deep
 from schemas.operation import Operation, parse_operation
 from schemas.timeline import Timeline
+from streams import parquet
 from streams.columns import GroupTable
 from streams.panes import STEP, PartitionState, Run, partial_codec
 from streams.windows import GateState, Order, Outcome, switches
@@ -26,10 +28,14 @@ from streams.windows import GateState, Order, Outcome, switches
 PARTITIONS_MAX = 100_000
 
 
+Corrected = Callable[[Correction], None]
+
+
 class Pipeline:
     """Every partition and one gate in one process, fed by hand; operations take effect by their ts.
 
-    What it gives depends on each partition's records in order, not on how partitions or runs alternate.
+    What it gives depends on each partition's records in order, not on how partitions or runs alternate. ``corrected``
+    gets the corrections.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class Pipeline:
         in_force = sorted({timeline.index(start) for start in timeline.starts})
         switched = {(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}
         self.gate.schedule([*switched.values(), *(Order(o.flag, o.by) for o in operations)])
+        self.corrected: Corrected = lambda _: None
         self._partials = 0
 
     def step(self, partition: int, run: Run) -> Iterator[Outcome]:
@@ -53,6 +60,8 @@ class Pipeline:
             copy = partial_codec.load(partial_codec.dump(partial))
             self._partials += 1
             yield from self.gate.step(self._partials - 1, copy)
+            for correction in self.gate.take_corrections():
+                self.corrected(correction)
 
     def finish(self) -> Iterator[Outcome]:
         """Carry out the operations that were given after everything that the logs decide."""
@@ -82,7 +91,7 @@ class Record(msgspec.Struct, array_like=True):
     partition: int
     offset: int | None
     timestamp: int
-    value: bytes
+    value: bytes | None
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -151,9 +160,13 @@ def read_lines(
 
 def count_partitions(paths: Sequence[Path], least: int, progress: Callable[[int], None] = lambda _: None) -> int:
     """``least``, or more where a record of the files names a partition beyond it."""
-    for path, number, line in read_lines(paths, progress):
-        if b'"partition"' in line:
-            least = max(least, *(record.partition + 1 for record in _record_at(path, number, line, 1)))
+    for path in paths:
+        if path.suffix == parquet.SUFFIX:
+            least = max(least, 1 + max((partition for partition, *_ in parquet.read(path)), default=0))
+            continue
+        for _, number, line in read_lines([path], progress):
+            if b'"partition"' in line:
+                least = max(least, *(record.partition + 1 for record in _record_at(path, number, line, 1)))
     return least
 
 
@@ -164,23 +177,30 @@ def _record_at(path: Path, number: int, line: bytes, partitions: int) -> list[Re
         raise InputError(f"{path}:{number}: {error}") from None
 
 
-def replay(
-    paths: Sequence[Path],
-    timeline: Timeline,
-    partitions: int,
-    clockwork: Clockwork,
-    progress: Callable[[int], None] = lambda _: None,
-    operations: Sequence[Operation] = (),
-) -> Iterator[Outcome]:
-    """The decisions and commands that follow from the files, in order.
+def _records(path: Path, partitions: int, progress: Callable[[int], None]) -> Iterator[tuple[int, Record]]:
+    """Line or row number, and record, of everything in a file."""
+    if path.suffix == parquet.SUFFIX:
+        for number, row in enumerate(parquet.read(path), 1):
+            yield number, Record(*row)
+        return
+    for _, number, line in read_lines([path], progress):
+        # With one partition a bare event's place is known without a look into it.
+        whole = partitions == 1 and b'"partition"' not in line
+        for record in [Record(0, None, -1, line)] if whole else _record_at(path, number, line, partitions):
+            yield number, record
+
+
+def runs(
+    paths: Sequence[Path], partitions: int, progress: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[int, Run]]:
+    """Partition and run of everything in the files, each partition in order.
 
     Raises InputError for a file that cannot be read or that lacks records within a partition.
     """
-    pipeline = Pipeline(timeline, partitions, clockwork, operations)
-    waiting: dict[int, tuple[int, list[bytes], list[int]]] = {}
+    waiting: dict[int, tuple[int, list[bytes | None], list[int]]] = {}
     following: dict[int, int] = {}
-    for path, number, line in read_lines(paths, progress):
-        for record in _record_at(path, number, line, partitions):
+    for path in paths:
+        for number, record in _records(path, partitions, progress):
             partition, due = record.partition, following.get(record.partition)
             offset = due or 0 if record.offset is None else record.offset
             if due is not None and offset < due:
@@ -195,9 +215,28 @@ def replay(
             values.append(record.value)
             stamps.append(record.timestamp)
             if len(values) == STEP:
-                yield from pipeline.step(partition, Run(*waiting.pop(partition)))
+                yield partition, Run(*waiting.pop(partition))
     for partition, run in sorted(waiting.items()):
-        yield from pipeline.step(partition, Run(*run))
+        yield partition, Run(*run)
+
+
+def replay(
+    paths: Sequence[Path],
+    timeline: Timeline,
+    partitions: int,
+    clockwork: Clockwork,
+    progress: Callable[[int], None] = lambda _: None,
+    operations: Sequence[Operation] = (),
+    corrected: Corrected = lambda _: None,
+) -> Iterator[Outcome]:
+    """The decisions and commands that follow from the files, in order; ``corrected`` gets the corrections.
+
+    Raises InputError as ``runs``.
+    """
+    pipeline = Pipeline(timeline, partitions, clockwork, operations)
+    pipeline.corrected = corrected
+    for partition, run in runs(paths, partitions, progress):
+        yield from pipeline.step(partition, run)
     yield from pipeline.finish()
 
 

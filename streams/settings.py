@@ -108,6 +108,11 @@ class Settings(BaseSettings):
         return f"{self.topic_prefix}.decisions"
 
     @property
+    def corrections_topic(self) -> str:
+        """Corrections of decisions out."""
+        return f"{self.topic_prefix}.corrections"
+
+    @property
     def control_topic(self) -> str:
         """Commands out."""
         return f"{self.topic_prefix}.control"

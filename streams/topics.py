@@ -44,6 +44,7 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(settings.partials_topic, g, "delete", passing, "closed panes"),
         Topic(settings.gate_checkpoints_topic, g, "compact", state, "state of each gate"),
         Topic(settings.decisions_topic, g, "delete", {"retention.ms": "-1"}, "decisions out"),
+        Topic(settings.corrections_topic, g, "delete", {"retention.ms": "-1"}, "corrections out"),
         Topic(settings.control_topic, g, "compact", {"min.cleanable.dirty.ratio": "0.1"}, "commands out"),
         Topic(settings.manifests_topic, 1, "compact", ordered, "signed manifest revisions in"),
         Topic(settings.operations_topic, 1, "delete", {"retention.ms": "-1", **ordered}, "kills and rearms in"),

@@ -14,6 +14,7 @@ from gates.guards import machine
 from gates.machine import Machine
 from gates.sums import StateCodec
 from gates.unit import GUARDS, Clockwork, Unit, begin, dormant
+from schemas.correction import Correction
 from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
@@ -117,12 +118,13 @@ class GateState:
         self._timeline = timeline
         self._clockwork = clockwork
         self._ramps: dict[str, Machine] = {}
+        self._corrections: list[Correction] = []
         self._scheduled: deque[Order] = deque()
         self._applied = max((i for i, r in enumerate(timeline.revisions) if r.number <= snapshot.revision), default=-1)
         for name, unit in list(snapshot.units.items()):
             flag = self._flag(name.split("|", 1)[0], unit.manifest_hash)
             if flag is not None:
-                self._ramps[name] = machine(flag, unit, clockwork, self._ramps)
+                self._run(name, flag, unit)
             else:
                 self._retire(name)
         # What was noted under a manifest that is there no more, an unsigned file that was changed, does not count.
@@ -251,6 +253,12 @@ class GateState:
             state.operations_next = order.offset + 1
         yield from self._carry_out(order)
 
+    def take_corrections(self) -> list[Correction]:
+        """What late events showed of decisions, in the steps since this was last asked. Take them before ``dump``."""
+        taken = list(self._corrections)
+        self._corrections.clear()
+        return taken
+
     def schedule(self, orders: Iterable[Order]) -> None:
         """Orders that stand in no log: carried out before the first pane whose end + lateness is past their ts."""
         self._scheduled = deque(sorted(orders, key=lambda order: order.operation.ts))
@@ -325,6 +333,7 @@ class GateState:
     def _run(self, name: str, flag: Flag, unit: Unit) -> Machine:
         self._state.units[name] = unit
         self._ramps[name] = machine(flag, unit, self._clockwork, self._ramps)
+        self._ramps[name].corrections = self._corrections
         return self._ramps[name]
 
     def _retire(self, name: str) -> None:

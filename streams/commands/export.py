@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from schemas.errors import InputError
+from streams import parquet
 from streams.history import Extent, History, dump_line, iso, moment
 from streams.settings import load_settings
 
@@ -34,11 +34,17 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
     them may still be in force. manifest.json has the offsets, the counts and the SHA-256 of each file.
     """
     settings = load_settings(broker=broker)
-    write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (_parquet, "parquet")
+    write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (parquet.write, "parquet")
     if form == "parquet":
-        _pyarrow()
+        parquet.require()
     early = {settings.manifests_topic, settings.operations_topic}
-    names = [settings.decisions_topic, settings.control_topic, *sorted(early), settings.telemetry_topic]
+    names = [
+        settings.decisions_topic,
+        settings.corrections_topic,
+        settings.control_topic,
+        *sorted(early),
+        settings.telemetry_topic,
+    ]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with History(settings) as history:
@@ -112,23 +118,6 @@ def _ndjson(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
     with gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=6) as packed:
         for run in runs:
             packed.write(b"".join(dump_line(record) + b"\n" for record in run))
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise InputError("--format parquet needs pyarrow: pip install pyarrow, or take ndjson") from None
-
-
-def _parquet(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
-    arrow, parquet = _pyarrow()
-    columns = {"partition": "int32", "offset": "int64", "timestamp": "int64", "key": "binary", "value": "binary"}
-    schema = arrow.schema([(name, arrow.type_for_alias(kind)) for name, kind in columns.items()])
-    with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
-        for run in runs:
-            rows = {name: [getattr(record, name) for record in run] for name in columns}
-            writer.write_table(arrow.table(rows, schema=schema))
 
 
 class _Replaced:

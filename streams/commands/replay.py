@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gates.unit import Clockwork
+from schemas.correction import Correction
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import parse_duration
 from streams import history as past
+from streams import parquet
+from streams.commands.words import many
 from streams.manifests import load_trusted, read_files
 from streams.replay import count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
@@ -42,7 +45,9 @@ _TOPICS = Path("/ the topics")
     help="the flags and their gates: one YAML file, or every signed revision; with --broker, if not from its topic",
 )
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys to verify signed revisions with")
-@click.option("--events", type=click.Path(path_type=Path), multiple=True, help="NDJSON in log order, .gz allowed")
+@click.option(
+    "--events", type=click.Path(path_type=Path), multiple=True, help="NDJSON in log order, .gz allowed, or .parquet"
+)
 @click.option("--broker", help="read the topics of this Kafka instead of --events; nothing is written there")
 @click.option("--from", "start", callback=past.moment, help="with --broker: ISO 8601 or ms; otherwise all that is kept")
 @click.option("--to", "end", callback=past.moment, help="with --broker: records before this time")
@@ -53,6 +58,7 @@ _TOPICS = Path("/ the topics")
 @click.option("--lateness", default="10s", show_default=True, callback=_duration, help="wait for stragglers")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="decisions, NDJSON")
 @click.option("--commands", type=click.Path(path_type=Path), help="commands, NDJSON")
+@click.option("--corrections", type=click.Path(path_type=Path), help="what late events would have changed, NDJSON")
 @click.option(
     "--compare",
     type=click.Path(path_type=Path),
@@ -74,6 +80,7 @@ def command(
     lateness: int,
     out: Path,
     commands: Path | None,
+    corrections: Path | None,
     compare: Path | None,
 ) -> None:
     """Decide from files, or from the topics, what a worker would have decided, to the byte.
@@ -89,14 +96,15 @@ def command(
     if pane < 1:
         raise SettingsError("--pane: must be longer than 0")
     paths = [*events, *more_events]
-    for used in (*manifests, *paths, commands, compare, operations):
+    for used in (*manifests, *paths, commands, corrections, compare, operations):
         if used is not None and _same(used, out):
             raise InputError(f"--out: {out} is used otherwise; decisions would be written over it")
+    made = _Made(out, commands, corrections, keep=compare is not None)
     if broker is not None:
         if paths or operations is not None:
             raise InputError("--broker reads the topics: leave out --events and --operations")
         settings = load_settings(broker=broker, trusted_keys=trusted_keys, pane=pane, lateness=lateness)
-        _from_topics(settings, manifests, start, end, out, commands, compare)
+        _from_topics(settings, manifests, start, end, made, compare)
         return
     if not paths or not manifests:
         raise InputError(f"{'--manifest' if paths else '--events'} is missing; or give --broker")
@@ -107,14 +115,13 @@ def command(
     timeline = read_files(manifests, trusted, pane)
     ordered = read_operations(operations) if operations else []
     clockwork = Clockwork(pane, lateness, settings.telemetry_topic)
-    made = _Made(out, commands, keep=compare is not None)
     with _progress() as progress, made:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)
         partitions = count_partitions(paths, partitions, lambda n: progress.advance(counting, n))
         deciding = progress.add_task("deciding", total=progress.tasks[0].completed)
         advance = partial(progress.advance, deciding)
-        made.take(replay(paths, timeline, partitions, clockwork, advance, ordered))
+        made.take(replay(paths, timeline, partitions, clockwork, advance, ordered, made.correct))
     made.tell()
     if compare is not None:
         _compare(made.decisions, compare)
@@ -125,14 +132,12 @@ def _from_topics(
     manifests: tuple[Path, ...],
     start: int | None,
     end: int | None,
-    out: Path,
-    commands: Path | None,
+    made: "_Made",
     compare: Path | None,
 ) -> None:
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     if trusted is None and not manifests:
         raise InputError("the revisions in the topic are signed: give --trusted-keys, or a --manifest")
-    made = _Made(out, commands, keep=compare is not None)
     with past.History(settings) as history:
         if manifests:
             timeline = read_files(manifests, trusted, settings.pane)
@@ -151,7 +156,7 @@ def _from_topics(
         with _progress() as progress, made:
             deciding = progress.add_task("deciding", total=extent.size)
             advance = partial(progress.advance, deciding)
-            made.take(past.decide(history.read(extent), len(extent.bounds), asked, advance))
+            made.take(past.decide(history.read(extent), len(extent.bounds), asked, advance, made.correct))
     made.tell()
     if compare == _TOPICS:
         if start is not None:
@@ -183,10 +188,16 @@ def _same(one: Path, other: Path) -> bool:
 
 def _compare(made: list[bytes], other: Path) -> None:
     try:
-        difference = first_difference(made, (past.undumped(line) for *_, line in read_lines([other])))
+        difference = first_difference(made, _values(other))
     except InputError as error:
         raise InputError(f"{other}: {error}") from None
     _conclude(difference, str(other))
+
+
+def _values(path: Path) -> Iterator[bytes]:
+    if path.suffix == parquet.SUFFIX:
+        return (value or b"" for *_, value in parquet.read(path))
+    return (past.undumped(line) for *_, line in read_lines([path]))
 
 
 def _conclude(difference: str | None, other: str) -> None:
@@ -247,11 +258,11 @@ class _Output:
 class _Made:
     """Outcomes on their way to files, counted; kept in memory too if they are to be compared."""
 
-    def __init__(self, out: Path, commands: Path | None, *, keep: bool) -> None:
-        self._files = _Output(out), _Output(commands)
+    def __init__(self, out: Path, commands: Path | None, corrections: Path | None, *, keep: bool) -> None:
+        self._files = _Output(out), _Output(commands), _Output(corrections)
         self._keep = keep
         self._verdicts: Counter[str] = Counter()
-        self._written = 0
+        self._written = self._corrected = 0
         self.decisions: list[bytes] = []
         self.orders: list[bytes] = []
 
@@ -268,7 +279,7 @@ class _Made:
 
     def take(self, outcomes: Iterator[Outcome]) -> None:
         """Write all of them."""
-        decisions, commands = self._files
+        decisions, commands, _ = self._files
         for decision, order in outcomes:
             self._verdicts[decision.verdict] += 1
             record = decision.to_bytes()
@@ -281,7 +292,14 @@ class _Made:
                 if self._keep:
                     self.orders.append(order.to_bytes())
 
+    def correct(self, correction: Correction) -> None:
+        """Write a correction."""
+        self._files[2].write(correction.to_bytes())
+        self._corrected += 1
+
     def tell(self) -> None:
         """Say how many there were."""
         told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
         click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._written} commands")
+        if self._corrected:
+            click.echo(f"{many(self._corrected, 'correction')}: late events would have changed a verdict")

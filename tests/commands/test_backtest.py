@@ -8,7 +8,8 @@ from xml.parsers.expat import ParserCreate
 import pytest
 
 from streams.backtest import Side, Window
-from streams.commands.backtest import UNITS_SHOWN, comparison_svg, deciding, round_numbers, summary
+from streams.commands.backtest import summary
+from streams.commands.plots import UNITS_SHOWN, comparison_svg, deciding, round_numbers
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, healthy_pane, tick
 

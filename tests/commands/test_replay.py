@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.commands.invoke import Done, tidegate
-from tests.streams.events import NOON, RAMP, healthy_pane, tick, written
+from tests.streams.events import NOON, RAMP, healthy_pane, probes, tick, written
 
 END = NOON + 200_000
 PANES = [NOON, NOON + 10_000, NOON + 40_000, NOON + 50_000]
@@ -120,6 +120,21 @@ class TestOutput:
             assert os.read(reading, len(expected) + 1) == expected
         finally:
             os.close(reading)
+
+    def test_corrections_go_into_a_file_of_their_own(self, case: Case) -> None:
+        """What late events would have changed; decisions and commands stay what they are."""
+        late = probes("late", NOON + 5, "canary", status=500)
+        one = case.lines[: len(healthy_pane(NOON)) * 2]
+        log = [*one, tick(NOON + 30_000), *written(late), tick(END)]
+        case.write("late.ndjson", [line or b"" for line in log])
+        out = case.folder / "corrections.ndjson"
+        done = case.replay("--corrections", out, events=case.folder / "late.ndjson")
+        assert done.out.splitlines()[-1] == "1 correction: late events would have changed a verdict"
+        (correction,) = [json.loads(line) for line in out.read_bytes().splitlines()]
+        assert (correction["said"]["verdict"], correction["corrected"]["verdict"]) == ("promote", "abort")
+        decisions = [json.loads(line) for line in case.out.read_bytes().splitlines()]
+        assert correction["decision_hash"] == decisions[0]["hash"]
+        assert decisions[0]["verdict"] == "promote"
 
 
 class TestInput:

@@ -133,6 +133,11 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     telemetry = "--manifest", revision, "--events", dump / "telemetry.ndjson.gz", "--operations", operations
     assert replay(*telemetry, "--compare", dump / "decisions.ndjson.gz").code == 0
     assert (out.read_bytes(), commands.read_bytes()) == whole
+    assert tidegate("export", "--broker", settings.broker, "--out", dump, "--format", "parquet").code == 0
+    packed = "--manifest", revision, "--events", dump / "telemetry.parquet", "--operations", operations
+    assert replay(*packed, "--compare", dump / "decisions.parquet").code == 0
+    assert (out.read_bytes(), commands.read_bytes()) == whole
+    assert tidegate("export", "--broker", settings.broker, "--out", dump).code == 0
     manifest = json.loads((dump / "manifest.json").read_bytes())
     offsets, _ = before
     for topic in manifest["topics"]:

@@ -140,13 +140,14 @@ class TestRecords:
 class TestAsyncApi:
     document = yaml.safe_load((generate.FOLDER / "asyncapi.yaml").read_text("utf-8"))
 
-    def test_names_the_five_topics_with_their_keys(self) -> None:
+    def test_names_the_topics_with_their_keys(self) -> None:
         addresses = {channel["address"] for channel in self.document["channels"].values()}
         assert addresses == {
             "tidegate.telemetry",
             "tidegate.late",
             "tidegate.dead-letter",
             "tidegate.decisions",
+            "tidegate.corrections",
             "tidegate.control",
         }
         for message in self.document["components"]["messages"].values():

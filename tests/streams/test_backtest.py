@@ -17,34 +17,28 @@ from schemas.decision import Decision
 from schemas.errors import InputError
 from schemas.manifest import Flag
 from schemas.timeline import Timeline
-from streams import backtest as module
-from streams.backtest import (
-    BUCKETS,
-    SOURCES,
-    Effect,
-    Groups,
+from streams import replay as reading
+from streams import sham as module
+from streams.backtest import Window, compare, placed
+from streams.buckets import BUCKETS, SOURCES, bucket_of, mixed
+from streams.columns import hash_of
+from streams.groups import Effect, Groups, read_effect
+from streams.panes import Run
+from streams.replay import Pipeline, read_lines, replay
+from streams.sham import (
     History,
     Lifetime,
     Rollout,
-    Window,
     aggregate,
-    bucket_of,
     buckets_for,
-    compare,
     exact_interval,
     lifetime,
-    mixed,
     outcomes,
-    placed,
-    read_effect,
     rehearse,
     rollout_length,
     sham_rollout,
     starts,
 )
-from streams.columns import hash_of
-from streams.panes import Run
-from streams.replay import Pipeline, read_lines, replay
 from tests.streams.events import CLOCKWORK, NOON, draw_log, flags, fresh, healthy_pane, served, tick
 
 ONE = Clockwork(10_000, 10_000, "tidegate.telemetry")
@@ -394,7 +388,7 @@ class TestRollouts:
                 lines[0] += 1
                 yield line
 
-        monkeypatch.setattr(module, "read_lines", counted)
+        monkeypatch.setattr(reading, "read_lines", counted)
         with closing(aggregate([path], {"f": half()}, 1, ONE, 1)) as history:
             written_lines = WINDOWS * 6 * A_PANE + 1
             assert lines == [written_lines]

@@ -30,6 +30,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
     "ssl_key_password": (HIDDEN, HIDDEN),
     "manifest": ("flags.yml", Path("flags.yml")),
     "trusted_keys": ("trusted.keys", Path("trusted.keys")),
+    "signing_key": ("key.pem", Path("key.pem")),
     "unsigned_manifest": ("true", True),
     "manifest_lead": ("5m", 300_000),
     "topic_prefix": ("other", "other"),

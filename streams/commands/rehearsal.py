@@ -1,0 +1,237 @@
+"""How a rehearsal of a manifest on sham arms is told."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from gates.unit import Clockwork
+from schemas.document import cut
+from schemas.errors import InputError
+from schemas.manifest import Flag
+from streams.buckets import BUCKETS
+from streams.commands.screen import percent
+from streams.commands.words import many, number
+from streams.groups import Effect
+from streams.sham import (
+    Lifetime,
+    Outcomes,
+    Rate,
+    aggregate,
+    buckets_for,
+    lifetime,
+    outcomes,
+    rehearse,
+    sham_flag,
+    starts,
+)
+
+DAY = 86_400_000
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where the events are and how they are read."""
+
+    paths: Sequence[Path]
+    partitions: int
+    clockwork: Clockwork
+    progress: Callable[[int], None]
+
+
+def _check_scopes(flags: Sequence[Mapping[str, Flag]]) -> None:
+    for name, flag in flags[0].items():
+        for other in flags[1:]:
+            if name in other and other[name].scope != flag.scope:
+                raise InputError(f"flag {name} has another scope in B; measure the two manifests one by one")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The sham rollouts of one unit under one manifest, counted.
+
+    ``moments``: where a rollout could begin. ``days``, ``requests``: the size of the baseline's history; ``gold``:
+    whether the gold set is in it. ``lifetimes``: by regression; None: without one.
+    """
+
+    unit: str
+    manifest: Path
+    flag: Flag
+    moments: int
+    days: float
+    requests: int
+    gold: bool
+    healthy: Outcomes
+    lifetimes: Mapping[Effect | None, Lifetime]
+
+    def tell(self, console: Console) -> None:
+        """Print the rates and lifetimes."""
+        stages, healthy = self.flag.ramp_stages, self.healthy
+        shares = ", ".join(f"{buckets_for(stage)} ({percent(stage)})" for stage in stages)
+        console.print(Text(f"{cut(self.unit)[1:-1]} under {self.manifest}", style="bold"))
+        console.print(
+            f"{many(healthy.passed.of, 'sham rollout')} on {number(self.days)} days of the baseline, "
+            f"{many(self.requests, 'request')}, from {many(self.moments, 'moment')}; "
+            f"buckets of {BUCKETS} in the canary by stage: {shares}"
+        )
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("without a regression")
+        for title in ("rollouts", "rate", "exact 95 % interval"):
+            table.add_column(title, justify="right")
+        table.add_column("")
+        alpha = f"early_abort_alpha is {percent(self.flag.policy.early_abort_alpha)}"
+        for what, rate, note in (
+            ("aborted early", healthy.aborted_early, alpha),
+            ("aborted at a window's end", healthy.aborted_at_end, ""),
+            ("rolled back", healthy.rolled_back, ""),
+            ("frozen on the way", healthy.frozen, ""),
+            ("passed the last stage", healthy.passed, ""),
+            ("open when the history ended", healthy.open, ""),
+        ):
+            table.add_row(what, f"{rate.count:,}", _percent(rate.value), _interval(rate), Text(note, style="dim"))
+        console.print(table)
+        aborts = Rate(healthy.aborted_early.count + healthy.aborted_at_end.count, healthy.passed.of)
+        console.print(
+            f"False aborts {_percent(aborts.value)} ({_interval(aborts)}), "
+            f"false rollbacks {_percent(healthy.rolled_back.value)} ({_interval(healthy.rolled_back)})"
+        )
+        if healthy.causes:
+            console.print("Behind them: " + ", ".join(f"{name} {count:,}" for name, count in healthy.causes.items()))
+        regressions = {effect: life for effect, life in self.lifetimes.items() if effect is not None}
+        if regressions:
+            console.print(_lifetimes_table(regressions))
+        console.print()
+
+    def builtins(self) -> dict[str, Any]:
+        """The numbers, for a file."""
+        lives = {effect.text if effect else "none": life for effect, life in self.lifetimes.items()}
+        return {
+            "unit": self.unit,
+            "manifest": str(self.manifest),
+            "manifest_hash": self.flag.manifest_hash,
+            "rollouts": self.healthy.passed.of,
+            "healthy": {
+                name: {"count": rate.count, "rate": rate.value, "interval": rate.interval}
+                for name, rate in vars(self.healthy).items()
+                if isinstance(rate, Rate)
+            },
+            "causes": self.healthy.causes,
+            "regressions": [
+                {
+                    "regression": name,
+                    "caught_by": life.by,
+                    "median_ms": life.median,
+                    "p90_ms": life.p90,
+                    "never_caught": {
+                        "count": life.missed.count,
+                        "rate": life.missed.value,
+                        "interval": life.missed.interval,
+                    },
+                }
+                for name, life in lives.items()
+                if name != "none"
+            ],
+        }
+
+
+def rehearsals(
+    log: Log,
+    manifests: Sequence[Path],
+    flags: Sequence[Mapping[str, Flag]],
+    seed: int,
+    n: int,
+    effects: Sequence[Effect],
+    progress: Progress,
+) -> list[Rehearsal]:
+    """The events read once; then every unit under every manifest."""
+    _check_scopes(flags)
+    ramps = [{name: flag for name, flag in known.items() if flag.kind == "progressive_rollout"} for known in flags]
+    if not ramps[0]:
+        raise InputError(f"{manifests[0]} has no progressive rollout; sham rollouts are made of those only")
+    history = aggregate(log.paths, ramps[0], log.partitions, log.clockwork, seed, log.progress)
+    try:
+        pairs = [
+            (unit, manifest, known[unit.split("|", 1)[0]])
+            for unit in history.units
+            for manifest, known in zip(manifests, ramps, strict=True)
+            if unit.split("|", 1)[0] in known
+        ]
+        pairs = [(unit, manifest, flag) for unit, manifest, flag in pairs if history.covers(unit, flag)]
+        if not pairs:
+            raise InputError("the events close no window of a baseline; end the log with a tick, or check --manifest")
+        judging = progress.add_task("judging", total=n * len(pairs))
+        found = []
+        for unit, manifest, flag in pairs:
+            rollouts = rehearse(history, unit, flag, log.clockwork, n, effects, lambda: progress.advance(judging, 1))
+            moments = len(starts(history, unit, sham_flag(flag), log.clockwork))
+            lives = {effect: lifetime(rows, log.clockwork.lateness_ms) for effect, rows in rollouts.items()}
+            found.append(
+                Rehearsal(
+                    unit=unit,
+                    manifest=manifest,
+                    flag=flag,
+                    moments=moments,
+                    days=(history.end - history.first(unit)) / DAY,
+                    requests=history.requests[unit],
+                    gold=unit in history.gold,
+                    healthy=outcomes(rollouts[None]),
+                    lifetimes=lives,
+                )
+            )
+        return found
+    finally:
+        history.close()
+
+
+def _lifetimes_table(lifetimes: Mapping[Effect, Lifetime]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("regression")
+    table.add_column("caught by")
+    for title in ("median", "p90", "never caught", "exact 95 % interval"):
+        table.add_column(title, justify="right")
+    for effect, life in lifetimes.items():
+        by = ", ".join(f"{verdict} {count:,}" for verdict, count in life.by.items()) or "nothing"
+        times = (_minutes(ms) for ms in (life.median, life.p90))
+        table.add_row(effect.text, by, *times, _percent(life.missed.value), _interval(life.missed))
+    return table
+
+
+def tell_limits(console: Console, found: Sequence[Rehearsal], lateness: int) -> None:
+    lines = [
+        "Only metrics are judged: sticky ids, sample ratio, pins, late events and dead letters of a sham canary would "
+        "be the split's own.",
+        "Rollouts of one history overlap in time and in users; the intervals take them as independent.",
+    ]
+    if any(rehearsal.gold for rehearsal in found):
+        lines.append(
+            "Both sham arms are given the whole gold set, probes included: what is read from gold cannot differ by "
+            "chance here."
+        )
+    if any(rehearsal.flag.traffic.shadow for rehearsal in found):
+        lines.append("The shadow stage is left out: nobody mirrors requests to a sham canary.")
+    if any(len(rehearsal.lifetimes) > 1 for rehearsal in found):
+        lines.append(
+            "A regression lives from the sham canary's first request to the first abort, freeze or rollback, "
+            f"{lateness / 1000:g} s of lateness included; median and p90 are over all rollouts, "
+            "caught or not."
+        )
+    for line in lines:
+        console.print(line, style="dim", markup=False)
+
+
+def _percent(share: float) -> str:
+    return f"{number(round(100 * share, 2))} %"
+
+
+def _interval(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{100 * low:.2f} – {100 * high:.2f} %"
+
+
+def _minutes(ms: int | None) -> str:
+    return "not caught" if ms is None else f"{ms / 60_000:.1f} min"
