@@ -1,0 +1,59 @@
+"""Dumps of topics in Parquet, with pyarrow (the extra ``tidegate[parquet]``)."""
+
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from aiokafka import ConsumerRecord
+
+from schemas.errors import InputError
+
+SUFFIX = ".parquet"
+BATCH = 4096
+
+Row = tuple[int, int, int, bytes | None]
+"""Partition, offset, timestamp and value of a record."""
+
+
+def require() -> tuple[Any, Any]:
+    """pyarrow and its Parquet module. Raises InputError, with the way out, if they are not there."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise InputError("Parquet needs pyarrow: pip install 'tidegate[parquet]', or take ndjson") from None
+
+
+def write(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
+    """Write records, a row each, keys, values and headers as the bytes they are."""
+    arrow, parquet = require()
+    header = arrow.struct([("name", arrow.string()), ("value", arrow.binary())])
+    kinds = {
+        "partition": arrow.int32(),
+        "offset": arrow.int64(),
+        "timestamp": arrow.int64(),
+        "key": arrow.binary(),
+        "value": arrow.binary(),
+        "headers": arrow.list_(header),
+    }
+    schema = arrow.schema(list(kinds.items()))
+    with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
+        for run in runs:
+            rows = {name: [getattr(record, name) for record in run] for name in kinds if name != "headers"}
+            rows["headers"] = [[{"name": n, "value": v} for n, v in record.headers] for record in run]
+            writer.write_table(arrow.table(rows, schema=schema))
+
+
+def read(path: Path) -> Iterator[Row]:
+    """The rows of a dump. Raises InputError, naming the file, if it is none."""
+    arrow, parquet = require()
+    wanted = ["partition", "offset", "timestamp", "value"]
+    try:
+        with parquet.ParquetFile(path) as file:
+            missing = [name for name in wanted if name not in file.schema_arrow.names]
+            if missing:
+                raise InputError(f"{path}: no column {missing[0]}; is it a dump of `tidegate export`?")
+            for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
+                yield from zip(*(batch.column(name).to_pylist() for name in wanted), strict=True)
+    except (OSError, arrow.ArrowException) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

@@ -1,0 +1,75 @@
+"""Dumps in Parquet: the bytes of every record, and the same decisions as from NDJSON."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from schemas.errors import InputError
+from schemas.manifest import load_manifest
+from schemas.timeline import Timeline
+from streams import parquet
+from streams.history import dump_line
+from streams.replay import count_partitions, replay
+from tests.streams.events import CLOCKWORK, NOON, RAMP, healthy_pane, tick, written
+
+ODD = [None, b"", b"\xff\xfe", b'{"x": 1}\n', b"\x00", '{"λ": "→"}'.encode()]
+
+
+def record(partition: int, offset: int, value: bytes | None, **more: Any) -> Any:
+    fields = {"key": None, "headers": (), "timestamp": NOON + offset} | more
+    return SimpleNamespace(partition=partition, offset=offset, value=value, **fields)
+
+
+def write(path: Path, *runs: list[Any]) -> Path:
+    with path.open("wb") as target:
+        parquet.write(target, runs)
+    return path
+
+
+def test_every_value_is_read_back_as_the_bytes_it_was(tmp_path: Path) -> None:
+    runs = [[record(1, 7 + i, value) for i, value in enumerate(ODD)], [record(0, 3, b"{}")]]
+    path = write(tmp_path / "dump.parquet", *runs)
+    rows = list(parquet.read(path))
+    assert rows == [(r.partition, r.offset, r.timestamp, r.value) for run in runs for r in run]
+    assert count_partitions([path], 1) == 2
+
+
+def test_keys_and_headers_are_kept(tmp_path: Path) -> None:
+    """Signatures are in the headers."""
+    headers = [("tidegate.signature", b"\x01\xff"), ("empty", None)]
+    path = write(tmp_path / "dump.parquet", [record(0, 0, b"{}", key=b"f|eu", headers=headers)])
+    (row,) = pyarrow.parquet.read_table(path).to_pylist()
+    assert row["key"] == b"f|eu"
+    assert [(header["name"], header["value"]) for header in row["headers"]] == headers
+
+
+def test_a_replay_of_parquet_is_a_replay_of_ndjson(tmp_path: Path) -> None:
+    values = [*written([e for pane in range(8) for e in healthy_pane(NOON + pane * 10_000)]), tick(NOON + 10**6), *ODD]
+    records = [record(0, 5 + i, value, timestamp=NOON + 10**7) for i, value in enumerate(values)]
+    lines = tmp_path / "dump.ndjson"
+    lines.write_bytes(b"".join(dump_line(one) + b"\n" for one in records))
+    packed = write(tmp_path / "dump.parquet", records[:20], records[20:])
+    timeline = Timeline.of(load_manifest(RAMP).flags)
+    found = [[d.to_bytes() for d, _ in replay([path], timeline, 1, CLOCKWORK)] for path in (lines, packed)]
+    assert found[0]
+    assert found[0] == found[1]
+
+
+def test_what_is_no_dump_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "other.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), other)
+    text = tmp_path / "text.parquet"
+    text.write_text("not parquet")
+    for path in (other, text, tmp_path / "none.parquet"):
+        with pytest.raises(InputError, match=path.name):
+            list(parquet.read(path))
+
+
+def test_a_gap_in_a_partition_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "dump.parquet", [record(0, 0, tick(NOON)), record(0, 2, tick(NOON))])
+    with pytest.raises(InputError, match=r"dump\.parquet:2: records 1 to 1 of partition 0 are missing"):
+        list(replay([path], Timeline.of(load_manifest(RAMP).flags), 1, CLOCKWORK))
