@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import NewTopic
 
 from gates.unit import Clockwork
+from schemas.correction import Correction
 from schemas.manifest import load_manifest
 from schemas.timeline import Timeline
 from streams.replay import by_unit, partition_of, replay
@@ -55,7 +56,9 @@ def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
     for number in range(events):
         user = rnd.randrange(5_000)
         arm = "canary" if user % 4 == 0 else "baseline"
-        ts = START + number * 2 + rnd.randrange(-2_000, 2_000) - (20_000 if rnd.random() < 0.001 else 0)
+        # Enough of the canary's stragglers fail to change a verdict afterwards.
+        straggles = rnd.random() < (0.02 if arm == "canary" else 0.001)
+        ts = START + number * 2 + rnd.randrange(-2_000, 2_000) - (22_000 if straggles else 0)
         event = {
             "event_id": f"{seed}-{number}",
             "ts": ts,
@@ -68,7 +71,7 @@ def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
             "coverage": round(0.75 + rnd.random() / 5, 6),
             "lambda_state": "→",
             "latency_ms": round(rnd.lognormvariate(6, 0.1), 3),
-            "error": rnd.random() < 0.001,
+            "error": rnd.random() < 0.001 or (straggles and arm == "canary"),
             "cost": round(0.001 + rnd.random() / 1e4, 8),
             "solved": rnd.random() < 0.9,
         }
@@ -99,13 +102,19 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def replayed(settings: Settings, folder: Path) -> tuple[dict[str, list[bytes]], dict[str, list[bytes]]]:
-    """Decisions and commands by unit that follow from the topic, dumped to a file."""
+ByUnit = dict[str, list[bytes]]
+
+
+def replayed(settings: Settings, folder: Path) -> tuple[ByUnit, ByUnit, ByUnit]:
+    """Decisions, commands and corrections by unit that follow from the topic, dumped to a file."""
     file = folder / "telemetry.ndjson"
     asyncio.run(dump(settings, file))
-    outcomes = list(replay([file], Timeline.of(load_manifest(MANIFEST).flags), PARTITIONS, settings.clockwork))
+    found: list[Correction] = []
+    timeline = Timeline.of(load_manifest(MANIFEST).flags)
+    outcomes = list(replay([file], timeline, PARTITIONS, settings.clockwork, corrected=found.append))
     decisions = by_unit(decision.to_bytes() for decision, _ in outcomes)
-    return decisions, by_unit(command.to_bytes() for _, command in outcomes if command is not None)
+    commands = by_unit(command.to_bytes() for _, command in outcomes if command is not None)
+    return decisions, commands, by_unit(correction.to_bytes() for correction in found)
 
 
 def await_written(settings: Settings, topic: str, wanted: dict[str, list[bytes]], seconds: float) -> None:
@@ -138,12 +147,14 @@ def test_five_kills_in_mid_window_change_no_byte(settings: Settings, manifest: P
             assert producing.is_alive(), f"seed {seed}: the events ran out before kill {kills}"
             victim.start()
         producing.join()
-        decisions, commands = replayed(settings, tmp_path)
+        decisions, commands, corrections = replayed(settings, tmp_path)
         assert sum(map(len, decisions.values())) > 20, "the log must close windows"
         assert sum(map(len, commands.values())) > 5, "the log must give commands"
+        assert sum(map(len, corrections.values())) > 2, "the log must have stragglers that matter"
         try:
             await_written(settings, settings.decisions_topic, decisions, 90)
             await_written(settings, settings.control_topic, commands, 30)
+            await_written(settings, settings.corrections_topic, corrections, 30)
         except AssertionError as error:
             tails = "\n".join(worker.log.read_text()[-1500:] for worker in workers)
             raise AssertionError(f"seed {seed}: {error}\n{tails}") from None
@@ -164,7 +175,7 @@ def test_sigterm_ends_within_five_seconds_and_loses_nothing(settings: Settings, 
         asyncio.run(publish(settings, records[25_000:]))
         worker.start()
         worker.wait_ready(times=2)
-        decisions, commands = replayed(settings, tmp_path)
+        decisions, commands, _ = replayed(settings, tmp_path)
         assert decisions
         await_written(settings, settings.decisions_topic, decisions, 30)
         await_written(settings, settings.control_topic, commands, 30)
