@@ -5,6 +5,7 @@ from schemas.errors import TidegateError
 from schemas.event import TelemetryEvent
 from schemas.manifest import load_manifest, read_manifest
 from streams.control import ControlConsumer
+from streams.manifests import load_trusted
 from streams.publisher import TelemetryPublisher
 from streams.settings import Settings, load_settings
 
@@ -20,5 +21,6 @@ __all__ = [
     "decision_from_bytes",
     "load_manifest",
     "load_settings",
+    "load_trusted",
     "read_manifest",
 ]

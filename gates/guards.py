@@ -172,7 +172,7 @@ class SafetyGuard(Guard):
     def verdict(
         self, reading: Reading, gates: list[GateResult], rules: list[RuleResult], found: list[Problem]
     ) -> tuple[Verdict, list[str]]:
-        """``degrade`` at once, whatever the evidence; ``restore`` after a clean window."""
+        """``degrade`` whatever the evidence; ``restore`` after a clean window."""
         fired = [rule.kind for rule in rules if rule.fired]
         if fired:
             return "degrade", fired

@@ -296,7 +296,8 @@ class Machine(ABC):
         unit = self.unit
         if not unit.latched:
             unit.stage += 1
-        unit.settling = False
+        # An abort while the stage settled cut the span that ends here, not the window that begins.
+        unit.settling = unit.cut = False
         unit.turn(start, start + self.flag.window.length_ms)
 
     # Reading

@@ -185,6 +185,8 @@ class Worker:
             producer_max_request_size=4 << 20,
         )
         self.app.conf.web_enabled = False
+        # Faust would make folders where the process stands, which may be read-only; nothing is kept on disk.
+        self.app._create_directories = lambda: None  # type: ignore[method-assign]  # it has no setting for this
         self.app.transport.Consumer = _consumer_of(self)  # type: ignore[misc]  # Faust's own hook
         self.app.transport.Producer = IdempotentProducer  # type: ignore[misc]
         self.app.agent(self._source(settings.telemetry_topic), concurrency=1)(self._window_agent)

@@ -7,6 +7,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from schemas.errors import SettingsError
 from streams.panes import Step
 from streams.windows import GateState
 
@@ -59,7 +60,10 @@ class Metrics:
 
 
 async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapping[str, bool]]) -> web.AppRunner:
-    """Start the HTTP server; its address is in the runner's ``addresses``. ``ready``: what has to be true."""
+    """Start the HTTP server; its address is in the runner's ``addresses``. ``ready``: what has to be true.
+
+    Raises SettingsError if the address cannot be had.
+    """
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -78,5 +82,12 @@ async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapp
     app.router.add_get("/metrics", show)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise SettingsError(
+            f"TIDEGATE_HTTP_HOST, TIDEGATE_HTTP_PORT: {host}:{port} cannot be had: {error.strerror or error}; a second "
+            "worker on one machine needs a port of its own, and 0 takes a free one"
+        ) from None
     return runner

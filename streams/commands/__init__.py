@@ -13,7 +13,7 @@ SUBCOMMANDS = {
     "demo": "watch a canary ramp, or be stopped, on an embedded broker",
     "worker": "run the gate evaluator beside a Kafka",
     "simulate": "publish modelled telemetry over a real trace's arrivals",
-    "replay": "decide from files what a worker would have decided",
+    "replay": "decide from files or topics what a worker would have decided",
     "backtest": "say what another manifest would have decided, or chance alone",
     "lint": "check a manifest and show what it resolves to",
     "keygen": "make a key pair to sign with",

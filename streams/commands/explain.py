@@ -21,6 +21,7 @@ from schemas.document import cut
 from schemas.errors import EventError, InputError, TopicError
 from streams.commands.screen import VERDICT_STYLE
 from streams.commands.words import iso, many, minutes_long, number, percent, plain, problem_words, sentence
+from streams.history import undumped
 from streams.replay import open_log, read_lines
 from streams.settings import Settings, load_settings
 from streams.tail import tail
@@ -35,7 +36,7 @@ _GREEN = ("promote", "pass", "open", "restore")
 @click.option(
     "--decisions",
     type=click.Path(path_type=Path),
-    help=f"where to look: NDJSON, .gz allowed  [default: {DEFAULT_FILE}]",
+    help=f"where to look: NDJSON or a dump, .gz allowed  [default: {DEFAULT_FILE}]",
 )
 @click.option("--broker", help="look in the decisions topic of this Kafka instead")
 def command(decision: str, decisions: Path | None, broker: str | None) -> None:
@@ -55,7 +56,7 @@ def command(decision: str, decisions: Path | None, broker: str | None) -> None:
         found = _in_topic(load_settings(broker=broker), digits[1])
     else:
         path = decisions or DEFAULT_FILE
-        found = _pick((line for *_, line in read_lines([path])), digits[1], str(path))
+        found = _pick((undumped(line) for *_, line in read_lines([path])), digits[1], str(path))
     console = Console(soft_wrap=True, highlight=False)
     for line in explain(found):
         console.print(line)

@@ -1,5 +1,6 @@
 """``tidegate keygen``: a key pair to sign manifests and operations with."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def command(out: Path, comment: str) -> None:
     line = public_line(key.public_key(), " ".join(comment.split()))
     public = out.with_name(out.name + ".pub")
     try:
+        # Before the key is there: one without its public line could not be made again.
+        if public.exists() and not out.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(public))
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(private_pem(key))
         with public.open("x") as lines:

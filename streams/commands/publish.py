@@ -51,11 +51,13 @@ async def _publish(settings: Settings, document: bytes, trusted: TrustedKeys) ->
 
 async def send(settings: Settings, topic: str, key: bytes, value: bytes) -> int:
     """Write one record and wait until it is safe; its timestamp, ms. Raises TopicError if that fails."""
+    producer = AIOKafkaProducer(**settings.kafka, acks="all", enable_idempotence=True, max_request_size=2 * MAX_BYTES)
     try:
-        async with AIOKafkaProducer(
-            **settings.kafka, acks="all", enable_idempotence=True, max_request_size=2 * MAX_BYTES
-        ) as producer:
-            sent = await producer.send_and_wait(topic, value, key=key, partition=0)
-            return int(sent.timestamp)
+        await producer.start()
+        sent = await producer.send_and_wait(topic, value, key=key, partition=0)
+        return int(sent.timestamp)
     except (KafkaError, OSError) as error:
         raise TopicError(f"topic {topic} at {settings.broker} cannot be written: {error}") from None
+    finally:
+        # Also where it never started: left alone it would complain on stderr.
+        await producer.stop()

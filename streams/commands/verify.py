@@ -15,6 +15,7 @@ from schemas.errors import InputError, SignatureError, TopicError
 from schemas.seal import RecordKind, verify_record
 from schemas.signed import TrustedKeys
 from streams.commands.words import many, plain
+from streams.history import undumped
 from streams.manifests import load_trusted
 from streams.replay import read_lines
 from streams.settings import Settings, load_settings
@@ -39,9 +40,9 @@ def command(
 ) -> None:
     """Check that decisions are an unbroken chain of unchanged records, and that commands carry them out.
 
-    DECISIONS are NDJSON files in the order in which they were written, .gz allowed. For every flag and region: hashes,
-    ids, links, windows that move forward; with --commands also their seq, and that each decision that asks for a
-    command has it once and says the same. Identical repeats, as a crash leaves them, are legal.
+    DECISIONS are NDJSON files in the order in which they were written, or dumps of `tidegate export`, .gz allowed. For
+    every flag and region: hashes, ids, links, windows that move forward; with --commands also their seq, and that each
+    decision that asks for a command has it once and says the same. Identical repeats, as a crash leaves, are legal.
 
     Exits with 1 if anything is found; each finding is one line. A chain cannot tell that its end is missing: compare
     the last hash with one that you know.
@@ -74,7 +75,7 @@ def command(
 
 def _take_files(paths: Sequence[Path], take: Callable[[str, bytes], None]) -> None:
     for path, number, line in read_lines(paths):
-        take(f"{path}:{number}", line)
+        take(f"{path}:{number}", undumped(line))
 
 
 async def _read_topics(settings: Settings) -> tuple[list[ConsumerRecord], list[ConsumerRecord]]:

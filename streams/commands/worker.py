@@ -37,6 +37,11 @@ def _from_file(path: Path, settings: Settings, trusted: TrustedKeys | None) -> T
     return read_files([path], trusted, settings.pane)
 
 
+async def _try_address(settings: Settings) -> None:
+    """Find out that the address is taken while one clear line can still say so."""
+    await (await serve(settings.http_host, settings.http_port, Metrics(), dict)).cleanup()
+
+
 async def _await_manifest(settings: Settings, trusted: TrustedKeys) -> bool:
     """Wait, not ready, until the manifests topic has a revision; False if told to stop meanwhile."""
     probe = await serve(
@@ -86,6 +91,7 @@ def command(manifest: Path | None, broker: str | None) -> None:
         )
     signing = read_private(read_file(settings.signing_key), str(settings.signing_key)) if settings.signing_key else None
     timeline = _from_file(settings.manifest, settings, trusted) if settings.manifest else None
+    asyncio.run(_try_address(settings))
     logs.configure(settings)
     try:
         made = asyncio.run(create_topics(settings))

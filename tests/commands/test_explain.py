@@ -794,6 +794,11 @@ class TestFinding:
         assert f"has 5 decisions sha256:abababab…: give more digits, as of {ids[0]}, {ids[1]}, {ids[2]}" in done.line
         assert tidegate("explain", ids[3], "--decisions", "many.ndjson").code == 0
 
+    def test_a_dump_of_the_topic_is_the_records_in_it(self, here: Path) -> None:
+        line = b'{"partition":0,"offset":7,"timestamp":0,"key":"a|b","value":%s}' % PROMOTE.to_bytes()
+        (here / "dump.ndjson").write_bytes(line)
+        assert tidegate("explain", PROMOTE.decision_id, "--decisions", "dump.ndjson").code == 0
+
     def test_two_records_of_one_id_are_not_chosen_between(self, here: Path) -> None:
         """An id names window and verdict, not the numbers: two runs may share it."""
         other = msgspec.structs.replace(PROMOTE, late=1)

@@ -48,6 +48,7 @@ def test_keygen_overwrites_nothing() -> None:
     Path("other.pub").write_text("precious")
     assert tidegate("keygen", "other").code == 2
     assert Path("other.pub").read_text() == "precious"
+    assert not Path("other").exists()
 
 
 def sign(*more: object) -> Any:

@@ -49,6 +49,21 @@ def test_stored_logs_are_whole(case: str) -> None:
     assert f"{len(lines(commands))} command" in done.out.splitlines()[-1]
 
 
+def test_a_dump_of_the_topics_is_the_records_in_it(tmp_path: Path) -> None:
+    """As `tidegate export` writes it."""
+
+    def dump(records: list[bytes]) -> list[bytes]:
+        head = b'{"partition":0,"offset":%d,"timestamp":0,"key":"answer|eu","value":%s}'
+        return [head % (offset, record) for offset, record in enumerate(records)]
+
+    decisions = write(tmp_path / "decisions.ndjson.gz", dump(lines(DECISIONS)))
+    commands = write(tmp_path / "control.ndjson.gz", dump(lines(COMMANDS)))
+    done = tidegate("verify", decisions, "--commands", commands)
+    assert (done.code, done.out) == (0, tidegate("verify", DECISIONS, "--commands", COMMANDS).out)
+    changed = write(tmp_path / "changed.ndjson", dump([lines(DECISIONS)[0].replace(b'"late":0', b'"late":1')]))
+    assert tidegate("verify", changed).code == 1
+
+
 def test_the_summary_names_units_counts_and_last_hash(tmp_path: Path) -> None:
     """Packed files, several in order, with a stretch that was sent twice."""
     first, second = lines(DECISIONS)[:2], lines(DECISIONS)[1:]

@@ -285,6 +285,19 @@ def test_a_rearm_never_takes_effect_for_a_window_that_an_early_abort_cut() -> No
     assert drive.window(healthy()).verdict == "promote"
 
 
+def test_a_window_after_a_settling_span_that_an_abort_cut_is_not_cut_itself() -> None:
+    """The rearm takes effect in it, and it is watched like any other."""
+    drives = [Drive(flag()), Drive(flag())]
+    for drive in drives:
+        drive.window(healthy())
+        assert [decision.verdict for decision in drive.pane(BROKEN)] == ["abort"]
+        drive.until(drive.unit.window.end)
+        drive.operate("rearm")
+    good, bad = drives
+    assert good.window(healthy()).verdict == "promote"
+    assert [decision.verdict for decision in bad.pane(BROKEN)] == ["abort"]
+
+
 def test_a_rearm_in_the_middle_of_a_ramp_starts_it_over() -> None:
     """The unit restarts at its first stage, latched or not."""
     drive = Drive(flag())

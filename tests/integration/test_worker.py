@@ -172,6 +172,7 @@ def test_sigterm_ends_within_five_seconds_and_loses_nothing(settings: Settings, 
         assert worker.signal(signal.SIGTERM) == 0
         assert time.monotonic() - asked < 5
         assert worker.logged("stopped")
+        assert not Path(f"{settings.application_id}-data").exists(), "it has to run where nothing can be written"
         asyncio.run(publish(settings, records[25_000:]))
         worker.start()
         worker.wait_ready(times=2)

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from schemas.errors import SettingsError
 from streams.health import Metrics, serve
 from streams.panes import Step
 
@@ -82,6 +83,17 @@ class TestHealth:
         ports = asyncio.run(run())
         assert len(set(ports)) == 2
         assert 0 not in ports
+
+    def test_a_port_that_is_taken_is_named_with_the_way_out(self) -> None:
+        async def run() -> None:
+            runner = await serve("127.0.0.1", 0, Metrics(), lambda: READY)
+            try:
+                await serve("127.0.0.1", runner.addresses[0][1], Metrics(), lambda: READY)
+            finally:
+                await runner.cleanup()
+
+        with pytest.raises(SettingsError, match=r"^TIDEGATE_HTTP_HOST, TIDEGATE_HTTP_PORT: 127\.0\.0\.1:\d+ .*0 takes"):
+            asyncio.run(run())
 
 
 class TestMetrics:
