@@ -209,7 +209,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reasons: Annotated[
         list[str],
-        Meta(description="gate ids, rule kinds, problem names, all_gates_pass, hold_windows, latched"),
+        Meta(
+            description="gate ids, rule kinds, problem names, all_gates_pass, hold_windows, latched, change_freeze, "
+            "kill, rearm, manifest_revision; of guards hysteresis, reason_status, reason_steps_pass"
+        ),
     ]
     window: Span
     decided_at: Annotated[int, Meta(description="event time, ms")]

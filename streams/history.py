@@ -5,7 +5,6 @@ still kept; else the recorded decisions bound it; else its time decides, as for 
 """
 
 import asyncio
-import base64
 import math
 import time
 from collections import defaultdict
@@ -22,11 +21,12 @@ from aiokafka.errors import KafkaError
 from gates.unit import Clockwork, Unit
 from schemas.decision import Decision, OperationBy, decision_from_bytes
 from schemas.errors import EventError, InputError, NoBrokerError, Refusal, SettingsError, TopicError
-from schemas.event import FUTURE_MS, too_deep
+from schemas.event import FUTURE_MS
 from schemas.manifest import Flag
 from schemas.operation import Operation, check_time, read_operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
+from streams.dumps import Recorded
 from streams.manifests import ManifestLog
 from streams.operations import is_order
 from streams.panes import NEVER, Partial, Run, partial_codec
@@ -205,64 +205,6 @@ def iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def dump_line(record: ConsumerRecord) -> bytes:
-    """A record as a line of a dump, which ``--events`` takes; a value that is no JSON object as a string."""
-    head: dict[str, Any] = {"partition": record.partition, "offset": record.offset, "timestamp": record.timestamp}
-    if record.key is not None:
-        head["key"] = record.key.decode(errors="replace")
-    if record.headers:
-        head["headers"] = [[name, (value or b"").decode(errors="replace")] for name, value in record.headers]
-    value = record.value
-    if value is not None and not _is_text(value):
-        # A JSON string cannot hold these bytes.
-        head["value_base64"] = base64.b64encode(value).decode()
-    text = msgspec.json.encode(head)
-    return text[:-1] + b',"value":' + _embedded(value) + b"}"
-
-
-def _is_text(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeError:
-        return False
-    return True
-
-
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def _embedded(value: bytes | None) -> bytes:
-    if value is None:
-        return b"null"
-    plain = value[:1] == b"{" and value[-1:] == b"}" and b"\n" not in value and b"\r" not in value
-    if plain and _is_text(value) and not too_deep(b"[" + value + b"]"):
-        try:
-            _object.decode(value)
-            return value
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            pass
-    return msgspec.json.encode(value.decode(errors="replace"))
-
-
-class _Dumped(msgspec.Struct):
-    partition: int
-    offset: int
-    value: msgspec.Raw
-    value_base64: str | None = None
-
-
-def undumped(line: bytes) -> bytes:
-    """The value in a line of a dump; any other line as it is."""
-    try:
-        found = msgspec.json.decode(line, type=_Dumped)
-        if found.value_base64 is not None:
-            return base64.b64decode(found.value_base64)
-        value = bytes(found.value)
-        return msgspec.json.decode(value, type=str).encode() if value[:1] == b'"' else value
-    except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError):
-        return line
-
-
 # What was decided, and where operations stood
 
 
@@ -401,11 +343,11 @@ def _gate_log(history: History, extent: Extent) -> dict[tuple[str, OperationBy],
     return places
 
 
-def read_timeline(history: History, settings: Settings, trusted: TrustedKeys) -> Timeline:
-    """The revisions of the manifests topic. Raises InputError if there is none."""
+def read_timeline(records: Iterable[Recorded], settings: Settings, trusted: TrustedKeys) -> Timeline:
+    """The revisions in records of the manifests topic. Raises InputError if there is none."""
     found = ManifestLog(settings, trusted)
     refused: list[str] = []
-    for record in history.records(settings.manifests_topic):
+    for record in records:
         outcome = found.take(record)
         if isinstance(outcome, Refusal):
             refused.append(f"offset {record.offset}: {outcome}")
@@ -415,15 +357,11 @@ def read_timeline(history: History, settings: Settings, trusted: TrustedKeys) ->
     return found.timeline
 
 
-def read_orders(
-    history: History, settings: Settings, trusted: TrustedKeys | None, end: int | None
-) -> tuple[list[Operation], int]:
-    """The operations that count, as workers take them, and how many were refused."""
-    if not history.has(settings.operations_topic):
-        return [], 0
+def read_orders(records: Iterable[Recorded], trusted: TrustedKeys | None) -> tuple[list[Operation], int]:
+    """The operations that count, as workers take them, and how many records were refused."""
     taken: dict[Operation, None] = {}
     refused = 0
-    for record in history.records(settings.operations_topic, None, end):
+    for record in records:
         try:
             operation = read_operation(record.value, trusted)
             check_time(operation, record.timestamp)

@@ -67,8 +67,8 @@ def accept(
     event that the revision is for. A revision is for events from ``effective_from`` on, which is at least
     ``lead_ms`` after its record was written. No event lies more than 60 s ahead of its own record, so the first of
     those events is written at least ``lead_ms`` − 60 s after the revision. By then each worker knows it: a worker reads
-    the manifests topic to its end before it takes partitions, and ends if it could not read on for 30 s. The first
-    revision needs no lead: without one, workers wait and take no partitions.
+    the manifests topic to its end before it takes partitions, and again before it takes in anything if it last did so
+    over 30 s ago. The first revision needs no lead: without one, workers wait and take no partitions.
     """
     revision = open_revision(document, trusted, pane_ms)
     if not timeline.revisions:

@@ -21,7 +21,7 @@ from schemas.document import cut
 from schemas.errors import EventError, InputError, TopicError
 from streams.commands.screen import VERDICT_STYLE
 from streams.commands.words import iso, many, minutes_long, number, percent, plain, problem_words, sentence
-from streams.history import undumped
+from streams.dumps import undumped
 from streams.replay import open_log, read_lines
 from streams.settings import Settings, load_settings
 from streams.tail import tail

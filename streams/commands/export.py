@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from schemas.errors import InputError
 from streams import parquet
-from streams.history import Extent, History, dump_line, iso, moment
+from streams.dumps import dump_line
+from streams.history import Extent, History, iso, moment
 from streams.settings import load_settings
 
 MANIFEST = "manifest.json"

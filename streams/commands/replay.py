@@ -1,7 +1,7 @@
 """``tidegate replay``: decide from files, or from the topics."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,11 @@ from gates.unit import Clockwork
 from schemas.correction import Correction
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import parse_duration
+from schemas.operation import Operation
+from schemas.signed import TrustedKeys
+from schemas.timeline import Timeline
+from streams import dumps, parquet
 from streams import history as past
-from streams import parquet
 from streams.commands.words import many
 from streams.manifests import load_trusted, read_files
 from streams.replay import count_partitions, first_difference, read_lines, read_operations, replay
@@ -42,7 +45,7 @@ _TOPICS = Path("/ the topics")
     "manifests",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="the flags and their gates: one YAML file, or every signed revision; with --broker, if not from its topic",
+    help="the flags and their gates: one YAML file, every signed revision, or a dump of the manifests topic",
 )
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys to verify signed revisions with")
 @click.option(
@@ -52,7 +55,7 @@ _TOPICS = Path("/ the topics")
 @click.option("--from", "start", callback=past.moment, help="with --broker: ISO 8601 or ms; otherwise all that is kept")
 @click.option("--to", "end", callback=past.moment, help="with --broker: records before this time")
 @click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON")
+@click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON or a dump")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
 @click.option("--pane", default="10s", show_default=True, callback=_duration, help="length of a pane")
 @click.option("--lateness", default="10s", show_default=True, callback=_duration, help="wait for stragglers")
@@ -112,8 +115,8 @@ def command(
         raise InputError("--from, --to and --compare without a file need --broker")
     settings = load_settings(trusted_keys=trusted_keys)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
-    timeline = read_files(manifests, trusted, pane)
-    ordered = read_operations(operations) if operations else []
+    timeline = _timeline(manifests, settings.model_copy(update={"pane": pane}), trusted)
+    ordered = _operations(operations, trusted) if operations else []
     clockwork = Clockwork(pane, lateness, settings.telemetry_topic)
     with _progress() as progress, made:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
@@ -140,13 +143,12 @@ def _from_topics(
         raise InputError("the revisions in the topic are signed: give --trusted-keys, or a --manifest")
     with past.History(settings) as history:
         if manifests:
-            timeline = read_files(manifests, trusted, settings.pane)
+            timeline = _timeline(manifests, settings, trusted)
         else:
             assert trusted is not None  # noqa: S101 - checked above
-            timeline = past.read_timeline(history, settings, trusted)
-        operations, refused = past.read_orders(history, settings, trusted, end)
-        if refused:
-            click.echo(f"{refused} records of {settings.operations_topic} are no operations that count")
+            timeline = past.read_timeline(history.records(settings.manifests_topic), settings, trusted)
+        ordered = settings.operations_topic
+        operations = _counted(history.records(ordered, None, end) if history.has(ordered) else (), trusted, ordered)
         recorded = past.read_past(history, settings, click.echo, placed=bool(operations))
         seeds = recorded.seeds(start) if start is not None else {}
         asked = past.Asked(timeline, operations, settings.clockwork, start, recorded, seeds)
@@ -164,6 +166,27 @@ def _from_topics(
         _conclude(past.difference(made.decisions, made.orders, asked, part=end is not None), "the topics")
     elif compare is not None:
         _compare(made.decisions, compare)
+
+
+def _timeline(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:
+    """From a YAML file, signed revisions, or a dump of the manifests topic."""
+    if len(paths) == 1 and dumps.is_dump(paths[0]):
+        if trusted is None:
+            raise InputError(f"{paths[0]}: signed, and no keys to verify it with; give --trusted-keys")
+        return past.read_timeline(dumps.records(paths[0]), settings, trusted)
+    return read_files(paths, trusted, settings.pane)
+
+
+def _operations(path: Path, trusted: TrustedKeys | None) -> list[Operation]:
+    """From NDJSON, or from a dump of the operations topic, of which only those count that workers would take."""
+    return _counted(dumps.records(path), trusted, str(path)) if dumps.is_dump(path) else read_operations(path)
+
+
+def _counted(records: Iterable[dumps.Recorded], trusted: TrustedKeys | None, where: str) -> list[Operation]:
+    operations, refused = past.read_orders(records, trusted)
+    if refused:
+        click.echo(f"{refused} records of {where} are no operations that count")
+    return operations
 
 
 def _tell_range(extent: past.Extent, start: int | None, seeds: dict[str, past.Seed]) -> None:
@@ -197,7 +220,7 @@ def _compare(made: list[bytes], other: Path) -> None:
 def _values(path: Path) -> Iterator[bytes]:
     if path.suffix == parquet.SUFFIX:
         return (value or b"" for *_, value in parquet.read(path))
-    return (past.undumped(line) for *_, line in read_lines([path]))
+    return (dumps.undumped(line) for *_, line in read_lines([path]))
 
 
 def _conclude(difference: str | None, other: str) -> None:

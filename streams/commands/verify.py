@@ -15,7 +15,7 @@ from schemas.errors import InputError, SignatureError, TopicError
 from schemas.seal import RecordKind, verify_record
 from schemas.signed import TrustedKeys
 from streams.commands.words import many, plain
-from streams.history import undumped
+from streams.dumps import undumped
 from streams.manifests import load_trusted
 from streams.replay import read_lines
 from streams.settings import Settings, load_settings

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gates.unit import Clockwork
 from schemas.decision import Decision, OperationBy
 from schemas.errors import SettingsError
-from streams.history import Past, dump_line, moment, undumped
+from streams.dumps import dump_line, undumped
+from streams.history import Past, moment
 from streams.panes import NEVER
 from streams.replay import read_record
 from streams.windows import Order

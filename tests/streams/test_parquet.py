@@ -12,7 +12,7 @@ from schemas.errors import InputError
 from schemas.manifest import load_manifest
 from schemas.timeline import Timeline
 from streams import parquet
-from streams.history import dump_line
+from streams.dumps import dump_line
 from streams.replay import count_partitions, replay
 from tests.streams.events import CLOCKWORK, NOON, RAMP, healthy_pane, tick, written
 
