@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
+from streams.dumps import dump_line
 from streams.replay import by_unit
 from streams.settings import Settings
 from streams.tail import tail
@@ -64,6 +65,11 @@ class WorkerProcess:
         assert self._process is not None
         self._process.send_signal(number)
         return self._process.wait(30)
+
+    def send(self, number: int) -> None:
+        """Send a signal to a process that goes on."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     @property
     def pid(self) -> int:
@@ -117,17 +123,11 @@ async def publish(settings: Settings, records: Iterable[tuple[int, bytes]], per_
 
 
 async def dump(settings: Settings, path: Path) -> None:
-    """Write the telemetry topic to a file that replay reads."""
+    """Write the telemetry topic, which has come to rest, to a file that replay reads."""
     async with tail(settings, settings.telemetry_topic) as topic:
         with path.open("wb") as file:
-            for record in await topic.history():
-                head = {"partition": record.partition, "offset": record.offset, "timestamp": record.timestamp}
-                try:
-                    value = json.loads(record.value)
-                    text = record.value.decode() if isinstance(value, dict) else json.dumps(record.value.decode())
-                except ValueError:
-                    text = json.dumps(record.value.decode(errors="replace"))
-                file.write(f'{json.dumps(head)[:-1]},"value":{text}}}\n'.encode())
+            while records := await topic.more(2.0):
+                file.writelines(dump_line(record) + b"\n" for record in records)
 
 
 async def written(settings: Settings, topic: str) -> dict[str, list[bytes]]:

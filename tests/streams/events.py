@@ -173,6 +173,7 @@ GARBAGE: list[bytes | None] = [
     b"\xff\xfe\x00",
     b"\xef\xbb\xbf{}",
     DEEP,
+    b'{"ts":1,"kind":"tick","x":' + b"[" * 600 + b"]" * 600 + b"}",
     b"[" * 100_000,
     b'{"ts":%d,"kind":"tick"}{"ts":%d,"kind":"tick"}' % (NOON, NOON),
     b'{"ts":%d,"kind":"tick"}\n{"ts":%d,"kind":"tick"}' % (NOON, NOON),

@@ -61,6 +61,19 @@ def _no_constant(name: str) -> None:
     raise Refused(f"{name} is not JSON")
 
 
+def levels(value: Any) -> int:
+    """How deeply objects and arrays are nested."""
+    deepest, below = 0, [value]
+    while below := [inner for one in below for inner in _inside(one)]:
+        deepest += 1
+    return deepest + 1
+
+
+def _inside(value: Any) -> list[Any]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [one for one in inner if isinstance(one, dict | list)]
+
+
 def hashed(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode())
 
@@ -73,7 +86,7 @@ def judge(value: bytes | None, timestamp: int = -1) -> dict[str, Any]:
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         raise Refused from None
-    check(isinstance(found, dict))
+    check(isinstance(found, dict) and levels(found) <= 512)
     event = {name: given for name, given in found.items() if given is not None}
     for name, (least, most) in INTS.items():
         if name in event:

@@ -135,6 +135,12 @@ class TestJoinedDecode:
     def test_an_empty_run_has_no_columns(self) -> None:
         assert len(decoded([]).row) == 0
 
+    @pytest.mark.parametrize("neighbours", [0, 1, 3, 50])
+    def test_small_neighbours_do_not_change_what_is_too_deep(self, neighbours: int) -> None:
+        """A record of 600 levels is a dead letter, however many short ones stand beside it."""
+        value = b'{"kind":"tick","ts":1,"x":' + b"[" * 600 + b"]" * 600 + b"}"
+        assert [row for row, _ in decoded([value, *[tick(NOON)] * neighbours]).dead] == [0]
+
     def test_a_deep_stack_does_not_change_what_is_valid(self) -> None:
         """The worker's stack is deeper than the replay's; both must judge alike."""
         deepest = 900

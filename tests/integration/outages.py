@@ -1,0 +1,377 @@
+"""Real faults on a real Kafka: deployments that are disturbed while telemetry flows, and what became of them.
+
+``python -m tests.integration.outages [FAULT…]`` runs the long form and prints the table of docs/reliability.md.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from aiokafka import AIOKafkaProducer
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec  # type: ignore[attr-defined]
+
+from schemas.correction import Correction
+from schemas.manifest import load_manifest
+from schemas.timeline import Timeline
+from streams.replay import by_unit, first_difference, replay
+from streams.settings import Settings, load_settings
+from streams.topics import create_topics
+from tests.integration.broker import LocalBroker
+from tests.integration.test_worker import MANIFEST, PARTITIONS, telemetry
+from tests.integration.workers import WorkerProcess, dump, written
+
+SESSION_MS = 6_000
+"""The shortest that a broker allows."""
+PATIENCE_SECONDS = 90.0
+HOUR_MS = 3_600_000
+
+
+def hostile(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
+    """``telemetry`` with 1 % garbage, deep JSON, records of nearly 1 MB, and producers whose clocks jump."""
+    rnd = random.Random(seed)
+    for number, (partition, value) in enumerate(telemetry(events, seed)):
+        yield partition, value
+        chance = rnd.random()
+        if chance < 0.01:
+            yield partition, rnd.choice([b"", b"\xff\xfe", b"null", b'{"ts":', value[:-2], b"[" * 10_000])
+        elif chance < 0.0102:
+            yield partition, value[:-1] + b',"extra":' + b"[" * 600 + b"]" * 600 + b"}"
+        elif chance < 0.0103:
+            yield partition, value[:-1] + b',"note":"%s"}' % (b"x" * 900_000)
+        elif chance < 0.011:
+            event = json.loads(value) if value.startswith(b'{"event_id"') else None
+            if event is not None:
+                jump = rnd.choice([-HOUR_MS, -10 * 60_000, 400 * 24 * HOUR_MS * 10])
+                event |= {"event_id": f"jumped-{number}", "ts": event["ts"] + jump}
+                yield partition, json.dumps(event, ensure_ascii=False).encode()
+
+
+@dataclass
+class Report:
+    """What a run gave. ``recoveries``: seconds from a fault's end until everything written by then was saved."""
+
+    name: str
+    events: int
+    recoveries: list[tuple[str, float]] = field(default_factory=list)
+    restarts: int = 0
+    peak_mb: int = 0
+    live: str = ""
+    replayed: str = ""
+    decisions: int = 0
+    commands: int = 0
+    corrections: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def same(self) -> bool:
+        """Whether the disturbed run gave the bytes of the undisturbed one."""
+        return self.live == self.replayed
+
+    def row(self) -> str:
+        """A line of the table."""
+        seconds = [second for _, second in self.recoveries]
+        took = f"{min(seconds):.1f} to {max(seconds):.1f}" if len(seconds) > 1 else "".join(f"{s:.1f}" for s in seconds)
+        same = "the same" if self.same else "**different**"
+        return (
+            f"| {self.name} | {self.events:,} | {self.restarts} | {took or '–'} | {self.peak_mb} | "
+            f"{self.decisions} / {self.commands} / {self.corrections} | {same}: `{self.live[:12]}` |"
+        )
+
+
+class Deployment:
+    """A broker of its own, workers that are started again when they end, and a producer that waits outages out."""
+
+    def __init__(self, folder: Path, workers: int, *, heap: str = "512m") -> None:
+        self.folder = folder
+        self.broker = LocalBroker(folder / "kafka", heap=heap)
+        self.settings = load_settings(broker=self.broker.bootstrap, gate_partitions=2, partitions=PARTITIONS)
+        self.manifest = folder / "flags.yml"
+        self.manifest.write_text(MANIFEST)
+        timing = {"TIDEGATE_SESSION_TIMEOUT": f"{SESSION_MS}ms", "TIDEGATE_HEARTBEAT": "1s"}
+        self.workers = [
+            WorkerProcess(self.settings, self.manifest, f"worker-{n}", folder, environment=timing)
+            for n in range(1, workers + 1)
+        ]
+        self.restarts = self.peak_mb = 0
+        self._ending = threading.Event()
+        self._held: set[WorkerProcess] = set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Everything started and ready; nothing outlives the block."""
+        with self.broker:
+            asyncio.run(create_topics(self.settings))
+            supervisor = threading.Thread(target=self._supervise)
+            try:
+                for worker in self.workers:
+                    worker.start()
+                for worker in self.workers:
+                    worker.wait_ready()
+                supervisor.start()
+                yield
+            finally:
+                self._ending.set()
+                if supervisor.is_alive():
+                    supervisor.join()
+                for worker in self.workers:
+                    if worker.running:
+                        worker.signal(signal.SIGKILL)
+
+    def _supervise(self) -> None:
+        """What compose's ``restart: unless-stopped`` does; and a look at each worker's memory."""
+        while not self._ending.wait(0.25):
+            for worker in self.workers:
+                if worker.running:
+                    self.peak_mb = max(self.peak_mb, _peak_mb(worker.pid))
+                elif worker not in self._held:
+                    worker.start()
+                    self.restarts += 1
+
+    def kill(self, worker: WorkerProcess) -> None:
+        """SIGKILL; the supervisor starts it again."""
+        worker.signal(signal.SIGKILL)
+
+    def produce(self, records: Iterable[tuple[int, bytes]], per_second: float | None) -> threading.Thread:
+        """Publish in the background, each partition in order, however long the broker is away."""
+        thread = threading.Thread(target=lambda: asyncio.run(_publish(self.settings, records, per_second)))
+        thread.start()
+        return thread
+
+    def ends(self) -> dict[int, int]:
+        """The end of each telemetry partition now."""
+        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
+        wanted = {TopicPartition(self.settings.telemetry_topic, p): OffsetSpec.latest() for p in range(PARTITIONS)}  # type: ignore[no-untyped-call]
+        return {tp.partition: one.result(30).offset for tp, one in admin.list_offsets(wanted).items()}
+
+    def saved(self) -> dict[int, int]:
+        """Where the workers' checkpoints of the telemetry stand."""
+        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
+        wanted = [TopicPartition(self.settings.telemetry_topic, p) for p in range(PARTITIONS)]
+        group = self.settings.application_id
+        found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, wanted)])[group].result(30)
+        return {tp.partition: tp.offset for tp in found.topic_partitions}
+
+    def recover(self) -> float:
+        """Seconds until everything that is written now is in a checkpoint."""
+        started, wanted = time.monotonic(), self.ends()
+        while True:
+            saved = self.saved()
+            if all(saved[p] >= end for p, end in wanted.items()):
+                return time.monotonic() - started
+            if time.monotonic() - started > PATIENCE_SECONDS:
+                raise AssertionError(f"not recovered: saved {saved}, written {wanted}\n{self.tails()}")
+            time.sleep(0.1)
+
+    def tails(self) -> str:
+        """The end of each worker's log."""
+        return "\n".join(f"{worker.log.name}:\n{worker.log.read_text()[-1500:]}" for worker in self.workers)
+
+    def logged(self, event: str) -> list[dict[str, object]]:
+        """Lines of one kind of all workers."""
+        return [entry for worker in self.workers for entry in worker.logged(event)]
+
+
+def _peak_mb(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+async def _publish(settings: Settings, records: Iterable[tuple[int, bytes]], per_second: float | None) -> None:
+    async with AIOKafkaProducer(
+        **settings.kafka, linger_ms=20, acks="all", enable_idempotence=True, max_request_size=2 << 20
+    ) as producer:
+        started, sent = time.monotonic(), []
+        for number, (partition, value) in enumerate(records):
+            sent.append(await producer.send(settings.telemetry_topic, value, partition=partition))
+            if per_second is not None and number % 200 == 0:
+                await asyncio.sleep(max(0.0, started + number / per_second - time.monotonic()))
+            if len(sent) > 50_000:
+                await asyncio.gather(*sent)
+                sent = []
+        await asyncio.gather(*sent)
+
+
+# The faults
+
+
+Fault = Callable[[Deployment, random.Random], None]
+
+
+def sigkill(deployment: Deployment, rnd: random.Random) -> None:
+    """A worker is gone in the middle of whatever it did."""
+    deployment.kill(rnd.choice(deployment.workers))
+
+
+def sigterm(deployment: Deployment, rnd: random.Random) -> None:
+    """A worker is told to stop."""
+    rnd.choice(deployment.workers).signal(signal.SIGTERM)
+
+
+def sigstop(deployment: Deployment, rnd: random.Random) -> None:
+    """A worker stands still until the group has given its partitions away, then goes on as if nothing had been."""
+    worker = rnd.choice(deployment.workers)
+    worker.send(signal.SIGSTOP)
+    time.sleep(SESSION_MS / 1000 + 3)
+    worker.send(signal.SIGCONT)
+
+
+def broker_restart(deployment: Deployment, rnd: random.Random) -> None:
+    """The broker is stopped and started."""
+    deployment.broker.restart()
+
+
+def broker_gone(seconds: float) -> Fault:
+    """The broker is killed and away for a while."""
+
+    def gone(deployment: Deployment, rnd: random.Random) -> None:
+        deployment.broker.kill()
+        time.sleep(seconds)
+        deployment.broker.start()
+
+    return gone
+
+
+def checkpoints_deleted(deployment: Deployment, rnd: random.Random) -> None:
+    """Someone deletes both checkpoint topics."""
+    admin = AdminClient({"bootstrap.servers": deployment.broker.bootstrap, "log_level": 0})
+    names = [deployment.settings.window_checkpoints_topic, deployment.settings.gate_checkpoints_topic]
+    for one in admin.delete_topics(names, operation_timeout=30).values():
+        one.result(30)
+
+
+def run(
+    name: str,
+    folder: Path,
+    faults: Sequence[tuple[str, Fault]],
+    *,
+    events: int,
+    per_second: float | None,
+    workers: int = 2,
+    pause: tuple[float, float] = (1.0, 3.0),
+    source: Callable[[int, int], Iterator[tuple[int, bytes]]] = hostile,
+    seed: int | None = None,
+    after: Callable[[Deployment], None] = lambda _: None,
+) -> Report:
+    """Disturb a deployment while telemetry flows; then hold what it wrote against an undisturbed replay of the log."""
+    seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    rnd, report = random.Random(seed), Report(name, events)
+    deployment = Deployment(folder, workers)
+    try:
+        with deployment.running():
+            producing = deployment.produce(source(events, seed), per_second)
+            for what, fault in faults:
+                time.sleep(rnd.uniform(*pause))
+                fault(deployment, rnd)
+                report.recoveries.append((what, deployment.recover()))
+            producing.join()
+            deployment.recover()
+            _hold_against_replay(deployment, report)
+            report.restarts, report.peak_mb = deployment.restarts, deployment.peak_mb
+            report.errors += [str(entry.get("error", "")) for entry in deployment.logged("failed")]
+            after(deployment)
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}: {error}\n{deployment.tails()}") from None
+    return report
+
+
+def _hold_against_replay(deployment: Deployment, report: Report) -> None:
+    settings, file = deployment.settings, deployment.folder / "telemetry.ndjson"
+    asyncio.run(dump(settings, file))
+    corrections: list[Correction] = []
+    timeline = Timeline.of(load_manifest(MANIFEST).flags)
+    outcomes = list(replay([file], timeline, PARTITIONS, settings.clockwork, corrected=corrections.append))
+    file.unlink()
+    due = [
+        by_unit(decision.to_bytes() for decision, _ in outcomes),
+        by_unit(command.to_bytes() for _, command in outcomes if command is not None),
+        by_unit(correction.to_bytes() for correction in corrections),
+    ]
+    report.decisions, report.commands, report.corrections = (sum(map(len, each.values())) for each in due)
+    report.replayed = digest(due)
+    topics = settings.decisions_topic, settings.control_topic, settings.corrections_topic
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        found = [asyncio.run(written(settings, topic)) for topic in topics]
+        report.live = digest(found)
+        if report.same:
+            return
+        if time.monotonic() > give_up:
+            pairs = zip(topics, found, due, strict=True)
+            report.errors = [f"{topic}: {_first_difference(one, other)}" for topic, one, other in pairs]
+            return
+        time.sleep(0.5)
+
+
+def _first_difference(live: dict[str, list[bytes]], due: dict[str, list[bytes]]) -> str | None:
+    return first_difference(*(list(chain.from_iterable(each.values())) for each in (live, due)))
+
+
+def digest(records: list[dict[str, list[bytes]]]) -> str:
+    """SHA-256 of records by topic and unit, each unit's in order."""
+    total = hashlib.sha256()
+    for each in records:
+        for unit, values in sorted(each.items()):
+            total.update(b"\n".join([unit.encode(), *values, b""]))
+    return total.hexdigest()
+
+
+def add_partition(deployment: Deployment) -> None:
+    """A fifth partition for the telemetry: every worker ends, says why, and does so again when it is started."""
+    admin = AdminClient({"bootstrap.servers": deployment.broker.bootstrap, "log_level": 0})
+    topic = deployment.settings.telemetry_topic
+    for one in admin.create_partitions([NewPartitions(topic, PARTITIONS + 1)]).values():
+        one.result(30)
+
+
+LONG: dict[str, tuple[Sequence[tuple[str, Fault]], dict[str, object]]] = {
+    "SIGKILL, two workers": ([("SIGKILL", sigkill)] * 5, {"events": 300_000}),
+    "SIGTERM": ([("SIGTERM", sigterm)] * 5, {"events": 300_000}),
+    "SIGSTOP past the session, SIGCONT": ([("SIGSTOP", sigstop)] * 3, {"events": 500_000}),
+    "broker restarted": ([("restart", broker_restart)] * 3, {"events": 400_000}),
+    "broker gone for a minute": ([("gone", broker_gone(60))], {"events": 300_000}),
+    "checkpoint topics deleted": ([("deleted", checkpoints_deleted)] * 2, {"events": 300_000}),
+    "three workers, 30 SIGKILLs": (
+        [("SIGKILL", sigkill)] * 30,
+        {"events": 2_000_000, "workers": 3, "pause": (0.5, 2.0), "source": telemetry},
+    ),
+}
+
+
+def main() -> int:
+    """Run the faults one after the other, each on a deployment of its own."""
+    parser = argparse.ArgumentParser(prog="python -m tests.integration.outages", description=__doc__)
+    parser.add_argument("fault", nargs="*", choices=[[], *LONG], help="all if none is named")
+    parser.add_argument("--per-second", type=float, default=9_000)
+    options = parser.parse_args()
+    failed = 0
+    print("| fault | events | restarts | recovery, s | peak MB | decisions / commands / corrections | SHA-256 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
+    for name in options.fault or LONG:
+        faults, more = LONG[name]
+        with tempfile.TemporaryDirectory() as folder:
+            report = run(name, Path(folder), faults, per_second=options.per_second, **more)  # type: ignore[arg-type]
+        failed += not report.same
+        print(report.row(), flush=True)
+        for error in dict.fromkeys(report.errors):
+            print(f"  {name}: {error}", file=sys.stderr, flush=True)
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
