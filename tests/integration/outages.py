@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.correction import Correction
@@ -40,11 +40,14 @@ HOUR_MS = 3_600_000
 
 
 def hostile(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
-    """``telemetry`` with 1 % garbage, deep JSON, records of nearly 1 MB, and producers whose clocks jump."""
+    """``telemetry``; in its second half with 1 % garbage, deep JSON, records of nearly 1 MB, and clocks that jump.
+
+    So much garbage lets nothing be promoted, which is why the first half has none.
+    """
     rnd = random.Random(seed)
     for number, (partition, value) in enumerate(telemetry(events, seed)):
         yield partition, value
-        chance = rnd.random()
+        chance = rnd.random() if number > events // 2 else 1.0
         if chance < 0.01:
             yield partition, rnd.choice([b"", b"\xff\xfe", b"null", b'{"ts":', value[:-2], b"[" * 10_000])
         elif chance < 0.0102:
@@ -146,7 +149,8 @@ class Deployment:
 
     def produce(self, records: Iterable[tuple[int, bytes]], per_second: float | None) -> threading.Thread:
         """Publish in the background, each partition in order, however long the broker is away."""
-        thread = threading.Thread(target=lambda: asyncio.run(_publish(self.settings, records, per_second)))
+        publish = _publish(self.settings, records, per_second)
+        thread = threading.Thread(target=lambda: asyncio.run(publish), daemon=True)
         thread.start()
         return thread
 
@@ -166,9 +170,10 @@ class Deployment:
 
     def recover(self) -> float:
         """Seconds until everything that is written now is in a checkpoint."""
-        started, wanted = time.monotonic(), self.ends()
+        started = time.monotonic()
+        wanted = _answered(self.ends)
         while True:
-            saved = self.saved()
+            saved = _answered(self.saved)
             if all(saved[p] >= end for p, end in wanted.items()):
                 return time.monotonic() - started
             if time.monotonic() - started > PATIENCE_SECONDS:
@@ -182,6 +187,18 @@ class Deployment:
     def logged(self, event: str) -> list[dict[str, object]]:
         """Lines of one kind of all workers."""
         return [entry for worker in self.workers for entry in worker.logged(event)]
+
+
+def _answered(ask: Callable[[], dict[int, int]]) -> dict[int, int]:
+    """The answer of a broker that may have been started a moment ago."""
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except KafkaException:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
 
 
 def _peak_mb(pid: int) -> int:
