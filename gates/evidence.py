@@ -7,6 +7,7 @@ blocks a promote and never suppresses an abort.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ STORM_SHARE, STORM_EVENTS = 0.05, 5
 """429s of the canary: points over the baseline and the stage before, and how many at least."""
 ORPHANS_MAX = 0.01
 """Share of a window's sticky ids that may be without an exposure: exposures may be late or lost like any event."""
+REGIONS_SHOWN = 32
+"""Regions told of by name: telemetry may invent any number, and every region's decision would list all of them."""
 RATIO_ALPHA, RATIO_OFF = 0.001, 0.05
 """Level of the sample-ratio test, and the share of its weight that an arm must be off by."""
 
@@ -210,7 +213,8 @@ def region_divergence(seen: Evidence) -> Iterator[dict[str, Any]]:
     """Regions of the flag assign under different manifests."""
     told = {region: sorted(found) for region, found in sorted(seen.hashes.items()) if found}
     if len(told) > 1 and len({name for found in told.values() for name in found}) > 1:
-        yield {"regions": told}
+        more = {"of": len(told)} if len(told) > REGIONS_SHOWN else {}
+        yield {"regions": dict(islice(told.items(), REGIONS_SHOWN)), **more}
 
 
 def orphan_telemetry(seen: Evidence) -> Iterator[dict[str, Any]]:

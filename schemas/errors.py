@@ -10,6 +10,8 @@ TidegateError                 anything raised on purpose
 └── LogError                  the log under the worker is not what it must be; the worker stops
     ├── HoleError             offsets that should be dense have a gap
     ├── TopicError            a topic is missing or configured in a way that would break results
+    │   ├── NoBrokerError     no broker answers
+    │   └── AccessError       this user may not do what it has to
     └── StateError            a checkpoint cannot be read back
 """
 
@@ -68,3 +70,7 @@ class SignatureError(Refusal):
 
 class NoBrokerError(TopicError):
     """No broker answers; names its address."""
+
+
+class AccessError(TopicError):
+    """This user may not do what it has to with a topic or group; names it."""

@@ -27,7 +27,11 @@ MAX_DEPTH = 512
 FUTURE_MS = 60_000
 """How far ``ts`` may lie ahead of the record's own timestamp."""
 
-Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+TEXT_MAX = 1024
+Name = Annotated[str, Meta(min_length=1, max_length=TEXT_MAX)]
+Text = Annotated[str, Meta(max_length=TEXT_MAX)]
+Version = Annotated[str, Meta(max_length=512)]
+Versions = Annotated[dict[Version, Version], Meta(max_length=64, description="the six pins and any other version")]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -63,7 +67,7 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Meta(description="what the assignment sticks to; record key; required but for ticks"),
     ] = None
     tenant: str | None = None
-    region: Annotated[str, Meta(max_length=1024, description="default: the empty region")] | None = None
+    region: Annotated[str, Meta(max_length=TEXT_MAX, description="default: the empty region")] | None = None
     endpoint: str | None = None
     cohort: str | None = None
     surface: str | None = None
@@ -71,7 +75,7 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Literal["traffic", "gold", "shadow", "warmup"] | None,
         Meta(description="default traffic; shadow: mirrored, not served; warmup: counts for nothing"),
     ] = None
-    versions: Annotated[dict[str, str] | None, Meta(description="the six pins and any other version")] = None
+    versions: Versions | None = None
     delta_s: Annotated[float, Meta(ge=0, le=2, description="1 - cosine(answer, anchor)")] | None = None
     coverage: Annotated[float, Meta(ge=0, le=1, description="share of the target section retrieved")] | None = None
     lambda_state: Annotated[
@@ -92,12 +96,12 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     tools: list[ToolCall] | None = None
     cost: Annotated[float, Meta(ge=0, le=MAX_COST)] | None = None
     solved: bool | None = None
-    cache_namespace: Annotated[str, Meta(max_length=1024)] | None = None
+    cache_namespace: Text | None = None
     cache_hit: bool | None = None
     assignment_key: str | None = None
     bucket: Annotated[float, Meta(ge=0, le=1)] | None = None
     evaluated_by: Literal["server", "client"] | None = None
-    manifest_hash: Annotated[str, Meta(max_length=1024)] | None = None
+    manifest_hash: Text | None = None
     applied_seq: Count | None = None
     reason_status: Literal["ok", "failed"] | None = None
     output_mode: Literal["full", "cite_only"] | None = None
@@ -118,6 +122,12 @@ def too_deep(value: bytes) -> bool:
         if depth > MAX_DEPTH:
             return True
     return False
+
+
+def _shortened(error: Exception) -> str:
+    """What the decoder says, on one line; it shows wrong values whole, with the field's name after them."""
+    text = str(error)
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
 
 
 def _fault(event: TelemetryEvent) -> str | None:
@@ -153,7 +163,7 @@ def parse(value: bytes | None, timestamp: int | None = None) -> TelemetryEvent:
         # Lone surrogates decode but cannot be written as UTF-8 again.
         msgspec.json.encode(event)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise EventError(str(error)) from None
+        raise EventError(_shortened(error)) from None
     if event.kind is None:
         event = msgspec.structs.replace(event, kind="request")
     fault = _fault(event)
@@ -178,6 +188,6 @@ def encode(event: TelemetryEvent | Mapping[str, Any]) -> bytes:
             event = msgspec.convert(fields, TelemetryEvent)
         value = msgspec.json.encode(event)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise EventError(str(error)) from None
+        raise EventError(_shortened(error)) from None
     parse(value)
     return value

@@ -87,13 +87,18 @@ def asyncapi() -> dict[str, Any]:
         "tidegate.topic": {"type": "string"},
         "tidegate.partition": {"type": "string", "pattern": "^[0-9]+$"},
         "tidegate.offset": {"type": "string", "pattern": "^[0-9]+$"},
+        "tidegate.cut": {
+            "type": "string",
+            "pattern": "^[0-9]+$",
+            "description": "of a large record, whose value is cut and whose key and headers are left out: its length",
+        },
     }
     error = {"tidegate.error": {"type": "string", "description": "the field and what is wrong"}}
-    untouched = {"description": "the record's value, unchanged, whatever it was"}
+    untouched = {"description": "the record's value, whatever it was; the beginning of a large one"}
     topics = {
         "telemetry": ("send", "Say what happened to each request; ticks move the time.", "delete"),
         "late": ("receive", "Events whose pane was closed already; counted, never added.", "delete"),
-        "dead-letter": ("receive", "Records that are no valid event, unchanged.", "delete"),
+        "dead-letter": ("receive", "Records that are no valid event; large ones are cut.", "delete"),
         "decisions": ("receive", "Every decision with every number it rests on.", "delete"),
         "corrections": ("receive", "Look at what late events would have changed.", "delete"),
         "control": ("receive", "Apply the weights; drop repeats by `command_id`.", "compact"),

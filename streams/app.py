@@ -15,14 +15,14 @@ import aiokafka
 import faust
 import structlog
 from aiohttp import web
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.structs import RecordMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
 from schemas.correction import Correction
 from schemas.decision import Command, Decision
-from schemas.errors import Refusal, StateError, TidegateError
+from schemas.errors import AccessError, Refusal, StateError, TidegateError
 from schemas.event import TelemetryEvent, encode
 from schemas.seal import RecordKind, sign_record
 from schemas.signed import PrivateKey, TrustedKeys
@@ -44,6 +44,9 @@ WRITE_BYTES_PER_SECOND = 1 << 20
 """States larger than this are saved less often, so that saving stays cheap beside reading."""
 END_SECONDS = 10.0
 """How long a worker that has failed may take to end."""
+FORWARD_BYTES = 512 << 10
+"""A late record or a dead letter that is larger is cut: one that came compressed may be larger than any topic takes."""
+FORWARD_CUT = 64 << 10
 UNCONFIRMED_MAX = 2_000
 """Records sent and not yet confirmed at which an agent waits."""
 
@@ -213,6 +216,8 @@ class Worker:
     async def fail(self, error: Exception) -> None:
         """End the process without another checkpoint: what comes after would rest on work that was not done."""
         if self.failed is None:
+            if isinstance(error, TopicAuthorizationFailedError):
+                error = AccessError(f"not allowed for this user, see docs/security.md for what a worker needs: {error}")
             self.failed = error
             known = isinstance(error, TidegateError)
             log.error("failed", error=str(error), kind=type(error).__name__, exc_info=None if known else error)
@@ -391,15 +396,19 @@ class Worker:
 
     async def _forward(self, keeper: Keeper, topic: str, fetched: FetchedRun, offset: int, error: str | None) -> None:
         index = offset - fetched.run.first
+        key, value, foreign = fetched.keys[index], fetched.run.values[index], fetched.headers.get(index, ())
+        size = len(key or b"") + len(value or b"") + sum(len(name) + len(content or b"") for name, content in foreign)
+        if value is not None and size > FORWARD_BYTES:
+            key, value, foreign = None, value[:FORWARD_CUT], [("tidegate.cut", b"%d" % len(value))]
         headers = [
-            *fetched.headers.get(index, ()),
+            *foreign,
             ("tidegate.topic", keeper.tp.topic.encode()),
             ("tidegate.partition", b"%d" % keeper.tp.partition),
             ("tidegate.offset", b"%d" % offset),
         ]
         if error is not None:
             headers.append(("tidegate.error", error.encode(errors="replace")))
-        await keeper.send(topic, fetched.keys[index], fetched.run.values[index], keeper.tp.partition, headers)
+        await keeper.send(topic, key, value, keeper.tp.partition, headers)
 
     async def _gate(self, keeper: Keeper, event: Any) -> None:
         state: GateState = keeper.state
@@ -536,6 +545,13 @@ def _consumer_of(worker: Worker) -> type[Consumer]:
     class CheckpointConsumer(Consumer):
         def _new_consumer_thread(self) -> Thread:
             return Thread(self, loop=self.loop, beacon=self.beacon)
+
+        async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's
+            try:
+                return await super()._getmany(active_partitions, timeout)
+            except TopicAuthorizationFailedError as error:
+                await worker.fail(error)
+                raise
 
         async def seek_to_committed(self) -> Mapping[TP, int]:
             """After every assignment, with the flow stopped: load the states and seek to their positions."""

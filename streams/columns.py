@@ -20,12 +20,24 @@ from numpy.typing import NDArray
 from gates.sums import CONVERGED, COUNTERS, FLIPPED, Ids, Ints
 from gates.window import CLIENT, LABELS
 from schemas.errors import EventError
-from schemas.event import CONVERGENT, FUTURE_MS, KNOWN_LAMBDA, MAX_DEPTH, PINS, TelemetryEvent, parse, too_deep
+from schemas.event import (
+    CONVERGENT,
+    FUTURE_MS,
+    KNOWN_LAMBDA,
+    MAX_DEPTH,
+    PINS,
+    TelemetryEvent,
+    Versions,
+    parse,
+    too_deep,
+)
 from schemas.manifest import Flag, Scope
 from schemas.timeline import Timeline
 
 GROUPS_CAP = 1 << 16
 """Distinct combinations remembered; beyond it the table is emptied and fills again."""
+GROUPS_BYTES = 64 << 20
+"""The same for what their texts take: one combination may be as large as a record."""
 
 _SCOPE = {"tenant": "tenants", "endpoint": "endpoints", "cohort": "cohorts", "surface": "surfaces"}
 """Fields that matter only where a flag's scope names some of their values."""
@@ -77,7 +89,7 @@ def _wire_struct(*, lean: bool) -> type[Any]:
 
 _decoder = msgspec.json.Decoder(_wire_struct(lean=False))
 _lean_decoder = msgspec.json.Decoder(_wire_struct(lean=True))
-_pins_decoder = msgspec.json.Decoder(dict[str, str] | None)
+_pins_decoder = msgspec.json.Decoder(Versions | None)
 _xxh3 = xxhash.xxh3_64_intdigest
 
 
@@ -145,6 +157,7 @@ class GroupTable:
     def clear(self) -> None:
         """Forget every combination."""
         self.codes = _Codes(self)
+        self.bytes = 0
         self._groups: list[Group] = []
         self._cells: dict[tuple[str, str, str, str], int] = {}
         self._pins: dict[str, int] = {}
@@ -186,6 +199,7 @@ class GroupTable:
 
     def intern(self, repeating: tuple[Any, ...], versions: bytes, revision: int = 0) -> int:
         """Work out a combination seen for the first time; ``revision``: its index in the timeline, -1 for none."""
+        self.bytes += len(versions) + sum(len(field) for field in repeating if isinstance(field, str))
         lean = len(repeating) == len(self._lean_fields)
         fields = self._lean_fields if lean else self._full_fields
         event = dict.fromkeys(_FACTS) | dict(zip(fields, repeating, strict=True))
@@ -352,7 +366,7 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
     ``timestamps``: the records' own, ms; None where a file gives none. A record that breaks the schema goes to
     ``dead`` with the error, in row order; the others are not touched by it.
     """
-    if len(table) > GROUPS_CAP:
+    if len(table) > GROUPS_CAP or table.bytes > GROUPS_BYTES:
         table.clear()
     known = len(table)
     dead: dict[int, str] = {}

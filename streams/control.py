@@ -10,6 +10,7 @@ from typing import Self
 from aiokafka import ConsumerRecord
 
 from schemas.decision import Command, Weights, command_from_bytes
+from schemas.document import cut
 from schemas.errors import EventError, SignatureError, TopicError
 from schemas.seal import verify_record
 from schemas.signed import TrustedKeys
@@ -129,7 +130,7 @@ class ControlConsumer:
                     "%s is passed over: seq %d of %s after seq %d, yet later in time; was the worker's state reset?",
                     where,
                     command.seq,
-                    command.key,
+                    cut(command.key),
                     before.seq,
                 )
         return fresh

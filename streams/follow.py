@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
-from schemas.errors import TopicError
+from schemas.errors import AccessError, TopicError
+from streams.reach import why
 from streams.settings import Settings
 
 log = structlog.get_logger("tidegate")
@@ -36,12 +37,17 @@ class Follower:
         await self._reading(self._to_end)
 
     async def follow(self, after: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Keep up with the topic for ever; ``after`` is awaited whenever there may be something new."""
+        """Keep up with the topic for ever; ``after`` is awaited whenever there may be something new.
+
+        Raises AccessError if this user may not read it; whatever else is wrong is tried again.
+        """
         try:
             while True:
                 for read in (self._to_end, self._more):
                     try:
                         await self._reading(read)
+                    except AccessError:
+                        raise
                     except TopicError as error:
                         log.warning("not read", topic=self._partition.topic, error=str(error))
                         await asyncio.sleep(RETRY_SECONDS)
@@ -74,9 +80,12 @@ class Follower:
             except (KafkaError, OSError) as error:
                 # What was fetched may be lost with it: the next attempt goes on after what was taken.
                 await self.close()
-                reason = f"nothing in {ATTEMPT_SECONDS:g} s" if isinstance(error, TimeoutError) else error
+                late = isinstance(error, TimeoutError)
+                reason = f"nothing in {ATTEMPT_SECONDS:g} s" if late else await why(self._settings, error)
                 where = f"topic {self._partition.topic} at {self._settings.broker} (TIDEGATE_BROKER)"
-                raise TopicError(f"{where} cannot be read: {reason}") from None
+                # Waiting does not help against a right that is not given.
+                kind = AccessError if isinstance(error, TopicAuthorizationFailedError) else TopicError
+                raise kind(f"{where} cannot be read: {reason}") from None
 
     async def _opened(self) -> AIOKafkaConsumer:
         settings = self._settings

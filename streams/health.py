@@ -11,12 +11,16 @@ from schemas.errors import SettingsError
 from streams.panes import Step
 from streams.windows import GateState
 
+UNITS_MAX = 1_000
+"""Units whose weight has a label of its own: regions come from telemetry, and anybody may invent more of them."""
+
 
 @dataclass
 class Metrics:
     """The worker's counters and gauges; of what telemetry says only the regions of known flags become labels."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    _shown: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         r = self.registry
@@ -36,6 +40,7 @@ class Metrics:
         self.watermark = Gauge("tidegate_watermark_ms", "event time reached, ms", ["agent", "partition"], registry=r)
         self.position = Gauge("tidegate_position", "next offset", ["agent", "partition"], registry=r)
         self.canary_weight = Gauge("tidegate_canary_weight", "share of traffic", ["flag", "region"], registry=r)
+        self.unseen = Gauge("tidegate_units_without_weight", "units beyond those with a weight here", registry=r)
 
     def stepped(self, records: int, step: Step) -> None:
         """Count what a run gave."""
@@ -55,8 +60,14 @@ class Metrics:
 
     def weighed(self, gate: GateState) -> None:
         """Show the weights of a gate's units."""
+        unseen = 0
         for name, ramp in gate.ramps.items():
+            if name not in self._shown and len(self._shown) >= UNITS_MAX:
+                unseen += 1
+                continue
+            self._shown.add(name)
             self.canary_weight.labels(*name.split("|", 1)).set(ramp.unit.weight)
+        self.unseen.set(unseen)
 
 
 async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapping[str, bool]]) -> web.AppRunner:

@@ -30,6 +30,7 @@ from streams.dumps import Recorded
 from streams.manifests import ManifestLog
 from streams.operations import is_order
 from streams.panes import NEVER, Partial, Run, partial_codec
+from streams.reach import why
 from streams.replay import Corrected, Pipeline, by_unit
 from streams.settings import Settings
 from streams.windows import GateSnapshot, GateState, Order, Outcome, order_codec, switches
@@ -72,8 +73,9 @@ class History:
             self._consumer = self._runner.run(self._start())
             self._topics = self._run(self._consumer.topics(), "the list of topics")
         except (KafkaError, OSError) as error:
+            reason = self._runner.run(why(self._settings, error))
             self.close()
-            raise NoBrokerError(f"no Kafka answers at {self._settings.broker}: {error}") from None
+            raise NoBrokerError(f"no Kafka answers at {self._settings.broker}: {reason}") from None
         except BaseException:
             self.close()
             raise

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from schemas.errors import EventError
 from schemas.event import TelemetryEvent, encode, parse
+from streams.reach import why
 from streams.settings import Settings, load_settings
 
 log = logging.getLogger("tidegate.publisher")
@@ -152,7 +153,7 @@ class TelemetryPublisher:
                 await producer.stop()
                 if not isinstance(error, KafkaError | OSError):
                     raise
-                self._complain(error)
+                self._complain(error, await why(self._settings, error))
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _confirmed(self, confirmation: "asyncio.Future[Any]") -> None:
@@ -177,11 +178,11 @@ class TelemetryPublisher:
         else:
             self._settled.set()
 
-    def _complain(self, error: BaseException) -> None:
-        """Log the first error of each field, or of each kind."""
-        text = str(error)
+    def _complain(self, error: BaseException, said: str | None = None) -> None:
+        """Log the first error of each field, or of each kind; ``said``: in better words than its own."""
+        text = said or str(error)
         field = re.search(r"`\$\.(\w+)", text) or re.search(r"`(\w+)`", text)
         about = field[1] if field and isinstance(error, EventError) else type(error).__name__
         if about not in self._complaints:
             self._complaints.add(about)
-            log.warning("telemetry is not published (said once for `%s`): %s", about, error)
+            log.warning("telemetry is not published (said once for `%s`): %s", about, text)

@@ -8,6 +8,7 @@ from aiokafka.errors import KafkaError
 
 from schemas.errors import TopicError
 from streams.follow import stop
+from streams.reach import why
 from streams.settings import Settings
 
 CONNECT_MS = 10_000
@@ -67,6 +68,6 @@ async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
             consumer.seek(tp, offset)
         yield Tail(consumer, first)
     except (KafkaError, OSError) as error:
-        raise TopicError(f"{where}: {error}") from None
+        raise TopicError(f"{where}: {await why(settings, error)}") from None
     finally:
         await stop(consumer)

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, for_code
 
-from schemas.errors import NoBrokerError, TopicError
+from schemas.errors import AccessError, NoBrokerError, TopicError
 from schemas.signed import MAX_BYTES
+from streams.reach import why
 from streams.settings import Settings
+
+log = structlog.get_logger("tidegate")
 
 WEEK_MS = 7 * 24 * 3600 * 1000
 STATE_MAX_BYTES = 4 << 20
@@ -32,7 +36,8 @@ def topics(settings: Settings) -> list[Topic]:
     """Every topic a worker needs, in the order of the flow."""
     kept = {"retention.ms": str(settings.retention)}
     state = {"segment.ms": "3600000", "segment.bytes": str(64 << 20), "min.cleanable.dirty.ratio": "0.1"}
-    passing = {"retention.ms": str(WEEK_MS), "max.message.bytes": str(STATE_MAX_BYTES)}
+    large = {"max.message.bytes": str(STATE_MAX_BYTES)}
+    passing = {"retention.ms": str(WEEK_MS), **large}
     # The broker's clock, not the writer's: what a record may do depends on when it was written.
     ordered = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(2 * MAX_BYTES)}
     p, g = settings.partitions, settings.gate_partitions
@@ -43,7 +48,7 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(settings.window_checkpoints_topic, p, "compact", state, "state of each telemetry partition"),
         Topic(settings.partials_topic, g, "delete", passing, "closed panes"),
         Topic(settings.gate_checkpoints_topic, g, "compact", state, "state of each gate"),
-        Topic(settings.decisions_topic, g, "delete", {"retention.ms": "-1"}, "decisions out"),
+        Topic(settings.decisions_topic, g, "delete", {"retention.ms": "-1", **large}, "decisions out"),
         Topic(settings.corrections_topic, g, "delete", {"retention.ms": "-1"}, "corrections out"),
         Topic(settings.control_topic, g, "compact", {"min.cleanable.dirty.ratio": "0.1"}, "commands out"),
         Topic(settings.manifests_topic, 1, "compact", ordered, "signed manifest revisions in"),
@@ -58,7 +63,8 @@ async def connect(settings: Settings) -> AIOKafkaAdminClient:
         await admin.start()
     except (KafkaError, OSError) as error:
         await admin.close()
-        raise NoBrokerError(f"no Kafka answers at {settings.broker} (TIDEGATE_BROKER): {error}") from None
+        reason = await why(settings, error)
+        raise NoBrokerError(f"no Kafka answers at {settings.broker} (TIDEGATE_BROKER): {reason}") from None
     return admin
 
 
@@ -119,7 +125,9 @@ async def check_topics(settings: Settings) -> tuple[int, int]:
         found = await found_partitions(admin, [topic.name for topic in wanted])
         missing = [topic.name for topic in wanted if topic.name not in found]
         if missing:
-            raise TopicError(f"topics are missing: {', '.join(missing)}; run `tidegate topics --create`")
+            raise TopicError(
+                f"topics are missing, or hidden from this user: {', '.join(missing)}; run `tidegate topics --create`"
+            )
         p, g = found[settings.telemetry_topic], found[settings.partials_topic]
         for name, count in (
             (settings.window_checkpoints_topic, p),
@@ -143,6 +151,25 @@ async def check_topics(settings: Settings) -> tuple[int, int]:
                     f"topic {topic.name} has cleanup.policy={policy}, not {topic.cleanup}; set it with kafka-configs"
                 )
         return p, g
+    finally:
+        await admin.close()
+
+
+async def check_group(settings: Settings) -> None:
+    """Raises AccessError if this user may not be in the consumer group; the client library would wait without a word.
+
+    Asked by the group's coordinator, which takes a little to be there on a new broker.
+    """
+    admin = await connect(settings)
+    group = settings.application_id
+    try:
+        await admin.find_coordinator(group)
+    except GroupAuthorizationFailedError:
+        raise AccessError(
+            f"group {group} (TIDEGATE_APPLICATION_ID) is not open to this user: it needs Read on it"
+        ) from None
+    except KafkaError as error:
+        log.debug("group not checked", group=group, error=str(error))
     finally:
         await admin.close()
 

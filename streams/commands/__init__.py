@@ -64,7 +64,11 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return cli.main(arguments, prog_name="tidegate")
     except TidegateError as error:
-        click.echo(f"tidegate: {error}", err=True)
+        # Loaded late: it takes a moment that `--help` should not.
+        from streams.commands.words import plain
+
+        # Whatever a record, a file or a broker said stays one line.
+        click.echo(f"tidegate: {plain(str(error))}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)

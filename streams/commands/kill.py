@@ -15,6 +15,7 @@ from schemas.manifest import parse_duration
 from schemas.operation import Operation, check_time, parse_operation, read_operation
 from schemas.signed import read_private, sign
 from streams.commands.publish import send
+from streams.commands.words import plain
 from streams.manifests import load_trusted, read_file
 from streams.settings import Settings, load_settings
 from streams.tail import Tail, tail
@@ -93,12 +94,12 @@ async def _order(settings: Settings, operation: Operation, document: bytes, seco
         except Refusal as refusal:
             click.echo(f"the {operation.kind} was written, but is refused: {refusal}", err=True)
             return False
-        click.echo(f"{operation.kind} of {operation.flag} ordered by {operation.actor}: {operation.reason}")
+        click.echo(plain(f"{operation.kind} of {operation.flag} ordered by {operation.actor}: {operation.reason}"))
         if not seconds or (decisions is not None and await _shown(decisions, operation, seconds)):
             return True
     click.echo(
         f"no worker was seen to carry it out in {seconds:g} s, but the order stands: is a worker running, does its "
-        f"manifest name {operation.flag}, does it trust the key?",
+        f"manifest name {plain(operation.flag)}, does it trust the key?",
         err=True,
     )
     return False
@@ -117,5 +118,5 @@ async def _shown(decisions: Tail, operation: Operation, seconds: float) -> bool:
                 decision = decision_from_bytes(record.value)
                 if decision.operation == operation.by and decision.key not in units:
                     units.add(decision.key)
-                    click.echo(f"{decision.key}: {decision.verdict}")
+                    click.echo(plain(f"{decision.key}: {decision.verdict}"))
     return bool(units)

@@ -12,6 +12,7 @@ from schemas.errors import SettingsError, TopicError
 from schemas.signed import MAX_BYTES, TrustedKeys
 from streams.loop import shown
 from streams.manifests import accept, load_trusted, read_file, read_topic, record_key
+from streams.reach import why
 from streams.settings import Settings, load_settings
 
 
@@ -57,7 +58,8 @@ async def send(settings: Settings, topic: str, key: bytes, value: bytes) -> int:
         sent = await producer.send_and_wait(topic, value, key=key, partition=0)
         return int(sent.timestamp)
     except (KafkaError, OSError) as error:
-        raise TopicError(f"topic {topic} at {settings.broker} cannot be written: {error}") from None
+        reason = await why(settings, error)
+        raise TopicError(f"topic {topic} at {settings.broker} cannot be written: {reason}") from None
     finally:
         # Also where it never started: left alone it would complain on stderr.
         await producer.stop()

@@ -21,7 +21,7 @@ from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
 from streams import dumps, parquet
 from streams import history as past
-from streams.commands.words import many
+from streams.commands.words import many, plain
 from streams.manifests import load_trusted, read_files
 from streams.replay import count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
@@ -162,7 +162,8 @@ def _from_topics(
     made.tell()
     if compare == _TOPICS:
         if start is not None:
-            click.echo(f"compared: {', '.join(sorted(seeds)) or 'nothing, as no recorded window starts late enough'}")
+            units = ", ".join(map(plain, sorted(seeds)))
+            click.echo(f"compared: {units or 'nothing, as no recorded window starts late enough'}")
         _conclude(past.difference(made.decisions, made.orders, asked, part=end is not None), "the topics")
     elif compare is not None:
         _compare(made.decisions, compare)
@@ -197,7 +198,7 @@ def _tell_range(extent: past.Extent, start: int | None, seeds: dict[str, past.Se
         )
         for unit, seed in sorted(seeds.items()):
             click.echo(
-                f"{unit}: from the recorded window that starts at {past.iso(seed.start)}, the first at or after "
+                f"{plain(unit)}: from the recorded window that starts at {past.iso(seed.start)}, the first at or after "
                 "--from + one window"
             )
     elif extent.cut:
@@ -227,7 +228,7 @@ def _conclude(difference: str | None, other: str) -> None:
     if difference is None:
         click.echo(f"the same bytes as {other}")
         return
-    click.echo(f"differs from {other}: {difference}")
+    click.echo(plain(f"differs from {other}: {difference}"))
     raise SystemExit(1)
 
 

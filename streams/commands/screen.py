@@ -102,7 +102,7 @@ def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[Row]:
         decides = gate.gate in judged
         status = gate.status.replace("_", " ") if decides else "not judged"
         style = GATE_STYLE[gate.status] if decides else "dim"
-        rows.append(Row(gate.gate, observed(gate), limit(gate), *counts, status, style, decides))
+        rows.append(Row(plain(gate.gate), observed(gate), limit(gate), *counts, status, style, decides))
     return [row for row in rows if row.judged or not only_judged]
 
 
@@ -111,7 +111,7 @@ def _rule_row(rule: RuleResult) -> Row:
     shown = "?" if seen is None else f"{100 * seen:.2f} %" if share else f"{seen:g}"
     allowed = f"≤ {percent(most) if share else f'{most:g}'}"
     status, style = ("fired", "bold red") if rule.fired else ("pass", "green")
-    return Row(rule.kind, shown, allowed, rule.n, None, status, style, judged=True)
+    return Row(plain(rule.kind), shown, allowed, rule.n, None, status, style, judged=True)
 
 
 def gates_table(decision: Decision) -> Table:
@@ -136,7 +136,7 @@ def gates_table(decision: Decision) -> Table:
 def verdict(decision: Decision) -> Text:
     """The verdict in its colour, with the reasons."""
     said = Text(decision.verdict, style=VERDICT_STYLE.get(decision.verdict, ""))
-    return said.append(f" ({', '.join(decision.reasons)})", style="dim")
+    return said.append(f" ({', '.join(map(plain, decision.reasons))})", style="dim")
 
 
 def outcome(decision: Decision) -> Text:

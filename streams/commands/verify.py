@@ -103,12 +103,13 @@ def _take_records(
         if record.value is None and kind == "command":
             continue
         where = f"{record.topic}-{record.partition} offset {record.offset}"
-        take(where, record.value or b"")
         if trusted is not None:
             try:
                 verify_record(record.value, record.headers, kind, trusted)
             except SignatureError as error:
                 audit.note("signature", where, str(error))
+                continue
+        take(where, record.value or b"")
 
 
 def _tell(report: Report, source: str, *, with_commands: bool) -> None:

@@ -67,7 +67,7 @@ class _Board:
         for unit, decision in sorted(self.decisions.items()):
             weights = self.weights.get(unit)
             weight = weights.canary if weights else decision.stage.canary_weight
-            where = Text(decision.flag, style="bold").append(f"\n{decision.region}", style="not bold")
+            where = Text(plain(decision.flag), style="bold").append(f"\n{plain(decision.region)}", style="not bold")
             stands = state(decision.kind, weight, engaged=self.engaged[unit])
             ramps = f"stage {decision.stage.index}, " if decision.kind == "progressive_rollout" else ""
             where.append(f"\n{ramps}{stands}", style="not bold")
@@ -127,10 +127,10 @@ async def _say_decisions(console: Console, board: _Board, decisions: Tail) -> No
 async def _say_commands(console: Console, board: _Board, commands: ControlConsumer) -> None:
     async for command in commands:
         if board.shows(command.flag):
-            console.print(Text(f"{command.key}  ").append(order(command)))
+            console.print(Text(f"{plain(command.key)}  ").append(order(command)))
 
 
 def _say(console: Console, decision: Decision) -> None:
-    console.print(Text(f"{decision.key}  ").append(outcome(decision)))
+    console.print(Text(f"{plain(decision.key)}  ").append(outcome(decision)))
     for line in (plain_gates(decision), *problems(decision)):
         console.print(f"    {line}", highlight=False, markup=False)

@@ -165,6 +165,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "region_divergence": lambda seen: (
         "regions run under different manifests: "
         + "; ".join(f"{cut(region)} {', '.join(map(plain, found))}" for region, found in seen["regions"].items())
+        + (f"; {seen['of']:,} regions in all" if "of" in seen else "")
     ),
     "window_unstable": _unstable,
     "orphan_telemetry": lambda seen: (

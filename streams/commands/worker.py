@@ -17,7 +17,7 @@ from streams import logs
 from streams.health import Metrics, serve
 from streams.manifests import load_trusted, read_file, read_files, read_topic, tell
 from streams.settings import Settings, load_settings
-from streams.topics import check_topics, create_topics
+from streams.topics import check_group, check_topics, create_topics
 
 log = structlog.get_logger("tidegate")
 
@@ -101,6 +101,7 @@ def command(manifest: Path | None, broker: str | None) -> None:
         # An account without the right to make topics is fine as long as they are there.
         log.warning("topics not made", error=str(error))
     partitions, gates = asyncio.run(check_topics(settings))
+    asyncio.run(check_group(settings))
     if timeline is None and not asyncio.run(_await_manifest(settings, trusted or {})):
         return
     # Imported late: Faust takes most of a second, and `--help` should not.

@@ -222,3 +222,23 @@ def test_signed_topics_pass_and_that_is_said(broker: str, trusted: Path) -> None
     done = verify(broker, "--trusted-keys", trusted)
     assert done.code == 0
     assert "every record is signed by one of 1 trusted key; " in done.out
+
+
+def test_a_record_that_nobody_trusted_signed_is_named_and_not_looked_into(broker: str, trusted: Path) -> None:
+    """Neither as to whether it can be read, nor for its place in the chain."""
+    changed = lines(DECISIONS)[1].replace(b'"late":0', b'"late":9')
+    publish(
+        broker,
+        [
+            *(signed(value, "decision") for value in lines(DECISIONS)),
+            (b"\xff{", []),
+            signed(changed, "decision", STRANGER),
+        ],
+        [signed(value, "command") for value in lines(COMMANDS)],
+    )
+    done = verify(broker, "--trusted-keys", trusted)
+    assert done.code == 1
+    unsigned, strange, _ = done.out.splitlines()
+    assert unsigned.endswith(": signature: not signed")
+    assert ": signature: signed with the key " in strange
+    assert len(verify(broker).out.splitlines()) > 2

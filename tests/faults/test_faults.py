@@ -78,7 +78,7 @@ BUGS: dict[str, tuple[Any, ...]] = {
     "2: late events not on the list": (
         app.Worker,
         "_forward",
-        ("await keeper.send(topic, fetched.keys", "await self.send(topic, fetched.keys"),
+        ("await keeper.send(topic, key", "await self.send(topic, key"),
     ),
     "2: partials sent after the step that forgot them": (
         app.Worker,

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -147,6 +147,8 @@ class LocalBroker:
         cpu: the core to pin the process to; ``None`` leaves the choice to the system.
         heap: the JVM's ``-Xms`` and ``-Xmx``.
         properties: entries for ``server.properties`` beyond or in place of ours.
+        listeners: listeners beside the open one, by name with their security protocol; ``addresses`` has where.
+        format_options: more arguments for formatting the storage, for instance to add SCRAM users.
 
     Used as a context manager it starts on entry and stops on exit.
     """
@@ -158,23 +160,27 @@ class LocalBroker:
         cpu: int | None = None,
         heap: str = "512m",
         properties: Mapping[str, str] | None = None,
+        listeners: Mapping[str, str] | None = None,
+        format_options: Sequence[str] = (),
     ) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._java = ["java", f"-Xms{heap}", f"-Xmx{heap}", QUIET, "-cp", f"{kafka_jars()}/*"]
         self._pin = [] if cpu is None else ["taskset", "-c", str(cpu)]
         self._config, self._log = folder / "server.properties", folder / "broker.log"
-        client, controller = (f"127.0.0.1:{port}" for port in free_ports(2))
+        more = dict(listeners or {})
+        client, controller, *others = (f"127.0.0.1:{port}" for port in free_ports(2 + len(more)))
         self.bootstrap = client
+        self.addresses = dict(zip(more, others, strict=True))
+        open_to_clients = ",".join(f"{name}://{at}" for name, at in [("PLAINTEXT", client), *self.addresses.items()])
         settings = server_properties(
-            f"PLAINTEXT://{client},CONTROLLER://{controller}",
-            f"PLAINTEXT://{client}",
-            controller,
-            str(folder / "data"),
+            f"{open_to_clients},CONTROLLER://{controller}", open_to_clients, controller, str(folder / "data")
         )
+        for name, protocol in more.items():
+            settings["listener.security.protocol.map"] += f",{name}:{protocol}"
         settings.update(properties or {})
         folder.mkdir(parents=True, exist_ok=True)
         self._config.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
-        self._format()
+        self._format(format_options)
 
     @property
     def pid(self) -> int | None:
@@ -231,10 +237,10 @@ class LocalBroker:
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return f"The end of {self._log}:\n" + "\n".join(text.splitlines()[-lines:])
 
-    def _format(self) -> None:
+    def _format(self, options: Sequence[str]) -> None:
         tool = [*self._java, "kafka.tools.StorageTool", "format"]
         done = subprocess.run(
-            [*tool, "--cluster-id", CLUSTER_ID, "--config", str(self._config)],
+            [*tool, "--cluster-id", CLUSTER_ID, "--config", str(self._config), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
