@@ -195,6 +195,19 @@ class PaneUnit(msgspec.Struct, array_like=True):
         """Events that count for the unit."""
         return sum(arm.accepted for arm in self.arms.values())
 
+    @property
+    def unbounded_bytes(self) -> int:
+        """What of it grows with the telemetry's own names: pins, namespaces, event ids, probe groups."""
+        size = 0
+        for arm in self.arms.values():
+            for sums in arm.sources.values():
+                size += sum(len(pins.encode()) for pins in sums.pins) + 12 * len(sums.groups)
+                size += sum(len(one.event_id.encode()) for found in sums.worst.values() for one in found)
+        if self.detail is not None:
+            for name, pins in self.detail.namespaces.items():
+                size += len(name.encode()) + sum(len(one.encode()) for one in pins)
+        return size + sum(late.unbounded_bytes for late in self.behind.values())
+
 
 class Window(msgspec.Struct, array_like=True):
     """The merged panes of [start, end), ms.

@@ -36,7 +36,7 @@ from streams.manifests import ManifestLog, tell
 from streams.operations import OperationLog, is_order, order_key
 from streams.panes import PartitionState, partial_codec
 from streams.settings import Settings
-from streams.windows import GateState, Order, gate_of, order_codec, split, switches
+from streams.windows import GateState, Order, gate_of, order_codec, pieces, split, switches
 
 log = structlog.get_logger("tidegate")
 
@@ -388,7 +388,8 @@ class Worker:
         for partial in result.partials:
             key = b"%d|%d" % (partial.partition, partial.pane)
             for gate, part in enumerate(split(partial, self.gates)):
-                await keeper.send(self.settings.partials_topic, key, partial_codec.dump(part), gate)
+                for piece in pieces(part):
+                    await keeper.send(self.settings.partials_topic, key, piece, gate)
         for offset in result.late:
             await self._forward(keeper, self.settings.late_topic, fetched, offset, None)
         for offset, error in result.dead:

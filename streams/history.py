@@ -338,6 +338,8 @@ def _gate_log(history: History, extent: Extent) -> dict[tuple[str, OperationBy],
                 for other, _, _, known in waiting:
                     if other == record.partition:
                         known[head.partition] = head.previous
+            if head.more:
+                continue
             gate[head.partition] = max(gate.get(head.partition, NEVER), head.pane + 1)
     places: dict[tuple[str, OperationBy], tuple[int, int]] = {}
     for _, order, offset, known in waiting:

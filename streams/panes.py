@@ -28,6 +28,8 @@ NEVER = -(2**53)
 
 _COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
 _COST_KNOWN = COUNTERS.index("cost_known")
+UNIT_BYTES = 2 << 20
+"""A unit whose names of one pane take more than this counts as dead letters: its partial has to fit into a record."""
 LATE_CAP = 4096
 """Late events that one pane brings for corrections; later ones are only counted."""
 TOOL_LOOP = 10
@@ -57,7 +59,7 @@ class Partial(msgspec.Struct, array_like=True):
     """What one partition saw in one pane, sent on when the pane closes.
 
     ``previous``: panes below it were closed by the partial before, so a gap shows. Panes between ``previous`` and
-    ``pane`` are empty.
+    ``pane`` are empty. ``more``: another piece of the same pane follows, with more units; the last one closes it.
     """
 
     partition: int
@@ -65,6 +67,7 @@ class Partial(msgspec.Struct, array_like=True):
     previous: int
     dead_letters: int
     units: dict[str, PaneUnit]
+    more: bool = False
 
 
 class Pane(msgspec.Struct, array_like=True):
@@ -449,6 +452,10 @@ class PartitionState:
             last = closed - 1
             for index in sorted({i for i in state.open if i < closed} | {last}):
                 pane = state.open.pop(index, None) or Pane()
+                for unit, seen in pane.units.items():
+                    if seen.unbounded_bytes > UNIT_BYTES:
+                        pane.dead_letters += seen.accepted
+                        pane.units[unit] = PaneUnit(late=seen.late, duplicates=seen.duplicates)
                 units = {unit: pane.units[unit].in_order() for unit in sorted(pane.units)}
                 partials.append(Partial(state.partition, index, state.closed, pane.dead_letters, units))
                 state.closed = index + 1

@@ -19,7 +19,10 @@ from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
 from schemas.timeline import Timeline
-from streams.panes import NEVER, Partial
+from streams.panes import NEVER, Partial, partial_codec
+
+PIECE_BYTES = 1 << 20
+"""A partial that takes more is sent in pieces."""
 
 Outcome = tuple[Decision, Command | None]
 
@@ -35,6 +38,18 @@ def split(partial: Partial, gates: int) -> list[Partial]:
     for unit, seen in partial.units.items():
         parts[gate_of(unit.split("|", 1)[0], gates)].units[unit] = seen
     return parts
+
+
+def pieces(partial: Partial) -> Iterator[bytes]:
+    """A partial as records that are not too large, unless a single unit is; all but the last say that more follow."""
+    value = partial_codec.dump(partial)
+    if len(value) <= PIECE_BYTES or len(partial.units) < 2:
+        yield value
+        return
+    units, half = list(partial.units.items()), len(partial.units) // 2
+    place = partial.partition, partial.pane, partial.previous
+    yield from pieces(Partial(*place, 0, dict(units[:half]), more=True))
+    yield from pieces(Partial(*place, partial.dead_letters, dict(units[half:]), partial.more))
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True):
@@ -229,9 +244,15 @@ class GateState:
                 f"but its next partial starts at {partial.previous}"
             )
         done = min(state.closed)
-        state.closed[partial.partition] = partial.pane + 1
+        begun = state.waiting.get(partial.pane, {}).get(partial.partition)
+        if begun is not None:
+            # Pieces that are sent again after a crash say the same.
+            partial.units = begun.units | partial.units
         if partial.units or partial.dead_letters:
             state.waiting.setdefault(partial.pane, {})[partial.partition] = partial
+        if partial.more:
+            return
+        state.closed[partial.partition] = partial.pane + 1
         yield from self._advance(done, min(state.closed))
 
     def operate(self, offset: int, order: Order) -> Iterator[Outcome]:

@@ -17,7 +17,7 @@ from faust.types import TP
 
 from gates import bounds
 from schemas import canonical, decision
-from streams import app, checkpoints, follow, operations
+from streams import app, checkpoints, follow, operations, windows
 from tests.faults.kafka import Poller, Producer, Reader
 from tests.faults.traffic import timeline
 
@@ -237,6 +237,8 @@ def patched(world: "World") -> Iterator[None]:
             (decision, "canonical", _canonical),
             (bounds, "_log_m", _log_m),
             (checkpoints, "CHUNK_BYTES", world.plan.chunk_bytes),
+            # So small that most partials are sent in pieces.
+            (windows, "PIECE_BYTES", 2_000),
             (aiokafka, "AIOKafkaConsumer", Reader(world.cluster)),
         ):
             stack.enter_context(patch.object(target, name, value, create=True))

@@ -73,7 +73,10 @@ class Promises:
             self.demand(state.open_panes <= OPEN_PANES_MAX, f"{tp} holds {state.open_panes} open panes")
         else:
             closed = state._state.closed
-            self.demand(state.waiting <= max(closed) - min(closed), f"{tp} keeps partials that every partition closed")
+            # One more for each partition, of whose next pane some pieces are there.
+            bound = max(closed) - min(closed) + len(closed)
+            kept = state.waiting <= bound and all(pane >= min(closed) for pane in state._state.waiting)
+            self.demand(kept, f"{tp} keeps partials that every partition closed")
 
     def _whole(self, tp: TP, log: Log) -> bool:
         return any(self._position(tp, log, record) is not None for record in reversed(log.records.values()))

@@ -84,7 +84,7 @@ BUGS: dict[str, tuple[Any, ...]] = {
         app.Worker,
         "_window",
         ("await keeper.send(self.settings.partials", "later = asyncio.create_task(keeper.send(self.settings.partials"),
-        ("partial_codec.dump(part), gate)", "partial_codec.dump(part), gate))"),
+        ("piece, gate)", "piece, gate))"),
     ),
     "3: chunks of the last whole one overwritten": (app.Keeper, "_save", ("self.turn += 1", "pass")),
     "3: chunks of another writer overwritten": (checkpoints, "write", ("generation % WRITERS", "0")),

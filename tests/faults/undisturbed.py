@@ -9,7 +9,7 @@ import msgspec
 from streams.columns import GroupTable
 from streams.operations import is_order
 from streams.panes import PartitionState, Run, partial_codec
-from streams.windows import GateState, order_codec, split
+from streams.windows import GateState, order_codec, pieces, split
 from tests.faults.kafka import Record
 from tests.faults.traffic import CLOCKWORK, timeline
 
@@ -23,6 +23,7 @@ class _Ids(msgspec.Struct):
     region: str
     decision_id: str = ""
     command_id: str = ""
+    correction_id: str = ""
 
 
 _ids = msgspec.json.Decoder(_Ids)
@@ -33,13 +34,14 @@ class Output:
     """Everything that left the core, repeats dropped by id.
 
     ``partials``: by (gate, partition), in order. ``aside``: late events and dead letters by (topic, partition, offset).
-    ``decisions``, ``commands``: by ``flag|region``, in order.
+    ``decisions``, ``commands``, ``corrections``: by ``flag|region``, in order.
     """
 
     partials: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
     aside: dict[tuple[str, int, int], bytes | None] = field(default_factory=dict)
     decisions: dict[str, list[bytes]] = field(default_factory=dict)
     commands: dict[str, list[bytes]] = field(default_factory=dict)
+    corrections: dict[str, list[bytes]] = field(default_factory=dict)
     _seen: dict[object, bytes | None] = field(default_factory=dict, compare=False)
 
     def _fresh(self, name: object, value: bytes | None) -> bool:
@@ -53,7 +55,7 @@ class Output:
     def partial(self, gate: int, value: bytes) -> bool:
         """Add a partial from a gate's log; False for a repeat. Raises Contradiction."""
         partial = partial_codec.load(value)
-        fresh = self._fresh((gate, partial.partition, partial.pane), value)
+        fresh = self._fresh((gate, partial.partition, partial.pane, partial.more, *partial.units), value)
         if fresh:
             self.partials.setdefault((gate, partial.partition), []).append(value)
         return fresh
@@ -64,15 +66,15 @@ class Output:
             self.aside[kind, partition, offset] = value
 
     def said(self, value: bytes) -> None:
-        """Add a decision or a command. Raises Contradiction."""
+        """Add a decision, a command or a correction. Raises Contradiction."""
         ids = _ids.decode(value)
-        units = self.commands if ids.command_id else self.decisions
-        if self._fresh(ids.command_id or ids.decision_id, value):
+        units = self.corrections if ids.correction_id else self.commands if ids.command_id else self.decisions
+        if self._fresh(ids.correction_id or ids.command_id or ids.decision_id, value):
             units.setdefault(f"{ids.flag}|{ids.region}", []).append(value)
 
     def difference(self, other: "Output") -> str | None:
         """Where another output first differs; None if nowhere."""
-        for what in ("partials", "aside", "decisions", "commands"):
+        for what in ("partials", "aside", "decisions", "commands", "corrections"):
             ours, theirs = getattr(self, what), getattr(other, what)
             for name in sorted(ours.keys() | theirs.keys()):
                 one, two = ours.get(name), theirs.get(name)
@@ -84,7 +86,7 @@ class Output:
     def sha256(self) -> bytes:
         """Over decisions and commands, unit by unit."""
         digest = hashlib.sha256()
-        for units in (self.decisions, self.commands):
+        for units in (self.decisions, self.commands, self.corrections):
             for name, values in sorted(units.items()):
                 digest.update(name.encode() + b"\n" + b"\n".join(values) + b"\n")
         return digest.digest()
@@ -108,8 +110,9 @@ def undisturbed(telemetry: Sequence[Sequence[Record]], gates: int, orders: Seque
         result = state.step(Run(0, [r.value for r in records], [r.timestamp for r in records]))
         for partial in result.partials:
             for gate, part in enumerate(split(partial, gates)):
-                partials[gate].append(partial_codec.dump(part))
-                output.partial(gate, partials[gate][-1])
+                for piece in pieces(part):
+                    partials[gate].append(piece)
+                    output.partial(gate, piece)
         for offset in result.late:
             output.set_aside("late", partition, offset, records[offset].value)
         for offset, _ in result.dead:
@@ -126,6 +129,8 @@ def undisturbed(telemetry: Sequence[Sequence[Record]], gates: int, orders: Seque
                 output.said(decision.to_bytes())
                 if command is not None:
                     output.said(command.to_bytes())
+            for correction in decider.take_corrections():
+                output.said(correction.to_bytes())
     return output
 
 

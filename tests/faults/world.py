@@ -358,7 +358,8 @@ class World:
 
     def output(self) -> Output:
         """What the logs hold. Raises Contradiction."""
-        output = Output()
+        output, settings = Output(), self.settings
+        said = settings.decisions_topic, settings.control_topic, settings.corrections_topic
         for tp, log in self.cluster.logs.items():
             for record in log.records.values():
                 if tp.topic == self.settings.partials_topic and not operations.is_order(record.key):
@@ -367,7 +368,7 @@ class World:
                     headers = dict(record.headers)
                     kind = tp.topic.rsplit(".", 1)[1]
                     output.set_aside(kind, tp.partition, int(headers["tidegate.offset"]), record.value)
-                elif tp.topic in (self.settings.decisions_topic, self.settings.control_topic):
+                elif tp.topic in said:
                     output.said(record.value or b"")
         return output
 

@@ -15,6 +15,7 @@ from gates.sums import Sums
 from gates.unit import Clockwork
 from schemas.errors import HoleError, StateError
 from schemas.timeline import Timeline
+from streams import panes
 from streams.columns import GroupTable
 from streams.panes import Partial, PartitionState, Run, Step, partial_codec
 from tests.streams.events import (
@@ -417,3 +418,12 @@ class TestDigestsBeyondTheExactRange:
                 assert answer == pytest.approx(quantile(values, q), rel=1e-12)
             else:
                 assert abs(sum(v <= answer for v in values) / n - q) <= 0.005 + 1 / n
+
+
+def test_a_unit_whose_names_fit_into_no_record_counts_as_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So its windows are unstable and nothing is promoted; units beside it are as they were."""
+    monkeypatch.setattr(panes, "UNIT_BYTES", 2_000)
+    hostile = [record(event_id=f"e{i}", region="x", versions={"MODEL_VER": f"{i}" * 100}) for i in range(30)]
+    partial = next(p for p in partials_of([*hostile, record(event_id="fine", region="y")]) if p.units)
+    large, small = partial.units["wide|x"], partial.units["wide|y"]
+    assert (large.accepted, small.accepted, partial.dead_letters) == (0, 1, 30)

@@ -13,9 +13,10 @@ from gates.unit import Clockwork
 from schemas.decision import Command, Decision
 from schemas.errors import HoleError, StateError
 from schemas.timeline import Timeline
+from streams import windows
 from streams.panes import NEVER, Partial, PartitionState, Run, partial_codec
 from streams.replay import Pipeline
-from streams.windows import GateState, gate_of, split
+from streams.windows import GateState, gate_of, pieces, split
 from tests.streams.events import (
     CLOCKWORK,
     LATENESS,
@@ -392,6 +393,29 @@ class TestStep:
         assert pipeline.gate.waiting > 0
         list(pipeline.step(1, Run(0, [tick(NOON + 500_000)])))
         assert pipeline.gate.waiting == 0
+
+
+def test_a_partial_in_pieces_is_the_partial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their size, sent again in part or whole, with restarts between them."""
+    text = MANIFEST + RAMP.replace("flags:\n", "")
+    partials = partials_of(
+        [*draw_log(21, 300), *written(healthy_pane(NOON + 10**6)), tick(NOON + 10**6 + 50_000)], text=text
+    )
+    timeline = Timeline.of(flags(text))
+    whole = GateState.fresh(0, 1, 1, CLOCKWORK, timeline)
+    expected = [d.to_bytes() for i, p in enumerate(partials) for d, _ in whole.step(i, _copy(p))]
+    for size in (1, 2_000, 20_000):
+        monkeypatch.setattr(windows, "PIECE_BYTES", size)
+        rnd, log = random.Random(size), list[bytes]()
+        for partial in partials:
+            sent = list(pieces(_copy(partial)))
+            assert len(sent) > 1 or len(partial.units) < 2 or size > 1
+            log += sent[: rnd.randrange(len(sent))] + sent if rnd.random() < 0.3 else sent
+        state, found = GateState.fresh(0, 1, 1, CLOCKWORK, timeline), list[bytes]()
+        for offset, value in enumerate(log):
+            found += [d.to_bytes() for d, _ in state.step(offset, partial_codec.load(value))]
+            state = GateState.load(state.dump(), 0, 1, 1, CLOCKWORK, timeline)
+        assert found == expected
 
 
 class TestState:
