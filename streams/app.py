@@ -22,7 +22,7 @@ from faust.types import TP
 
 from schemas.correction import Correction
 from schemas.decision import Command, Decision
-from schemas.errors import AccessError, Refusal, StateError, TidegateError
+from schemas.errors import AccessError, NoBrokerError, Refusal, StateError, TidegateError, TopicError
 from schemas.event import TelemetryEvent, encode
 from schemas.seal import RecordKind, sign_record
 from schemas.signed import PrivateKey, TrustedKeys
@@ -36,6 +36,7 @@ from streams.manifests import ManifestLog, tell
 from streams.operations import OperationLog, is_order, order_key
 from streams.panes import PartitionState, partial_codec
 from streams.settings import Settings
+from streams.topics import check_topics
 from streams.windows import GateState, Order, gate_of, order_codec, pieces, split, switches
 
 log = structlog.get_logger("tidegate")
@@ -47,6 +48,8 @@ END_SECONDS = 10.0
 FORWARD_BYTES = 512 << 10
 """A late record or a dead letter that is larger is cut: one that came compressed may be larger than any topic takes."""
 FORWARD_CUT = 64 << 10
+TOPICS_SECONDS = 5.0
+"""How often the topics are looked at."""
 UNCONFIRMED_MAX = 2_000
 """Records sent and not yet confirmed at which an agent waits."""
 
@@ -198,6 +201,7 @@ class Worker:
         self.app.task(self._serve)
         self.app.task(self._follow_operations)
         self.app.task(self._follow_manifests)
+        self.app.task(self._watch_topics)
         self.app.on_partitions_revoked.connect(self._save_all)
         self.app.on_before_shutdown.connect(self._shut_down)
 
@@ -309,6 +313,29 @@ class Worker:
                 await self.manifests.follow()
         except Exception as error:
             await self.fail(error)
+
+    async def _watch_topics(self) -> None:
+        """End if the topics are no longer what they were: the client libraries would wait for them for ever."""
+        before: str | None = None
+        while not self.failed:
+            await asyncio.sleep(TOPICS_SECONDS)
+            error: Exception | None = None
+            try:
+                found = await check_topics(self.settings)
+                if found != (self.partitions, self.gates):
+                    error = StateError(
+                        f"the telemetry and the partials topic have {found} partitions, and had "
+                        f"{(self.partitions, self.gates)}; partitions cannot be added: start a new "
+                        "TIDEGATE_APPLICATION_ID"
+                    )
+            except NoBrokerError:
+                continue  # An outage is waited out.
+            except (TopicError, KafkaError) as reason:
+                error = reason
+            # Twice, as a broker that has just started may not know all of its topics yet.
+            if error is not None and str(error) == before:
+                await self.fail(error)
+            before = None if error is None else str(error)
 
     async def _follow_operations(self) -> None:
         try:
