@@ -1,7 +1,8 @@
 """The other kinds of flag: a gate that opens and closes, guards that step in and out, a switch."""
 
-from gates.machine import Judgement, Machine, Reading, unfired
+from gates.machine import Machine
 from gates.ramp import Ramp
+from gates.records import Judgement, Reading, unfired
 from gates.rules import QUALITY_GATES, SLACK, rounded
 from gates.unit import Clockwork, Unit
 from gates.window import PaneUnit

@@ -6,7 +6,6 @@ that follow, if any. Nothing here knows a clock, a topic or another flag.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -14,11 +13,12 @@ import msgspec
 from gates.digest import SKETCH
 from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread, sample_ratio
 from gates.forecast import forecast
-from gates.metrics import ArmMetrics, read_arms
-from gates.rules import Comparison, rounded
+from gates.metrics import read_arms
+from gates.records import Judgement, Reading, exemplars, summaries, unfired, weights
+from gates.rules import Comparison
 from gates.sums import IdSample, shared
-from gates.unit import GUARDS, Clockwork, Closed, Pinned, Unit, first_weight
-from gates.window import LABELS, REQUEST_SOURCES, SERVED, Arm, PaneUnit, Window
+from gates.unit import GUARDS, Clockwork, Closed, Unit, first_weight
+from gates.window import PaneUnit, Window
 from schemas.correction import Correction, Said, seal_correction
 from schemas.decision import (
     Action,
@@ -27,10 +27,8 @@ from schemas.decision import (
     Command,
     Decision,
     Engine,
-    Exemplar,
     GateResult,
     OperationBy,
-    PinnedFrom,
     Problem,
     RuleResult,
     Severity,
@@ -39,64 +37,12 @@ from schemas.decision import (
     Stage,
     Verdict,
     Warning,
-    Weights,
     command_for,
     seal_decision,
 )
 from schemas.manifest import Flag
 
 Outcome = tuple[Decision, Command | None]
-
-METRIC_OF = {
-    "delta_s.median_max": "delta_s",
-    "delta_s.p95_max": "delta_s",
-    "delta_s_p95_over": "delta_s",
-    "coverage_min": "coverage",
-    "coverage_under": "coverage",
-    "lambda_convergent": "lambda",
-    "lambda_flip_rate_over": "lambda",
-    "latency_p95_uplift_max": "latency",
-    "latency_p95_over_budget": "latency",
-    "error_rate_max": "error",
-    "error_rate_over": "error",
-    "tool_success_min": "tool",
-    "cost_uplift_max": "cost",
-    "cost_per_solved_over_budget": "cost",
-    "reason_failure_rate_over": "reason",
-    "reason_failed_served_in_full": "reason_in_full",
-}
-"""Which metric's worst events a gate or rule names."""
-QUALITY_METRICS = ("delta_s", "coverage", "lambda")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Both arms as they are judged; ``pinned`` where an earlier window's baseline stands in."""
-
-    canary: ArmMetrics
-    baseline: ArmMetrics
-    canary_arm: Arm
-    baseline_arm: Arm
-    quality_source: str
-    pinned: Pinned | None
-    shadow: bool = False
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A verdict and what it rests on. ``action``: the command that follows, ``weight``: the canary's in it."""
-
-    verdict: Verdict
-    reasons: list[str]
-    reading: Reading
-    gates: list[GateResult]
-    rules: list[RuleResult]
-    problems: list[Problem]
-    severity: Severity | None = None
-    action: Action | None = None
-    weight: float | None = None
-    freeze: ChangeFreeze | None = None
-    waits: bool = False
 
 
 class Machine(ABC):
@@ -280,7 +226,7 @@ class Machine(ABC):
                 gates=judgement.gates,
                 abort_rules=judgement.rules,
                 evidence_problems=judgement.problems,
-                arms=_summaries(judgement.reading),
+                arms=summaries(judgement.reading),
                 source=self._sources(),
                 manifest_hash=flag.manifest_hash,
                 engine=self._engine(),
@@ -381,9 +327,9 @@ class Machine(ABC):
             gates=judgement.gates,
             rules=judgement.rules,
             found=judgement.problems,
-            arms=_summaries(judgement.reading),
+            arms=summaries(judgement.reading),
             forecast=waits,
-            exemplars=_exemplars(judgement),
+            exemplars=exemplars(judgement),
             change_freeze=judgement.freeze,
         )
         command = None
@@ -525,8 +471,8 @@ class Machine(ABC):
             seq=unit.seq,
             action=action,
             severity=severity,
-            weights=_weights(unit.weight),
-            previous_weights=_weights(before),
+            weights=weights(unit.weight),
+            previous_weights=weights(before),
             effective_from=effective_from,
             rule=rule,
         )
@@ -569,87 +515,3 @@ def _closed(before: Unit, decision: Decision) -> Closed:
         pinned=before.pinned,
         told=decision.verdict,
     )
-
-
-def _exemplars(judgement: Judgement) -> dict[str, list[Exemplar]]:
-    """The worst events behind each failed gate and fired rule."""
-    reading = judgement.reading
-    bad = [gate.gate for gate in judgement.gates if gate.status in ("fail", "waived")]
-    bad += [rule.kind for rule in judgement.rules if rule.fired]
-    shown: dict[str, list[Exemplar]] = {}
-    for name in bad:
-        metric = METRIC_OF.get(name)
-        if metric is None:
-            continue
-        if metric in QUALITY_METRICS:
-            rows, labels = _quality_sources(reading)
-            worst = reading.canary_arm.worst(metric, (labels,)) or reading.canary_arm.worst(metric, (rows,))
-        else:
-            worst = reading.canary_arm.worst(metric, ("shadow", "gold") if reading.shadow else SERVED)
-        if worst:
-            shown[name] = [
-                Exemplar(event_id=w.event_id, value=rounded(w.value) or 0.0, partition=w.partition, offset=w.offset)
-                for w in worst
-            ]
-    return shown
-
-
-def _quality_sources(reading: Reading) -> tuple[str, str]:
-    use = "shadow" if reading.shadow and reading.quality_source == "traffic" else reading.quality_source
-    return use, LABELS[use]
-
-
-def unfired(rule: RuleResult) -> RuleResult:
-    """The same rule where it is shown and cannot act."""
-    return RuleResult(
-        kind=rule.kind, severity=rule.severity, value=rule.value, observed=rule.observed, n=rule.n, fired=False
-    )
-
-
-def _summaries(reading: Reading) -> dict[str, ArmSummary]:
-    use = reading.quality_source
-    return {
-        "canary": _summary(reading.canary_arm, reading.canary, use, None),
-        "baseline": _summary(reading.baseline_arm, reading.baseline, use, reading.pinned),
-    }
-
-
-def _summary(arm: Arm, metrics: ArmMetrics, quality_source: str, pinned: Pinned | None) -> ArmSummary:
-    served, lambda_ = metrics.served, metrics.lambda_
-    requests = {name: arm.sources[name]["requests"] for name in REQUEST_SOURCES if name in arm.sources}
-    return ArmSummary(
-        requests=served["requests"],
-        traffic=requests.get("traffic", 0),
-        gold=requests.get("gold", 0),
-        shadow=requests.get("shadow", 0),
-        exposures=served["exposures"],
-        labels=sum(sums["labels"] for sums in arm.sources.values()),
-        errors=served["errors"],
-        rate_limited=served["rate_limited"],
-        tool_calls=served["tool_calls"],
-        tool_ok=served["tool_ok"],
-        reason_rows=served["reason_rows"],
-        reason_failed=served["reason_failed"],
-        reason_in_full=served["reason_in_full"],
-        cost=rounded(served.cost) or 0.0,
-        cost_rows=served["cost_rows"],
-        solved=metrics.solved,
-        quality_source=quality_source,
-        coverage_rows=metrics.coverage_count,
-        coverage_mean=rounded(metrics.coverage),
-        delta_s_rows=metrics.delta_s.count,
-        delta_s_p50=rounded(metrics.delta_s.quantile(0.5)),
-        delta_s_p95=rounded(metrics.delta_s.quantile(0.95)),
-        latency_p50=rounded(served.latency.quantile(0.5)),
-        latency_p95=rounded(served.latency.quantile(0.95)),
-        lambda_groups=lambda_.groups,
-        lambda_complete=lambda_.complete,
-        lambda_convergent=lambda_.convergent,
-        lambda_events=lambda_.events,
-        lambda_flips=lambda_.flipped_groups + lambda_.flipped_events,
-        pinned_from=PinnedFrom(start=pinned.start, end=pinned.end, hash=pinned.hash) if pinned else None,
-    )
-
-
-def _weights(canary: float) -> Weights:
-    return Weights(baseline=rounded(1 - canary) or 0.0, canary=canary)

@@ -4,7 +4,8 @@ from typing import Literal
 
 from gates.bounds import alpha_for_window
 from gates.evidence import rate_limited, sample_ratio
-from gates.machine import Judgement, Machine
+from gates.machine import Machine
+from gates.records import Judgement
 from gates.rules import SOFT_GATES, Comparison
 from gates.unit import Pinned
 from schemas.decision import Action, Decision, Verdict

@@ -17,7 +17,6 @@ import structlog
 from aiohttp import web
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.structs import RecordMetadata
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
 from schemas.correction import Correction
@@ -32,6 +31,7 @@ from streams.columns import GroupTable
 from streams.fetch import FetchedRun, RunScheduler, install
 from streams.follow import Follower
 from streams.health import Metrics, serve
+from streams.hooks import IdempotentProducer, consumer_of, credentials
 from streams.manifests import ManifestLog, tell
 from streams.operations import OperationLog, is_order, order_key
 from streams.panes import PartitionState, partial_codec
@@ -171,7 +171,7 @@ class Worker:
         self.app = faust.App(
             settings.application_id,
             broker=[f"kafka://{server}" for server in settings.broker.split(",")],
-            broker_credentials=_credentials(settings),
+            broker_credentials=credentials(settings),
             ConsumerScheduler=RunScheduler,
             consumer_max_fetch_size=settings.fetch_bytes,
             consumer_auto_offset_reset="earliest",
@@ -193,7 +193,7 @@ class Worker:
         self.app.conf.web_enabled = False
         # Faust would make folders where the process stands, which may be read-only; nothing is kept on disk.
         self.app._create_directories = lambda: None  # type: ignore[method-assign]  # it has no setting for this
-        self.app.transport.Consumer = _consumer_of(self)  # type: ignore[misc]  # Faust's own hook
+        self.app.transport.Consumer = consumer_of(self)  # type: ignore[misc]  # Faust's own hook
         self.app.transport.Producer = IdempotentProducer  # type: ignore[misc]
         self.app.agent(self._source(settings.telemetry_topic), concurrency=1)(self._window_agent)
         self.app.agent(self._source(settings.partials_topic), concurrency=1)(self._gate_agent)
@@ -539,72 +539,3 @@ class Worker:
         if self._runner is not None:
             await self._runner.cleanup()
         log.info("stopped")
-
-
-class IdempotentProducer(Producer):
-    """Faust's producer, whose batches are retried for as long as a broker is away and never leave a hole behind them.
-
-    Without idempotence a batch that is given up does not stop the ones after it.
-    """
-
-    def _settings_extra(self) -> Mapping[str, Any]:
-        return {"enable_idempotence": True}
-
-
-def _consumer_of(worker: Worker) -> type[Consumer]:
-    """Faust's consumer, reading on from the checkpoints instead of from committed offsets."""
-
-    class Thread(AIOKafkaConsumerThread):
-        def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
-            consumer = super()._create_worker_consumer(transport)
-            # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
-            consumer._fetch_max_wait_ms = worker.settings.fetch_wait
-            return consumer
-
-        async def _fetch_records(
-            self, consumer: aiokafka.AIOKafkaConsumer, active_partitions: set[TP], *more: Any, **options: Any
-        ) -> Any:
-            # Faust hands on all that it takes here before it takes more. One run of telemetry at a time, so that a
-            # kill does not wait behind a backlog in every partition.
-            backlog = [tp for tp in consumer._fetcher._records if tp.topic == worker.settings.telemetry_topic]
-            now = active_partitions - set(backlog[1:])
-            return await super()._fetch_records(consumer, now or active_partitions, *more, **options)
-
-    class CheckpointConsumer(Consumer):
-        def _new_consumer_thread(self) -> Thread:
-            return Thread(self, loop=self.loop, beacon=self.beacon)
-
-        async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's
-            try:
-                return await super()._getmany(active_partitions, timeout)
-            except TopicAuthorizationFailedError as error:
-                await worker.fail(error)
-                raise
-
-        async def seek_to_committed(self) -> Mapping[TP, int]:
-            """After every assignment, with the flow stopped: load the states and seek to their positions."""
-            positions = dict(await super().seek_to_committed())
-            try:
-                mine = [tp for tp in positions if tp.topic in worker.sources]
-                begins = await self.earliest_offsets(*mine) if mine else {}
-                restored = await worker.restore(mine, begins)
-                await self.seek_wait(restored)
-                return positions | restored
-            except Exception as error:
-                await worker.fail(error)
-                raise
-
-    return CheckpointConsumer
-
-
-def _credentials(settings: Settings) -> Any:
-    if settings.security_protocol == "PLAINTEXT":
-        return None
-    if settings.security_protocol == "SSL":
-        return faust.SSLCredentials(context=settings.ssl_context)
-    return faust.SASLCredentials(
-        username=settings.sasl_username,
-        password=settings.kafka["sasl_plain_password"],
-        mechanism=settings.sasl_mechanism,
-        ssl_context=settings.ssl_context,
-    )

@@ -26,6 +26,7 @@ from schemas.manifest import Flag
 from schemas.operation import Operation, check_time, read_operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
+from streams.differences import told
 from streams.dumps import Recorded
 from streams.manifests import ManifestLog
 from streams.operations import is_order
@@ -533,7 +534,7 @@ def difference(made: Sequence[bytes], commands: Sequence[bytes], asked: Asked, *
         other = other[asked.seeds[unit].index if unit in asked.seeds else 0 :]
         for number, (a, b) in enumerate(zip(one, other, strict=False), 1):
             if a != b:
-                return f"{unit}: decision {number} differs{fields(a, b)}"
+                return f"{unit}: decision {number} differs{told(a, b)}"
         if len(one) > len(other) or (len(one) < len(other) and not part):
             return f"{unit}: {len(one)} decisions here, {len(other)} in the topic"
     return _commands_differ(commands, asked, part=part)
@@ -547,7 +548,7 @@ def _commands_differ(commands: Sequence[bytes], asked: Asked, *, part: bool) -> 
         one, other = ours.get(unit, {}), theirs.get(unit, {})
         for seq in sorted(one.keys() & other.keys()):
             if one[seq] != other[seq]:
-                return f"{unit}: command {seq} differs{fields(one[seq], other[seq])}"
+                return f"{unit}: command {seq} differs{told(one[seq], other[seq])}"
         last, recorded = max(one, default=0), max(other, default=0)
         if last > recorded or (last < recorded and not part and last):
             return f"{unit}: the last command is {last} here, {recorded} in the topic"
@@ -565,10 +566,3 @@ def _numbered(commands: Iterable[bytes]) -> dict[str, dict[int, bytes]]:
             raise InputError(f"not a command: {error}") from None
         found[f"{head.flag}|{head.region}"][head.seq] = value
     return found
-
-
-def fields(one: bytes, other: bytes) -> str:
-    """The names of the fields in which two records differ."""
-    a, b = msgspec.json.decode(one), msgspec.json.decode(other)
-    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
-    return " in " + ", ".join(names) if names else ""

@@ -22,6 +22,7 @@ from schemas.operation import Operation, parse_operation
 from schemas.timeline import Timeline
 from streams import parquet
 from streams.columns import GroupTable
+from streams.differences import told
 from streams.panes import STEP, PartitionState, Run, partial_codec
 from streams.windows import GateState, Order, Outcome, switches
 
@@ -278,13 +279,7 @@ def first_difference(new: Iterable[bytes], old: Iterable[bytes]) -> str | None:
         one, other = ours.get(unit, []), theirs.get(unit, [])
         for index, (a, b) in enumerate(zip(one, other, strict=False), 1):
             if a != b:
-                return f"{unit}: record {index} differs{_fields(a, b)}"
+                return f"{unit}: record {index} differs{told(a, b)}"
         if len(one) != len(other):
             return f"{unit}: {len(one)} records here, {len(other)} in the other file"
     return None
-
-
-def _fields(one: bytes, other: bytes) -> str:
-    a, b = msgspec.json.decode(one), msgspec.json.decode(other)
-    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
-    return " in " + ", ".join(names) if names else ""

@@ -113,10 +113,11 @@ class Deployment:
         self._held: set[WorkerProcess] = set()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Everything started and ready; nothing outlives the block."""
+    def running(self, backlog: Iterable[tuple[int, bytes]] = ()) -> Iterator[None]:
+        """Everything started and ready, the workers once the backlog is written; nothing outlives the block."""
         with self.broker:
             asyncio.run(create_topics(self.settings))
+            asyncio.run(_publish(self.settings, backlog, None))
             supervisor = threading.Thread(target=self._supervise)
             try:
                 for worker in self.workers:
@@ -284,14 +285,18 @@ def run(
     source: Callable[[int, int], Iterator[tuple[int, bytes]]] = hostile,
     seed: int | None = None,
     after: Callable[[Deployment], None] = lambda _: None,
+    backlog: bool = False,
 ) -> Report:
     """Disturb a deployment while telemetry flows; then hold what it wrote against an undisturbed replay of the log."""
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     rnd, report = random.Random(seed), Report(name, events)
     deployment = Deployment(folder, workers)
     try:
-        with deployment.running():
-            producing = deployment.produce(source(events, seed), per_second)
+        records = source(events, seed)
+        with deployment.running(records if backlog else ()):
+            producing = deployment.produce(records, per_second)
+            if backlog:
+                report.recoveries.append(("backlog", deployment.recover()))
             for what, fault in faults:
                 time.sleep(rnd.uniform(*pause))
                 fault(deployment, rnd)
@@ -363,6 +368,10 @@ LONG: dict[str, tuple[Sequence[tuple[str, Fault]], dict[str, object]]] = {
     "broker restarted": ([("restart", broker_restart)] * 3, {"events": 400_000}),
     "broker gone for a minute": ([("gone", broker_gone(60))], {"events": 300_000}),
     "checkpoint topics deleted": ([("deleted", checkpoints_deleted)] * 2, {"events": 300_000}),
+    "a backlog of a gigabyte, one worker": (
+        [],
+        {"events": 1_900_000, "workers": 1, "backlog": True, "source": telemetry},
+    ),
     "three workers, 30 SIGKILLs": (
         [("SIGKILL", sigkill)] * 30,
         {"events": 2_000_000, "workers": 3, "pause": (0.5, 2.0), "source": telemetry},

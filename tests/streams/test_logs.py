@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,24 @@ class Said:
 
     def objects(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines()]
+
+
+def test_what_a_library_says_over_and_over_is_shown_once_in_a_while(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka says a thousand times a second that a broker is away; our own lines are all shown."""
+    said = Said(capsys)
+    library, now = logging.getLogger("aiokafka.client"), [100.0]
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for second in range(25):
+        now[0] = 100.0 + second
+        library.error("no connection to %s", second)
+        library.error("another")
+        said.log.info("ours")
+    events = [line["event"] for line in said.objects()]
+    assert events.count("ours") == 25
+    assert events.count("another") == 3
+    assert [event for event in events if "connection" in event] == [f"no connection to {n}" for n in (0, 10, 20)]
 
 
 class TestJson:

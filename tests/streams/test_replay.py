@@ -42,6 +42,7 @@ from tests.streams.events import (
     tick,
     written,
 )
+from tests.streams.reference import levels
 
 TEXT = MANIFEST + RAMP.replace("flags:\n", "")
 END = tick(NOON + 200_000)
@@ -353,10 +354,10 @@ class TestDeciding:
 def _dumps(value: bytes | None) -> bool:
     """Whether a value can stand in an NDJSON line as it is."""
     try:
-        json.loads((value or b"x").decode())
+        found = json.loads((value or b"x").decode())
     except (ValueError, RecursionError):
         return False
-    return b"\n" not in (value or b"")
+    return b"\n" not in (value or b"") and levels(found) < 512
 
 
 class TestCompare:
@@ -370,7 +371,7 @@ class TestCompare:
 
     def test_the_first_difference_names_unit_record_and_fields(self) -> None:
         said = first_difference(self.records("hold", "pass"), self.records("hold", "promote"))
-        assert said == "f|: record 2 differs in verdict"
+        assert said == 'f|: record 2 differs in verdict "pass" here, "promote" there'
 
     def test_a_difference_of_bytes_alone_is_one(self) -> None:
         ours = self.records("hold")

@@ -1,0 +1,84 @@
+"""What Faust has no setting for: a consumer that reads on from checkpoints, and a producer that waits outages out."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import aiokafka
+import faust
+from aiokafka.errors import TopicAuthorizationFailedError
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
+from faust.types import TP
+
+from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from streams.app import Worker
+
+
+class IdempotentProducer(Producer):
+    """Faust's producer, whose batches are retried for as long as a broker is away and never leave a hole behind them.
+
+    Without idempotence a batch that is given up does not stop the ones after it.
+    """
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {"enable_idempotence": True}
+
+
+def consumer_of(worker: "Worker") -> type[Consumer]:
+    """Faust's consumer, reading on from the checkpoints instead of from committed offsets."""
+
+    class Thread(AIOKafkaConsumerThread):
+        def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+            consumer = super()._create_worker_consumer(transport)
+            # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
+            consumer._fetch_max_wait_ms = worker.settings.fetch_wait
+            return consumer
+
+        async def _fetch_records(
+            self, consumer: aiokafka.AIOKafkaConsumer, active_partitions: set[TP], *more: Any, **options: Any
+        ) -> Any:
+            # Faust hands on all that it takes here before it takes more. One run of telemetry at a time, so that a
+            # kill does not wait behind a backlog in every partition.
+            backlog = [tp for tp in consumer._fetcher._records if tp.topic == worker.settings.telemetry_topic]
+            now = active_partitions - set(backlog[1:])
+            return await super()._fetch_records(consumer, now or active_partitions, *more, **options)
+
+    class CheckpointConsumer(Consumer):
+        def _new_consumer_thread(self) -> Thread:
+            return Thread(self, loop=self.loop, beacon=self.beacon)
+
+        async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's
+            try:
+                return await super()._getmany(active_partitions, timeout)
+            except TopicAuthorizationFailedError as error:
+                await worker.fail(error)
+                raise
+
+        async def seek_to_committed(self) -> Mapping[TP, int]:
+            """After every assignment, with the flow stopped: load the states and seek to their positions."""
+            positions = dict(await super().seek_to_committed())
+            try:
+                mine = [tp for tp in positions if tp.topic in worker.sources]
+                begins = await self.earliest_offsets(*mine) if mine else {}
+                restored = await worker.restore(mine, begins)
+                await self.seek_wait(restored)
+                return positions | restored
+            except Exception as error:
+                await worker.fail(error)
+                raise
+
+    return CheckpointConsumer
+
+
+def credentials(settings: Settings) -> Any:
+    if settings.security_protocol == "PLAINTEXT":
+        return None
+    if settings.security_protocol == "SSL":
+        return faust.SSLCredentials(context=settings.ssl_context)
+    return faust.SASLCredentials(
+        username=settings.sasl_username,
+        password=settings.kafka["sasl_plain_password"],
+        mechanism=settings.sasl_mechanism,
+        ssl_context=settings.ssl_context,
+    )
