@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test simulate-faults lint format lock bench clean
+.PHONY: help venv demo test simulate-faults outages lint format lock bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(TOOLS) ## all tests (ARGS="-k ramp" picks some)
 
 simulate-faults: $(TOOLS) ## deployments with faults by seed (SEEDS=10000, FIRST=0)
 	@$(BIN)/python -m tests.faults $(or $(SEEDS),10000) $(or $(FIRST),0)
+
+outages: $(TOOLS) ## real faults on a real Kafka, about 15 minutes (ARGS="'broker restarted'" picks one)
+	@$(BIN)/python -m tests.integration.outages $(ARGS)
 
 lint: $(TOOLS) ## style, types, import rules, generated schemas
 	@$(BIN)/ruff check

@@ -86,7 +86,13 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     asyncio.run(write(settings, settings.manifests_topic, revision.read_bytes(), b"revision-0000000001"))
     events = list(future_telemetry(start, 240))
     half = watermark(settings, timeline, events[:17_500])
-    worker = WorkerProcess(settings, None, "worker", tmp_path, environment={"TIDEGATE_TRUSTED_KEYS": str(trusted)})
+    worker = WorkerProcess(
+        settings,
+        None,
+        "worker",
+        tmp_path,
+        environment={"TIDEGATE_TRUSTED_KEYS": str(trusted), "TIDEGATE_SESSION_TIMEOUT": "6s"},
+    )
     worker.start()
     try:
         worker.wait_ready()

@@ -365,7 +365,7 @@ def test_a_worker_that_is_killed_after_an_order_repeats_the_same_bytes(
     rnd = random.Random(seed)
     events = list(telemetry(40_000, seed))
     worker = WorkerProcess(settings, manifest, "worker", tmp_path)
-    rounds = 6
+    rounds = 4
     with running(worker):
         for turn in range(rounds):
             asyncio.run(publish(settings, events[turn * 5_000 : (turn + 1) * 5_000]))
