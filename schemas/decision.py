@@ -292,23 +292,29 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         return canonical(msgspec.to_builtins(self))
 
 
+def decision_id_of(decision: Decision) -> str:
+    """The id that a decision has by what it says."""
+    return sha256_of(
+        {
+            "flag": decision.flag,
+            "region": decision.region,
+            "manifest_hash": decision.manifest_hash,
+            "stage": decision.stage.index,
+            "start": decision.window.start,
+            "end": decision.window.end,
+            "decided_at": decision.decided_at,
+            "verdict": decision.verdict,
+        }
+    )
+
+
 def seal_decision(decision: Decision, previous_hash: str | None) -> Decision:
     """The decision with its id, its place in the chain and its hash filled in.
 
     Raises ValueError for a number that is not finite.
     """
-    identity = {
-        "flag": decision.flag,
-        "region": decision.region,
-        "manifest_hash": decision.manifest_hash,
-        "stage": decision.stage.index,
-        "start": decision.window.start,
-        "end": decision.window.end,
-        "decided_at": decision.decided_at,
-        "verdict": decision.verdict,
-    }
     fields = msgspec.to_builtins(decision) | {
-        "decision_id": sha256_of(identity),
+        "decision_id": decision_id_of(decision),
         "previous_hash": previous_hash,
     }
     del fields["hash"]

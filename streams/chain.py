@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from gates.rules import SOFT_GATES
-from schemas.canonical import canonical, sha256_of
-from schemas.decision import Decision, Severity, Verdict
+from schemas.canonical import canonical
+from schemas.decision import Decision, Severity, Verdict, decision_id_of
 from schemas.errors import EventError
 from schemas.event import MAX_DEPTH, too_deep
 
@@ -158,23 +158,8 @@ def read_link(where: str, order: int, value: bytes) -> Link:
     except msgspec.ValidationError as error:
         link.fault = f"not a decision: {error}"
     else:
-        link.said, link.id_due = _facts(decision), _id_due(decision)
+        link.said, link.id_due = _facts(decision), decision_id_of(decision)
     return link
-
-
-def _id_due(decision: Decision) -> str:
-    return sha256_of(
-        {
-            "flag": decision.flag,
-            "region": decision.region,
-            "manifest_hash": decision.manifest_hash,
-            "stage": decision.stage.index,
-            "start": decision.window.start,
-            "end": decision.window.end,
-            "decided_at": decision.decided_at,
-            "verdict": decision.verdict,
-        }
-    )
 
 
 def _facts(decision: Decision) -> Facts:

@@ -10,15 +10,15 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from gates.unit import Clockwork
 from schemas.document import cut
 from schemas.errors import InputError, SettingsError
-from schemas.manifest import Flag, parse_duration
+from schemas.manifest import Flag
 from streams.backtest import Difference, Side, Window, compare, placed
+from streams.commands.options import bars, duration
 from streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
 from streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
 from streams.commands.screen import VERDICT_STYLE, percent
@@ -30,13 +30,6 @@ from streams.settings import load_settings
 
 WIDTH = 150
 """Columns of the tables where there is no terminal to ask."""
-
-
-def _duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise SettingsError(f"--{parameter.name}: {error}") from None
 
 
 @click.command()
@@ -62,8 +55,8 @@ def _duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
 )
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys to verify signed manifests with")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
-@click.option("--pane", default="10s", show_default=True, callback=_duration, help="length of a pane")
-@click.option("--lateness", default="10s", show_default=True, callback=_duration, help="wait for stragglers")
+@click.option("--pane", default="10s", show_default=True, callback=duration, help="length of a pane")
+@click.option("--lateness", default="10s", show_default=True, callback=duration, help="wait for stragglers")
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the numbers and the plot (SVG)")
 def command(
     manifests: tuple[Path, ...],
@@ -104,7 +97,7 @@ def command(
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
-    with _progress() as progress:
+    with bars() as progress:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)
         partitions = count_partitions(paths, partitions, lambda n: progress.advance(counting, n))
@@ -168,18 +161,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         except OSError as error:
             raise InputError(f"{folder / name}: {error.strerror}") from None
     click.echo(f"wrote {' and '.join(str(folder / name) for name in files)}")
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def difference_words(difference: Difference) -> str:

@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import click
 from aiokafka import ConsumerRecord
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import Progress
 
 from schemas.errors import InputError
 from streams import parquet
+from streams.commands.options import bars
 from streams.dumps import dump_line
 from streams.history import Extent, History, iso, moment
 from streams.settings import load_settings
@@ -51,7 +51,7 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
         with History(settings) as history:
             extents = [history.extent(name, None if name in early else start, end) for name in names]
             entries = []
-            with _progress() as progress:
+            with bars() as progress:
                 for extent in extents:
                     bar = progress.add_task(extent.topic, total=extent.size)
                     seen = _Seen()
@@ -137,9 +137,3 @@ class _Replaced:
             self._unfinished.replace(self._path)
         else:
             self._unfinished.unlink(missing_ok=True)
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -9,31 +9,21 @@ from types import TracebackType
 from typing import IO
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gates.unit import Clockwork
 from schemas.correction import Correction
 from schemas.errors import InputError, SettingsError
-from schemas.manifest import parse_duration
 from schemas.operation import Operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
 from streams import dumps, parquet
 from streams import history as past
+from streams.commands.options import bars, duration
 from streams.commands.words import many, plain
 from streams.manifests import load_trusted, read_files
 from streams.replay import count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
 from streams.windows import Outcome
-
-
-def _duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise SettingsError(f"--{parameter.name}: {error}") from None
-
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -57,8 +47,8 @@ _TOPICS = Path("/ the topics")
 @click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON or a dump")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
-@click.option("--pane", default="10s", show_default=True, callback=_duration, help="length of a pane")
-@click.option("--lateness", default="10s", show_default=True, callback=_duration, help="wait for stragglers")
+@click.option("--pane", default="10s", show_default=True, callback=duration, help="length of a pane")
+@click.option("--lateness", default="10s", show_default=True, callback=duration, help="wait for stragglers")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="decisions, NDJSON")
 @click.option("--commands", type=click.Path(path_type=Path), help="commands, NDJSON")
 @click.option("--corrections", type=click.Path(path_type=Path), help="what late events would have changed, NDJSON")
@@ -118,7 +108,7 @@ def command(
     timeline = _timeline(manifests, settings.model_copy(update={"pane": pane}), trusted)
     ordered = _operations(operations, trusted) if operations else []
     clockwork = Clockwork(pane, lateness, settings.telemetry_topic)
-    with _progress() as progress, made:
+    with bars() as progress, made:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)
         partitions = count_partitions(paths, partitions, lambda n: progress.advance(counting, n))
@@ -155,7 +145,7 @@ def _from_topics(
         # After the decisions: what they rest on is then there.
         extent = past.telemetry_extent(history, settings.telemetry_topic, start, end)
         _tell_range(extent, start, seeds)
-        with _progress() as progress, made:
+        with bars() as progress, made:
             deciding = progress.add_task("deciding", total=extent.size)
             advance = partial(progress.advance, deciding)
             made.take(past.decide(history.read(extent), len(extent.bounds), asked, advance, made.correct))
@@ -230,18 +220,6 @@ def _conclude(difference: str | None, other: str) -> None:
         return
     click.echo(plain(f"differs from {other}: {difference}"))
     raise SystemExit(1)
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 class _Output:

@@ -23,11 +23,9 @@ from streams.panes import NEVER, Run, partial_codec
 from streams.replay import Pipeline, by_unit
 from streams.settings import Settings
 from tests.commands.invoke import Done, tidegate
-from tests.integration.test_operations import MANIFEST, future_telemetry, key, send_at, settings, wait_for, write
+from tests.integration.test_operations import MANIFEST, future_telemetry, send_at, wait_for, write
 from tests.integration.test_worker import PARTITIONS
 from tests.integration.workers import WorkerProcess, written
-
-__all__ = ["key", "settings"]  # fixtures
 
 
 def watermark(settings: Settings, timeline: Timeline, records: list[tuple[int, bytes, int]]) -> int:

@@ -8,7 +8,6 @@ import signal
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -18,14 +17,13 @@ from msgspec import structs
 
 from schemas.decision import Command, command_from_bytes
 from schemas.operation import Operation
-from schemas.signed import PrivateKey, TrustedKeys, private_pem, public_line, sign
+from schemas.signed import PrivateKey, TrustedKeys, public_line, sign
 from streams.commands import main
 from streams.control import ControlConsumer
 from streams.manifests import load_trusted, read_files, sign_revision
 from streams.replay import by_unit, replay
-from streams.settings import Settings, load_settings
+from streams.settings import Settings
 from streams.tail import tail
-from streams.topics import create_topics
 from tests.integration.test_worker import PARTITIONS, await_written, telemetry
 from tests.integration.workers import WorkerProcess, dump, publish, running
 
@@ -38,31 +36,6 @@ flags:
 """
 KILL_SECONDS = 20.0
 """What these tests wait for a kill: room for a slow machine. It takes a fraction of a second."""
-
-
-@pytest.fixture
-def settings(kafka_broker: str) -> Settings:
-    """Topics of their own on the shared broker."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    settings = load_settings(broker=kafka_broker, topic_prefix=name, application_id=name, gate_partitions=2)
-    asyncio.run(create_topics(settings))
-    return settings
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    path = tmp_path / "flags.yml"
-    path.write_text(MANIFEST)
-    return path
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> PrivateKey:
-    """A private key; its public line is in the file ``trusted``."""
-    key = PrivateKey.generate()
-    (tmp_path / "key.pem").write_bytes(private_pem(key))
-    (tmp_path / "trusted").write_text(public_line(key.public_key(), "tests") + "\n")
-    return key
 
 
 def operation(kind: str, reason: str = "it is bad") -> Operation:

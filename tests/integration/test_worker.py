@@ -6,7 +6,6 @@ import random
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from schemas.correction import Correction
 from schemas.manifest import load_manifest
 from schemas.timeline import Timeline
 from streams.replay import by_unit, partition_of, replay
-from streams.settings import Settings, load_settings
+from streams.settings import Settings
 from streams.tail import tail
-from streams.topics import connect, create_topics
+from streams.topics import connect
 from tests.integration.workers import WorkerProcess, dump, publish, running, written
 
 MANIFEST = """
@@ -84,22 +83,6 @@ def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
             yield partition, b"no event"
     for partition in range(PARTITIONS):
         yield partition, b'{"kind":"tick","ts":%d}' % (START + events * 2 + 120_000)
-
-
-@pytest.fixture
-def settings(kafka_broker: str) -> Settings:
-    """Topics of their own on the shared broker."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    settings = load_settings(broker=kafka_broker, topic_prefix=name, application_id=name, gate_partitions=2)
-    asyncio.run(create_topics(settings))
-    return settings
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    path = tmp_path / "flags.yml"
-    path.write_text(MANIFEST)
-    return path
 
 
 ByUnit = dict[str, list[bytes]]
