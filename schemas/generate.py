@@ -18,6 +18,7 @@ from schemas.correction import Correction
 from schemas.decision import Command, Decision
 from schemas.event import TelemetryEvent
 from schemas.manifest import Manifest
+from schemas.operation import Operation
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -53,6 +54,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         "decision": msgspec.json.schema(Decision),
         "command": msgspec.json.schema(Command),
         "correction": msgspec.json.schema(Correction),
+        "operation": msgspec.json.schema(Operation),
     }
     return {
         f"{name}.schema.json": {
@@ -79,6 +81,20 @@ def _record(name: str) -> dict[str, str]:
     return {"$ref": f"./json/{name}.schema.json"}
 
 
+def _signed(kind: str) -> dict[str, Any]:
+    inside = {
+        "manifest": "JSON: `manifest`, the YAML; `revision`; `effective_from`, ms",
+        "operation": "JSON, see json/operation.schema.json",
+    }
+    return {
+        "type": "string",
+        "pattern": f"^tidegate-signed/1 {kind} [0-9a-f]{{16}} ",
+        "description": f"The line `tidegate-signed/1 {kind} KEY_ID SIGNATURE`, and under it {inside[kind]}. "
+        "The Ed25519 signature is over `tidegate-signed/1 "
+        f"{kind}` and what is under the line.",
+    }
+
+
 def asyncapi() -> dict[str, Any]:
     """The topics as an AsyncAPI 3.0 document, seen from the services around the worker."""
     event = _record("telemetry-event")
@@ -101,8 +117,11 @@ def asyncapi() -> dict[str, Any]:
         "dead-letter": ("receive", "Records that are no valid event; large ones are cut.", "delete"),
         "decisions": ("receive", "Every decision with every number it rests on.", "delete"),
         "corrections": ("receive", "Look at what late events would have changed.", "delete"),
+        "manifests": ("send", "Publish revisions of the manifest, signed.", "compact"),
+        "operations": ("send", "Order a kill or a rearm, signed.", "delete"),
         "control": ("receive", "Apply the weights; drop repeats by `command_id`.", "compact"),
     }
+    text = {"contentType": "text/plain"}
     messages = {
         "telemetry": _message("Telemetry event", "the event's `sticky_id`", event),
         "late": _message("Late event", "the event's `sticky_id`", event, headers=_headers(stood)),
@@ -115,6 +134,8 @@ def asyncapi() -> dict[str, Any]:
         ),
         "decisions": _message("Decision", unit, _record("decision")),
         "corrections": _message("Correction", unit, _record("correction")),
+        "manifests": _message("Manifest revision", "`revision-` and its number", _signed("manifest"), **text),
+        "operations": _message("Operation", "the flag", _signed("operation"), **text),
         "control": _message("Command", unit, _record("command")),
     }
     channels = {
@@ -140,6 +161,9 @@ def asyncapi() -> dict[str, Any]:
         }
         for operation, name, summary in (
             ("publishTelemetry", "telemetry", "A service publishes what happened."),
+            ("publishManifest", "manifests", "Whoever may change gates publishes a revision."),
+            ("orderOperation", "operations", "An operator kills or rearms a flag."),
+            ("inspectCorrections", "corrections", "An operator looks at what late events would have changed."),
             ("applyCommands", "control", "A router or flag server applies commands."),
             ("auditDecisions", "decisions", "An auditor reads decisions and checks the chain."),
             ("inspectLate", "late", "An operator looks at what came too late."),

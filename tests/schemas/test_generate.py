@@ -13,6 +13,7 @@ from schemas import event, generate
 from schemas.decision import command_from_bytes, decision_from_bytes, seal_decision
 from schemas.errors import EventError
 from schemas.manifest import load_manifest
+from schemas.signed import PrivateKey, sign
 from tests.schemas.test_decision import command, decision
 from tests.schemas.test_manifest import PAGE_YAML, bodies, nest
 
@@ -148,6 +149,8 @@ class TestAsyncApi:
             "tidegate.dead-letter",
             "tidegate.decisions",
             "tidegate.corrections",
+            "tidegate.manifests",
+            "tidegate.operations",
             "tidegate.control",
         }
         for message in self.document["components"]["messages"].values():
@@ -172,10 +175,16 @@ class TestAsyncApi:
                 target = target[key]
             assert target
 
-    def test_services_send_telemetry_and_receive_everything_else(self) -> None:
+    def test_a_signed_document_has_the_form_that_is_described(self) -> None:
+        key = PrivateKey.generate()
+        for kind, name in (("manifest", "manifests"), ("operation", "operations")):
+            pattern = self.document["components"]["messages"][name]["payload"]["pattern"]
+            assert re.match(pattern, sign(kind, b"{}", key).decode())
+
+    def test_services_send_telemetry_and_operators_what_they_sign(self) -> None:
         sends = {
             operation["channel"]["$ref"]
             for operation in self.document["operations"].values()
             if operation["action"] == "send"
         }
-        assert sends == {"#/channels/telemetry"}
+        assert sends == {f"#/channels/{name}" for name in ("telemetry", "manifests", "operations")}
