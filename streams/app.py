@@ -98,7 +98,9 @@ class Keeper:
     async def save_now(self) -> None:
         """Write the last checkpoint before the partition or the process goes."""
         # Shielded: a cancelled caller must not end a checkpoint whose list no later one would wait for.
-        if self.saving is not None:
+        # In a loop: of two callers who waited for the same one, the second must not begin another beside the first's,
+        # which would be written without waiting for what the first has on its list.
+        while self.saving is not None:
             await asyncio.shield(self.saving)
         if self.state.next != self.saved_next and not self.worker.failed:
             self.saving = asyncio.create_task(self._save())

@@ -18,7 +18,7 @@ from schemas.errors import StateError
 from streams.settings import Settings
 
 CHUNK_BYTES = 512 * 1024
-WRITERS = 8
+WRITERS = 32
 """Generations of the group in a row whose records have keys of their own: an owner that was thought dead may go on."""
 READ_SECONDS = 60
 

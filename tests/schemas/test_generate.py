@@ -13,7 +13,7 @@ from schemas import event, generate
 from schemas.decision import command_from_bytes, decision_from_bytes, seal_decision
 from schemas.errors import EventError
 from schemas.manifest import load_manifest
-from schemas.signed import PrivateKey, sign
+from schemas.signed import Kind, PrivateKey, sign
 from tests.schemas.test_decision import command, decision
 from tests.schemas.test_manifest import PAGE_YAML, bodies, nest
 
@@ -177,7 +177,8 @@ class TestAsyncApi:
 
     def test_a_signed_document_has_the_form_that_is_described(self) -> None:
         key = PrivateKey.generate()
-        for kind, name in (("manifest", "manifests"), ("operation", "operations")):
+        kinds: dict[Kind, str] = {"manifest": "manifests", "operation": "operations"}
+        for kind, name in kinds.items():
             pattern = self.document["components"]["messages"][name]["payload"]["pattern"]
             assert re.match(pattern, sign(kind, b"{}", key).decode())
 
