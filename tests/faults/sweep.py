@@ -69,6 +69,6 @@ class Table:
         lines = [self.HEAD, ["---:"] * len(self.HEAD), *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return (
-            f"{table}\n\nSHA-256 of all decisions and commands\n"
+            f"{table}\n\nSHA-256 of all decisions, commands and corrections\n"
             f"  undisturbed  {self._expected.hexdigest()}\n  with faults  {self._said.hexdigest()}"
         )

@@ -84,7 +84,7 @@ class Output:
 
     @property
     def sha256(self) -> bytes:
-        """Over decisions and commands, unit by unit."""
+        """Over decisions, commands and corrections, unit by unit."""
         digest = hashlib.sha256()
         for units in (self.decisions, self.commands, self.corrections):
             for name, values in sorted(units.items()):

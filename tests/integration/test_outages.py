@@ -49,4 +49,4 @@ def test_faults_change_no_byte_and_a_new_partition_is_refused(tmp_path: Path) ->
     print(report.row(), report.recoveries)
     assert report.same, report.errors
     assert min(report.decisions, report.commands) > 0
-    assert report.restarts >= 4, "two for the checkpoints, one each for the signals"
+    assert report.restarts >= 3, "one each for the signals, one or two for the checkpoints"
