@@ -9,8 +9,17 @@ import msgspec
 from msgspec import Meta
 
 from schemas.canonical import canonical, sha256_of
-from schemas.decision import ArmSummary, Engine, GateResult, Problem, RuleResult, SourceRange, Span, Verdict
-from schemas.errors import EventError
+from schemas.decision import (
+    ArmSummary,
+    Engine,
+    GateResult,
+    Problem,
+    RuleResult,
+    SourceRange,
+    Span,
+    Verdict,
+    record_from_bytes,
+)
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,9 +77,4 @@ def seal_correction(correction: Correction) -> Correction:
 
 def correction_from_bytes(value: bytes) -> Correction:
     """Read a correction; unknown fields are passed over. Raises EventError if it is none."""
-    try:
-        return msgspec.json.decode(value, type=Correction)
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise EventError(f"not a correction: {error}") from None
-    except RecursionError:
-        raise EventError("not a correction: nested too deeply") from None
+    return record_from_bytes(value, Correction)

@@ -355,10 +355,11 @@ def command_for(
     )
 
 
-R = TypeVar("R", Decision, Command)
+R = TypeVar("R", bound=msgspec.Struct)
 
 
-def _read(value: bytes, kind: type[R]) -> R:
+def record_from_bytes(value: bytes, kind: type[R]) -> R:
+    """Read a record; unknown fields are passed over. Raises EventError if it is none."""
     try:
         return msgspec.json.decode(value, type=kind)
     except (msgspec.MsgspecError, UnicodeError) as error:
@@ -369,9 +370,9 @@ def _read(value: bytes, kind: type[R]) -> R:
 
 def decision_from_bytes(value: bytes) -> Decision:
     """Read a decision record; unknown fields are passed over. Raises EventError if it is none."""
-    return _read(value, Decision)
+    return record_from_bytes(value, Decision)
 
 
 def command_from_bytes(value: bytes) -> Command:
     """Read a command record; unknown fields are passed over. Raises EventError if it is none."""
-    return _read(value, Command)
+    return record_from_bytes(value, Command)
