@@ -55,6 +55,18 @@ class Run:
         return self.first + len(self.values)
 
 
+class Mark(msgspec.Struct, array_like=True, frozen=True):
+    """How far a state is, to choose one without reading it.
+
+    ``next``: the offset to read on from. ``closed``: panes below it are closed, by source partition; of a source
+    partition's own state only that one. ``operations_next``: of a gate, the operation to carry out next.
+    """
+
+    next: int
+    closed: tuple[int, ...]
+    operations_next: int = 0
+
+
 class Partial(msgspec.Struct, array_like=True):
     """What one partition saw in one pane, sent on when the pane closes.
 
@@ -164,6 +176,11 @@ class PartitionState:
     def next(self) -> int:
         """The offset of the next record to step over."""
         return self._state.next
+
+    @property
+    def mark(self) -> Mark:
+        """How far the state is."""
+        return Mark(self._state.next, (self._state.closed,))
 
     @property
     def watermark(self) -> int | None:

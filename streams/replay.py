@@ -24,7 +24,7 @@ from streams import parquet
 from streams.columns import GroupTable
 from streams.differences import told
 from streams.panes import STEP, PartitionState, Run, partial_codec
-from streams.windows import GateState, Order, Outcome, switches
+from streams.windows import GateState, Order, Outcome, split, switches
 
 PARTITIONS_MAX = 100_000
 
@@ -33,10 +33,10 @@ Corrected = Callable[[Correction], None]
 
 
 class Pipeline:
-    """Every partition and one gate in one process, fed by hand; operations take effect by their ts.
+    """Every partition and gate in one process, fed by hand; operations take effect by their ts.
 
-    What it gives depends on each partition's records in order, not on how partitions or runs alternate. ``corrected``
-    gets the corrections.
+    What it gives depends on each partition's records in order, not on how partitions or runs alternate. ``gates``: one
+    that has not begun, unless others are put in its place. ``corrected`` gets the corrections.
     """
 
     def __init__(
@@ -45,28 +45,28 @@ class Pipeline:
         self.table = GroupTable(timeline)
         self.clockwork = clockwork
         self.partitions: dict[int, PartitionState] = {}
-        self.gate = GateState.fresh(0, 1, partitions, clockwork, timeline)
+        gate = GateState.fresh(0, 1, partitions, clockwork, timeline)
         in_force = sorted({timeline.index(start) for start in timeline.starts})
         switched = {(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}
-        self.gate.schedule([*switched.values(), *(Order(o.flag, o.by) for o in operations)])
+        gate.schedule([*switched.values(), *(Order(o.flag, o.by) for o in operations)])
+        self.gates = [gate]
         self.corrected: Corrected = lambda _: None
-        self._partials = 0
 
     def step(self, partition: int, run: Run) -> Iterator[Outcome]:
         """Take in a run of one partition; give the decisions that follow. Raises HoleError on missing offsets."""
         if partition not in self.partitions:
             self.partitions[partition] = PartitionState.fresh(partition, self.clockwork, self.table, run.first)
         for partial in self.partitions[partition].step(run).partials:
-            # Through the codec, as on the wire: the gate takes over what a partial holds.
-            copy = partial_codec.load(partial_codec.dump(partial))
-            self._partials += 1
-            yield from self.gate.step(self._partials - 1, copy)
-            for correction in self.gate.take_corrections():
-                self.corrected(correction)
+            for gate, part in zip(self.gates, split(partial, len(self.gates)), strict=True):
+                # Through the codec, as on the wire: the gate takes over what a partial holds.
+                yield from gate.step(gate.next, partial_codec.load(partial_codec.dump(part)))
+                for correction in gate.take_corrections():
+                    self.corrected(correction)
 
     def finish(self) -> Iterator[Outcome]:
         """Carry out the operations that were given after everything that the logs decide."""
-        yield from self.gate.finish()
+        for gate in self.gates:
+            yield from gate.finish()
 
 
 class _Line(msgspec.Struct):

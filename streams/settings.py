@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     pane: Duration = Field(10_000, ge=100, description="length of a pane; part of every decision")
     lateness: Duration = Field(10_000, ge=0, description="how long a pane waits for stragglers; part of every decision")
     checkpoint_every: Duration = Field(1_000, ge=50, description="how often a worker saves its state")
+    retain_every: Duration = Field(
+        3_600_000,
+        ge=1_000,
+        description="event time from one checkpoint to the next that stays for `replay --from`, the newest 1,024",
+    )
     tick_idle_after: Annotated[Duration | None, BeforeValidator(_off)] = Field(
         10_000, description="a partition silent for this long gets a tick from its worker; off: never"
     )

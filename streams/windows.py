@@ -6,6 +6,7 @@ Operators' orders stand in the same log, between the partials, and are carried o
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Self
 from zlib import crc32
 
 import msgspec
@@ -19,7 +20,7 @@ from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
 from schemas.timeline import Timeline
-from streams.panes import NEVER, Partial, partial_codec
+from streams.panes import NEVER, Mark, Partial, partial_codec
 
 PIECE_BYTES = 1 << 20
 """A partial that takes more is sent in pieces."""
@@ -159,7 +160,7 @@ class GateState:
     @classmethod
     def fresh(
         cls, gate: int, gates: int, partitions: int, clockwork: Clockwork, timeline: Timeline, first: int = 0
-    ) -> "GateState":
+    ) -> Self:
         """The state before the first entry, which is at offset ``first``. ``partitions``: of the source topic."""
         closed = [NEVER] * partitions
         snapshot = GateSnapshot(gate, gates, clockwork.pane_ms, clockwork.lateness_ms, closed, first)
@@ -168,7 +169,7 @@ class GateState:
     @classmethod
     def load(
         cls, blob: bytes, gate: int, gates: int, partitions: int, clockwork: Clockwork, timeline: Timeline
-    ) -> "GateState":
+    ) -> Self:
         """The state that ``dump`` gave. Raises StateError if the bytes are none, or of another shape of the topics."""
         try:
             snapshot = _codec.load(blob)
@@ -195,6 +196,11 @@ class GateState:
     def next(self) -> int:
         """The offset of the next entry in its topic."""
         return self._state.next
+
+    @property
+    def mark(self) -> Mark:
+        """How far the state is."""
+        return Mark(self._state.next, tuple(self._state.closed), self._state.operations_next)
 
     @property
     def operations_next(self) -> int:
@@ -264,8 +270,7 @@ class GateState:
         if not self._follows(offset):
             return
         if order.revision >= 0:
-            last, manifest_hash = state.switched.get(order.flag, (-1, ""))
-            if order.revision < last or (order.revision, order.manifest_hash) == (last, manifest_hash):
+            if self._switched_off(order):
                 return
             state.switched[order.flag] = order.revision, order.manifest_hash
         else:
@@ -273,6 +278,12 @@ class GateState:
                 return
             state.operations_next = order.offset + 1
         yield from self._carry_out(order)
+
+    def _switched_off(self, order: Order) -> bool:
+        """Whether it is a kill switch of a revision that was carried out before, or that a later one has overtaken."""
+        last, manifest_hash = self._state.switched.get(order.flag, (-1, ""))
+        same = (order.revision, order.manifest_hash) == (last, manifest_hash)
+        return order.revision >= 0 and (order.revision < last or same)
 
     def take_corrections(self) -> list[Correction]:
         """What late events showed of decisions, in the steps since this was last asked. Take them before ``dump``."""

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import IO
 
 import click
+import msgspec
 
 from gates.unit import Clockwork
 from schemas.correction import Correction
@@ -16,10 +17,11 @@ from schemas.errors import InputError, SettingsError
 from schemas.operation import Operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
-from streams import dumps, parquet
-from streams import history as past
+from streams import dumps, parquet, past, retained
+from streams.again import Again, Asked
 from streams.commands.options import bars, duration
 from streams.commands.words import many, plain
+from streams.history import Extent, History, iso, moment
 from streams.manifests import load_trusted, read_files
 from streams.replay import count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
@@ -42,8 +44,8 @@ _TOPICS = Path("/ the topics")
     "--events", type=click.Path(path_type=Path), multiple=True, help="NDJSON in log order, .gz allowed, or .parquet"
 )
 @click.option("--broker", help="read the topics of this Kafka instead of --events; nothing is written there")
-@click.option("--from", "start", callback=past.moment, help="with --broker: ISO 8601 or ms; otherwise all that is kept")
-@click.option("--to", "end", callback=past.moment, help="with --broker: records before this time")
+@click.option("--from", "start", callback=moment, help="with --broker: what was decided after this, ISO 8601 or ms")
+@click.option("--to", "end", callback=moment, help="with --broker: records before this time")
 @click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON or a dump")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
@@ -84,7 +86,8 @@ def command(
     lateness is past its ts.
 
     With --broker, telemetry, operations and, without --manifest, the signed revisions come from the topics. Operations
-    stand where the gates' log has them or the recorded decisions put them, else by their ts.
+    stand where the gates' log has them or the recorded decisions put them, else by their ts. With --from, or where the
+    first telemetry is gone, the work is taken up at checkpoints that the workers have retained.
     """
     if pane < 1:
         raise SettingsError("--pane: must be longer than 0")
@@ -92,7 +95,7 @@ def command(
     for used in (*manifests, *paths, commands, corrections, compare, operations):
         if used is not None and _same(used, out):
             raise InputError(f"--out: {out} is used otherwise; decisions would be written over it")
-    made = _Made(out, commands, corrections, keep=compare is not None)
+    made = _Made(out, commands, corrections, keep=compare is not None, after=start)
     if broker is not None:
         if paths or operations is not None:
             raise InputError("--broker reads the topics: leave out --events and --operations")
@@ -117,7 +120,7 @@ def command(
         made.take(replay(paths, timeline, partitions, clockwork, advance, ordered, made.correct))
     made.tell()
     if compare is not None:
-        _compare(made.decisions, compare)
+        _compare(made, compare)
 
 
 def _from_topics(
@@ -131,7 +134,7 @@ def _from_topics(
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     if trusted is None and not manifests:
         raise InputError("the revisions in the topic are signed: give --trusted-keys, or a --manifest")
-    with past.History(settings) as history:
+    with History(settings) as history:
         if manifests:
             timeline = _timeline(manifests, settings, trusted)
         else:
@@ -140,23 +143,48 @@ def _from_topics(
         ordered = settings.operations_topic
         operations = _counted(history.records(ordered, None, end) if history.has(ordered) else (), trusted, ordered)
         recorded = past.read_past(history, settings, click.echo, placed=bool(operations))
-        seeds = recorded.seeds(start) if start is not None else {}
-        asked = past.Asked(timeline, operations, settings.clockwork, start, recorded, seeds)
+        asked = Asked(timeline, operations, settings.clockwork, recorded)
         # After the decisions: what they rest on is then there.
-        extent = past.telemetry_extent(history, settings.telemetry_topic, start, end)
-        _tell_range(extent, start, seeds)
+        telemetry = history.extent(settings.telemetry_topic, None, end)
+        kept = retained.find(history, settings, [first for _, (first, _) in sorted(telemetry.kept.items())])
+        gates, windows = retained.load(history, settings, _chosen(kept, telemetry, asked, start))
+        again = Again(asked, gates, windows, made.correct)
+        rest = telemetry.after(again.positions)
         with bars() as progress, made:
-            deciding = progress.add_task("deciding", total=extent.size)
+            deciding = progress.add_task("deciding", total=rest.size)
             advance = partial(progress.advance, deciding)
-            made.take(past.decide(history.read(extent), len(extent.bounds), asked, advance, made.correct))
+            made.take(again.decide(history.read(rest), advance))
     made.tell()
     if compare == _TOPICS:
-        if start is not None:
-            units = ", ".join(map(plain, sorted(seeds)))
-            click.echo(f"compared: {units or 'nothing, as no recorded window starts late enough'}")
-        _conclude(past.difference(made.decisions, made.orders, asked, part=end is not None), "the topics")
+        _conclude(again.difference(made.decisions, made.orders, part=end is not None), "the topics")
     elif compare is not None:
-        _compare(made.decisions, compare)
+        _compare(made, compare)
+
+
+def _chosen(kept: retained.Retained, telemetry: Extent, asked: Asked, start: int | None) -> retained.Cut:
+    """Where to take the work up; says so. Raises InputError where that cannot be before ``start``."""
+    if telemetry.cut:
+        where = ", ".join(map(str, telemetry.cut))
+        click.echo(f"history is cut: the first records of {telemetry.topic} are gone in partitions {where}")
+    elif start is None:
+        return kept.nothing
+    first = kept.earliest()
+    cut = first
+    if start is not None:
+        cut = kept.latest([asked.before(start, gate, len(kept.gates)) for gate in range(len(kept.gates))])
+        if cut is None:
+            remedy = (
+                f"the first is --from {iso(first.closed * asked.clockwork.pane_ms)}" if first else "leave --from out"
+            )
+            raise InputError(f"--from: no retained checkpoint before it is followed by all its telemetry; {remedy}")
+    if cut is None:
+        click.echo("no retained checkpoint is followed by all its telemetry: all units begin anew, and may differ")
+        return kept.nothing
+    if cut.begins:
+        click.echo("no checkpoint before --from is retained: decides from the beginning")
+    else:
+        click.echo(f"taken up at the checkpoint of {iso(cut.closed * asked.clockwork.pane_ms)}, retained by a worker")
+    return cut
 
 
 def _timeline(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:
@@ -170,39 +198,25 @@ def _timeline(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | 
 
 def _operations(path: Path, trusted: TrustedKeys | None) -> list[Operation]:
     """From NDJSON, or from a dump of the operations topic, of which only those count that workers would take."""
-    return _counted(dumps.records(path), trusted, str(path)) if dumps.is_dump(path) else read_operations(path)
+    if dumps.is_dump(path):
+        return list(_counted(dumps.records(path), trusted, str(path)))
+    return read_operations(path)
 
 
-def _counted(records: Iterable[dumps.Recorded], trusted: TrustedKeys | None, where: str) -> list[Operation]:
+def _counted(records: Iterable[dumps.Recorded], trusted: TrustedKeys | None, where: str) -> dict[Operation, int]:
     operations, refused = past.read_orders(records, trusted)
     if refused:
         click.echo(f"{refused} records of {where} are no operations that count")
     return operations
 
 
-def _tell_range(extent: past.Extent, start: int | None, seeds: dict[str, past.Seed]) -> None:
-    if start is not None:
-        click.echo(
-            "starts in mid-history, without what came before, so the first windows may differ: sticky ids, repeats and "
-            "baselines from before are not known"
-        )
-        for unit, seed in sorted(seeds.items()):
-            click.echo(
-                f"{plain(unit)}: from the recorded window that starts at {past.iso(seed.start)}, the first at or after "
-                "--from + one window"
-            )
-    elif extent.cut:
-        where = ", ".join(map(str, extent.cut))
-        click.echo(f"history is cut: the first records of {extent.topic} are gone in partitions {where}")
-
-
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _compare(made: list[bytes], other: Path) -> None:
+def _compare(made: "_Made", other: Path) -> None:
     try:
-        difference = first_difference(made, _values(other))
+        difference = first_difference(made.written, made.after.of(_values(other)))
     except InputError as error:
         raise InputError(f"{other}: {error}") from None
     _conclude(difference, str(other))
@@ -257,16 +271,53 @@ class _Output:
                 self._unfinished.unlink()
 
 
-class _Made:
-    """Outcomes on their way to files, counted; kept in memory too if they are to be compared."""
+class _After:
+    """The decisions of each unit from its first that was made after a time, ms; None: all of them."""
 
-    def __init__(self, out: Path, commands: Path | None, corrections: Path | None, *, keep: bool) -> None:
+    def __init__(self, time: int | None) -> None:
+        self.time = time
+        self._begun: set[str] = set()
+
+    def take(self, unit: str, decided_at: int) -> bool:
+        """Whether the unit's next decision is one of them."""
+        if self.time is not None and decided_at > self.time:
+            self._begun.add(unit)
+        return self.time is None or unit in self._begun
+
+    def of(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """Those among decisions that were read. Raises InputError for a line that is none."""
+        after = _After(self.time)
+        for line in lines:
+            try:
+                head = msgspec.json.decode(line, type=_Decided)
+            except (msgspec.MsgspecError, UnicodeError) as error:
+                raise InputError(f"not a decision: {error}") from None
+            if after.take(f"{head.flag}|{head.region}", head.decided_at):
+                yield line
+
+
+class _Decided(msgspec.Struct):
+    flag: str
+    region: str
+    decided_at: int
+
+
+class _Made:
+    """Outcomes on their way to files, counted; if they are to be compared, kept in memory too.
+
+    ``after``: only what was decided after this time, ms, is written.
+    """
+
+    def __init__(
+        self, out: Path, commands: Path | None, corrections: Path | None, *, keep: bool, after: int | None = None
+    ) -> None:
         self._files = _Output(out), _Output(commands), _Output(corrections)
-        self._keep = keep
+        self._keep, self.after = keep, _After(after)
         self._verdicts: Counter[str] = Counter()
-        self._written = self._corrected = 0
+        self._ordered = self._corrected = 0
         self.decisions: list[bytes] = []
         self.orders: list[bytes] = []
+        self.written: list[bytes] = []
 
     def __enter__(self) -> "_Made":
         self._stack = ExitStack()
@@ -280,28 +331,37 @@ class _Made:
         self._stack.__exit__(kind, error, at)
 
     def take(self, outcomes: Iterator[Outcome]) -> None:
-        """Write all of them."""
-        decisions, commands, _ = self._files
+        """Write all of them that are after the time."""
         for decision, order in outcomes:
-            self._verdicts[decision.verdict] += 1
-            record = decision.to_bytes()
-            decisions.write(record)
+            wanted = self.after.take(decision.key, decision.decided_at)
+            if not (wanted or self._keep):
+                continue
+            record, command = decision.to_bytes(), None if order is None else order.to_bytes()
             if self._keep:
                 self.decisions.append(record)
-            if order is not None:
-                self._written += 1
-                commands.write(order.to_bytes())
-                if self._keep:
-                    self.orders.append(order.to_bytes())
+                self.orders += [] if command is None else [command]
+            if wanted:
+                self._verdicts[decision.verdict] += 1
+                self._write(record, command)
+
+    def _write(self, record: bytes, command: bytes | None) -> None:
+        decisions, commands, _ = self._files
+        decisions.write(record)
+        if self._keep:
+            self.written.append(record)
+        if command is not None:
+            self._ordered += 1
+            commands.write(command)
 
     def correct(self, correction: Correction) -> None:
         """Write a correction."""
-        self._files[2].write(correction.to_bytes())
-        self._corrected += 1
+        if self.after.time is None or correction.corrected_at > self.after.time:
+            self._files[2].write(correction.to_bytes())
+            self._corrected += 1
 
     def tell(self) -> None:
         """Say how many there were."""
         told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
-        click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._written} commands")
+        click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._ordered} commands")
         if self._corrected:
             click.echo(f"{many(self._corrected, 'correction')}: late events would have changed a verdict")

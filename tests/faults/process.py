@@ -17,7 +17,7 @@ from faust.types import TP
 
 from gates import bounds
 from schemas import canonical, decision
-from streams import app, checkpoints, follow, operations, windows
+from streams import app, checkpoints, follow, keeper, operations, windows
 from tests.faults.kafka import Poller, Producer, Reader
 from tests.faults.traffic import timeline
 
@@ -229,7 +229,8 @@ def patched(world: "World") -> Iterator[None]:
             (follow, "RETRY_SECONDS", 0),
             (follow, "log", silence),
             (follow, "time", clock),
-            (app, "UNCONFIRMED_MAX", world.plan.unconfirmed_max),
+            (keeper, "time", clock),
+            (keeper, "UNCONFIRMED_MAX", world.plan.unconfirmed_max),
             (operations, "log", silence),
             (checkpoints, "time", clock),
             # The dearest of what is computed again and again, remembered by its arguments.

@@ -11,7 +11,8 @@ from unittest.mock import patch
 
 import pytest
 
-from streams import app, checkpoints, windows
+from streams import again, app, checkpoints, retained, windows
+from streams.keeper import Keeper
 from tests.faults.sweep import Table, sweep
 from tests.faults.world import Failure, run
 
@@ -48,33 +49,33 @@ def planted(owner: Any, name: str, *edits: tuple[str, str]) -> Iterator[None]:
         yield
 
 
-STEP_1 = "state, position, sent = self.state.dump(), self.state.next, self._taken()"
+STEP_1 = "state, mark, sent = self.state.dump(), self.state.mark, self._taken()"
 BUGS: dict[str, tuple[Any, ...]] = {
     "1: in the middle of a step": (
-        app.Keeper,
+        Keeper,
         "_save",
         ("async with self.lock:", "if True:"),
         (" or not self.whole", ""),
     ),
-    "1: after a step that was cut short": (app.Keeper, "_save", (" or not self.whole", "")),
+    "1: after a step that was cut short": (Keeper, "_save", (" or not self.whole", "")),
     "1: list of what was sent taken before the lock": (
-        app.Keeper,
+        Keeper,
         "_save",
         ("async with self.lock:", "early = self._taken()\n        async with self.lock:"),
-        (STEP_1, "state, position, sent = self.state.dump(), self.state.next, early"),
+        (STEP_1, "state, mark, sent = self.state.dump(), self.state.mark, early"),
     ),
     "1: state taken after the list": (
-        app.Keeper,
+        Keeper,
         "_save",
-        (STEP_1, "position, sent = self.state.next, self._taken()"),
+        (STEP_1, "mark, sent = self.state.mark, self._taken()"),
         ("await self.confirm(sent)", "await self.confirm(sent)\n        state = self.state.dump()"),
     ),
     "1: position taken after the state": (
-        app.Keeper,
+        Keeper,
         "_save",
-        ("await self.confirm(sent)", "await self.confirm(sent)\n        position = self.state.next"),
+        ("await self.confirm(sent)", "await self.confirm(sent)\n        mark = self.state.mark"),
     ),
-    "2: nothing confirmed first": (app.Keeper, "_save", ("await self.confirm(sent)", "pass")),
+    "2: nothing confirmed first": (Keeper, "_save", ("await self.confirm(sent)", "pass")),
     "2: late events not on the list": (
         app.Worker,
         "_forward",
@@ -86,16 +87,16 @@ BUGS: dict[str, tuple[Any, ...]] = {
         ("await keeper.send(self.settings.partials", "later = asyncio.create_task(keeper.send(self.settings.partials"),
         ("piece, gate)", "piece, gate))"),
     ),
-    "3: chunks of the last whole one overwritten": (app.Keeper, "_save", ("self.turn += 1", "pass")),
+    "3: chunks of the last whole one overwritten": (Keeper, "_save", ("self.turn += 1", "pass")),
     "3: chunks of another writer overwritten": (checkpoints, "write", ("generation % WRITERS", "0")),
     "3: half-written chunks read": (checkpoints, "_newest", ('if key.startswith(b"state/")', "if True")),
-    "4: counted before it is confirmed": (app.Keeper, "_save", ("await confirmed\n", "pass\n")),
-    "5: position published before the state is saved": (
-        app.Keeper,
+    "4: counted before it is confirmed": (Keeper, "_save", ("await confirmed\n", "pass\n")),
+    "6: position published before the state is saved": (
+        Keeper,
         "_save",
-        ("await self.confirm(sent)", "await self.worker.publish_position(self.tp, position)"),
+        ("await self.confirm(sent)", "await self.worker.publish_position(self.tp, mark.next)"),
     ),
-    "5: position read back from the group": (
+    "6: position read back from the group": (
         app.Worker,
         "restore",
         (
@@ -114,6 +115,14 @@ BUGS: dict[str, tuple[Any, ...]] = {
         "operate",
         ("if order.offset < state.operations_next:", "if False:"),
     ),
+    "audit: a partition taken up after the gates": (
+        retained.Retained,
+        "latest",
+        ("p.mark.closed[0] <= known and", ""),
+    ),
+    "audit: an order carried out again": (again.Asked, "had", ("exact[1] < gate.next", "False")),
+    "audit: an order forgotten": (again.Asked, "had", ("exact[1] < gate.next", "True")),
+    "audit: begun after what was asked for": (again.Asked, "before", ("min(mark.closed) * pane_ms <= start and", "")),
 }
 
 

@@ -21,6 +21,7 @@ from streams.manifests import load_trusted, read_files, sign_revision
 from streams.operations import is_order
 from streams.panes import NEVER, Run, partial_codec
 from streams.replay import Pipeline, by_unit
+from streams.retained import Retained, find
 from streams.settings import Settings
 from tests.commands.invoke import Done, tidegate
 from tests.integration.test_operations import MANIFEST, future_telemetry, send_at, wait_for, write
@@ -34,8 +35,8 @@ def watermark(settings: Settings, timeline: Timeline, records: list[tuple[int, b
     for partition in range(PARTITIONS):
         rows = [(value, ts) for at, value, ts in records if at == partition]
         list(pipeline.step(partition, Run(0, [value for value, _ in rows], [ts for _, ts in rows])))
-    assert pipeline.gate.watermark is not None
-    return pipeline.gate.watermark
+    assert pipeline.gates[0].watermark is not None
+    return pipeline.gates[0].watermark
 
 
 def closed(settings: Settings) -> int:
@@ -53,6 +54,18 @@ def decided(settings: Settings) -> int:
     """The end of the last window that every unit has a decision on, ms."""
     found = asyncio.run(written(settings, settings.decisions_topic))
     return min(int(json.loads(decisions[-1])["window"]["end"]) for decisions in found.values())
+
+
+def retained_by(settings: Settings) -> Retained:
+    """What the workers have retained so far."""
+    with History(settings) as history:
+        return find(history, settings, [0] * PARTITIONS)
+
+
+def taken_up(settings: Settings, at: int) -> bool:
+    """Whether a replay from ``at``, ms, on would begin at checkpoints."""
+    cut = retained_by(settings).latest([lambda mark: min(mark.closed) * settings.pane <= at] * 2)
+    return cut is not None and not cut.begins
 
 
 def everything(settings: Settings) -> tuple[dict[tuple[str, int], tuple[int, int]], list[str]]:
@@ -95,13 +108,21 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
         None,
         "worker",
         tmp_path,
-        environment={"TIDEGATE_TRUSTED_KEYS": str(trusted), "TIDEGATE_SESSION_TIMEOUT": "6s"},
+        environment={
+            "TIDEGATE_TRUSTED_KEYS": str(trusted),
+            "TIDEGATE_SESSION_TIMEOUT": "6s",
+            "TIDEGATE_RETAIN_EVERY": "20s",
+        },
     )
     worker.start()
     try:
         worker.wait_ready()
-        asyncio.run(send_at(settings, iter(events[:17_500])))
+        # In two parts, so that there are checkpoints of both agents between which a replay can be taken up.
+        asyncio.run(send_at(settings, iter(events[:4_000])))
+        wait_for(lambda: all(retained_by(settings).windows), 60)
+        asyncio.run(send_at(settings, iter(events[4_000:17_500])))
         wait_for(lambda: closed(settings) == half, 60)
+        wait_for(lambda: taken_up(settings, half), 60)
         # Its time is where it stands in the log, so that a replay from files puts it there too.
         kill = Operation(actor="Ada", flag="answer", kind="kill", reason="bad", ts=half + settings.lateness)
         asyncio.run(write(settings, settings.operations_topic, sign("operation", kill.to_bytes(), key)))
@@ -174,14 +195,15 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     assert "answer|" in flipped.out
     assert "in late" in flipped.out
 
-    for seconds in (0, 20):  # the kill comes after what is compared begins, and before
-        middle = from_topics("--from", start + seconds * 1000, "--compare")
+    for after in (half, half + 20_000):  # before the kill and after it
+        middle = from_topics("--from", after, "--compare")
         assert middle.code == 0, middle.out
-        assert "starts in mid-history" in middle.out
-        assert "compared: answer|eu, answer|us" in middle.out
+        assert "taken up at the checkpoint of" in middle.out
         again = by_unit(out.read_bytes().splitlines())
-        assert {unit: live[unit][-len(again[unit]) :] for unit in live} == again
-        assert {b'"operation":{' in b"".join(lines) for lines in again.values()} == {seconds == 0}
+        assert {
+            unit: [line for line in lines if json.loads(line)["decided_at"] > after] for unit, lines in live.items()
+        } == again
+        assert all(b'"kill"' in lines[0] for lines in again.values()) == (after == half)
 
     some = from_topics("--to", start + 150_000, "--compare")
     assert some.code == 0, some.out
@@ -189,6 +211,26 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     offsets, groups = everything(settings)
     assert {place: end for place, end in offsets.items() if before[0].get(place) != end} == {}, "nothing may be written"
     assert (offsets.keys(), groups) == (before[0].keys(), before[1])
+
+    kept = retained_by(settings)
+    firsts = {
+        TopicPartition(settings.telemetry_topic, n): min(place.mark.next for place in places)
+        for n, places in enumerate(kept.windows)
+    }
+    admin = AdminClient({"bootstrap.servers": settings.broker})
+    gone = admin.delete_records([TopicPartition(at.topic, at.partition, first) for at, first in firsts.items()])
+    assert [deleted.result().low_watermark for deleted in gone.values()] == list(firsts.values())
+    rest = from_topics("--compare")
+    assert rest.code == 0, rest.out
+    assert "history is cut" in rest.out
+    assert "taken up at the checkpoint of" in rest.out
+    again = by_unit(out.read_bytes().splitlines())
+    assert all(live[unit][-len(lines) :] == lines for unit, lines in again.items())
+    assert again.keys() == live.keys()
+    early = from_topics("--from", start - 1000, "--compare")
+    assert early.code == 2
+    assert "the first is --from" in early.line
+    assert from_topics("--from", early.line.rsplit(" ", 1)[1], "--compare").code == 0
 
 
 @pytest.mark.kafka

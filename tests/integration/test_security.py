@@ -469,6 +469,10 @@ def test_an_auditor_who_may_only_read_has_the_workers_bytes_and_leaves_no_trace(
     assert "the same bytes as the topics" in replayed.out
     assert by_unit(out.read_bytes().splitlines()) == story.decisions
     assert by_unit(commands.read_bytes().splitlines()).keys() == {"answer|eu", "answer|us"}
+    last = max(json.loads(line)["decided_at"] for lines in story.decisions.values() for line in lines)
+    middle = stage.run("auditor", "replay", "--broker", broker, *keys, "--out", out, "--compare", "--from", last - 1)
+    assert middle.code == 0, middle.out + middle.err
+    assert 0 < len(out.read_bytes().splitlines()) <= 2
     assert stage.run("auditor", "verify", "--broker", broker, *keys).code == 0
     exported = stage.run("auditor", "export", "--broker", broker, "--out", folder / "export")
     assert exported.code == 0, exported.err

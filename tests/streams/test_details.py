@@ -386,7 +386,7 @@ def test_a_gate_that_is_read_back_compares_regions_as_before() -> None:
     for cut in range(0, len(log), 20):
         pipeline = Pipeline(Timeline.of(flags(REPORTED)), 1, CLOCKWORK)
         made = [decision.to_bytes() for decision, _ in pipeline.step(0, Run(0, log[:cut]))]
-        pipeline.gate = GateState.load(pipeline.gate.dump(), 0, 1, 1, CLOCKWORK, Timeline.of(flags(REPORTED)))
+        pipeline.gates[0] = GateState.load(pipeline.gates[0].dump(), 0, 1, 1, CLOCKWORK, Timeline.of(flags(REPORTED)))
         made += [decision.to_bytes() for decision, _ in pipeline.step(0, Run(cut, log[cut:]))]
         assert made == expected
 

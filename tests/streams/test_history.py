@@ -12,8 +12,9 @@ from gates.unit import Clockwork
 from schemas.decision import Decision, OperationBy
 from schemas.errors import SettingsError
 from streams.dumps import dump_line, undumped
-from streams.history import Past, moment
+from streams.history import moment
 from streams.panes import NEVER
+from streams.past import Past
 from streams.replay import read_record
 from streams.windows import Order
 

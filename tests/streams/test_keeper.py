@@ -4,10 +4,12 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from faust.types import TP
 
 from streams import checkpoints
-from streams.app import Keeper
+from streams.keeper import Keeper
+from streams.panes import Mark
 
 TP_ = TP("partials", 0)
 
@@ -19,7 +21,7 @@ class Broker:
         self.confirmations: list[asyncio.Future[None]] = []
         self.saved: list[tuple[int, int]] = []
         self.failed = None
-        self.settings = SimpleNamespace(checkpoint_every=1000)
+        self.settings = SimpleNamespace(checkpoint_every=1000, retain_every=1000)
         self.app = SimpleNamespace(consumer_generation_id=1)
         count = SimpleNamespace(inc=lambda: None, set=lambda _: None)
         self.metrics = SimpleNamespace(
@@ -44,9 +46,14 @@ class Broker:
 
 
 class State:
-    """A state that is nothing but its position."""
+    """A state that is nothing but its position and time."""
 
     next = 0
+    watermark: int | None = None
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self.next, ())
 
     def dump(self) -> bytes:
         return b"%d" % self.next
@@ -74,3 +81,29 @@ def test_two_who_ask_at_once_wait_for_the_same_checkpoint() -> None:
         assert (keeper.saved_next, len(broker.saved)) == (2, 2)
 
     asyncio.run(run())
+
+
+def test_the_first_checkpoint_in_a_span_of_time_is_retained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not one of a span that a restart begins in."""
+    slots: list[int] = []
+    retain = checkpoints.retain
+
+    async def noted(send: checkpoints.Send, *rest: Any) -> Any:
+        slots.append(rest[-1])
+        return await retain(send, *rest)
+
+    monkeypatch.setattr(checkpoints, "retain", noted)
+
+    async def run(times: list[int | None], state: State) -> None:
+        worker: Any = Broker()
+        keeper = Keeper(worker, "gate", "checkpoints", TP_, state)
+        for watermark in times:
+            state.next, state.watermark = state.next + 1, watermark
+            await keeper.save_now()
+
+    state = State()
+    asyncio.run(run([None, 1_500, 1_999, 2_000, 2_999, 7_000], state))
+    assert slots == [1, 2, 7]
+    slots.clear()
+    asyncio.run(run([7_999, 8_000], state))
+    assert slots == [8]

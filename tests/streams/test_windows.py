@@ -390,9 +390,9 @@ class TestStep:
         pipeline = Pipeline(Timeline.of(flags()), 2, CLOCKWORK)
         log = [*draw_log(8, 150), tick(NOON + 500_000)]
         list(pipeline.step(0, Run(0, log)))
-        assert pipeline.gate.waiting > 0
+        assert pipeline.gates[0].waiting > 0
         list(pipeline.step(1, Run(0, [tick(NOON + 500_000)])))
-        assert pipeline.gate.waiting == 0
+        assert pipeline.gates[0].waiting == 0
 
 
 def test_a_partial_in_pieces_is_the_partial(monkeypatch: pytest.MonkeyPatch) -> None:

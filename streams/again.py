@@ -1,0 +1,216 @@
+"""Deciding the past again from the topics, from the beginning or from retained checkpoints, and holding it against what
+was recorded."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from aiokafka import ConsumerRecord
+
+from gates.unit import Clockwork
+from schemas.errors import InputError
+from schemas.operation import Operation
+from schemas.timeline import Timeline
+from streams.differences import told
+from streams.panes import Mark, PartitionState, Run
+from streams.past import Past
+from streams.replay import Corrected, Pipeline, by_unit
+from streams.windows import GateState, Order, Outcome, gate_of, switches
+
+
+class PlacedGate(GateState):
+    """A gate that carries out each order once the panes below its place are closed, as in the log of a worker."""
+
+    orders: list[tuple[int, Order]]
+
+    def expect(self, orders: Iterable[tuple[int, Order]]) -> None:
+        """Set the orders that are to come, by place, but for kill switches that it knows to be off."""
+        self.orders = [(at, order) for at, order in orders if not self._switched_off(order)]
+
+    def _advance(self, done: int, closed: int) -> Iterator[Outcome]:
+        while self.orders and self.orders[0][0] <= closed:
+            at, order = self.orders.pop(0)
+            if at > done:
+                yield from super()._advance(done, at)
+                done = at
+            yield from self._carry_out(order)
+        yield from super()._advance(done, closed)
+
+    def finish(self) -> Iterator[Outcome]:
+        """Carry out the orders that are still to come."""
+        for _, order in self.orders:
+            yield from self._carry_out(order)
+        self.orders = []
+
+    @property
+    def heads(self) -> dict[str, "Head"]:
+        """How far the chains of all units are."""
+        units = self._state.retired | self._state.units
+        return {name: Head(unit.previous_hash, unit.seq) for name, unit in units.items()}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The end of a unit's chain: the hash of its last decision, and the number of its last command."""
+
+    hash: str | None = None
+    seq: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be decided again. ``operations``: by their offsets."""
+
+    timeline: Timeline
+    operations: Mapping[Operation, int]
+    clockwork: Clockwork
+    past: Past
+
+    def orders(self) -> list[Order]:
+        """Operators' orders, and the kill switches that the revisions turned off."""
+        in_force = sorted({self.timeline.index(start) for start in self.timeline.starts})
+        switched = {(o.flag, o.revision): o for index in in_force for o in switches(self.timeline, index)}
+        return [*switched.values(), *(Order(o.flag, o.by, offset) for o, offset in self.operations.items())]
+
+    def had(self, order: Order, gate: Mark) -> bool:
+        """Whether a gate that is so far has had an order."""
+        exact = self.past.exact.get((order.flag, order.operation))
+        return exact[1] < gate.next if exact else 0 <= order.offset < gate.operations_next
+
+    def before(self, start: int, gate: int, gates: int) -> Callable[[Mark], bool]:
+        """Whether a gate that is so far has decided nothing at a time after ``start``, ms."""
+        later = [o for o in self.orders() if gate_of(o.flag, gates) == gate and o.operation.ts > start]
+        pane_ms = self.clockwork.pane_ms
+        return lambda mark: min(mark.closed) * pane_ms <= start and not any(self.had(order, mark) for order in later)
+
+
+class Again:
+    """The past, decided again. ``gates``, ``windows``: states to go on from, of every gate and source partition; None
+    for one that has not begun. ``corrected`` gets the corrections.
+
+    Raises StateError for states of other settings.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        gates: Sequence[bytes | None],
+        windows: Sequence[bytes | None],
+        corrected: Corrected = lambda _: None,
+    ) -> None:
+        self._asked = asked
+        clockwork, timeline = asked.clockwork, asked.timeline
+        self._pipeline = pipeline = Pipeline(timeline, len(windows), clockwork)
+        pipeline.corrected = corrected
+        late = 1 << 62
+
+        def key(placed: tuple[int, Order]) -> tuple[int, int, int]:
+            at, order = placed
+            return at, asked.past.exact.get((order.flag, order.operation), (0, late))[1], order.operation.ts
+
+        placed = sorted(((asked.past.place(order, clockwork), order) for order in asked.orders()), key=key)
+        self._gates = []
+        for number, blob in enumerate(gates):
+            shape = number, len(gates), len(windows), clockwork, timeline
+            gate = PlacedGate.fresh(*shape) if blob is None else PlacedGate.load(blob, *shape)
+            mine = (one for one in placed if gate_of(one[1].flag, len(gates)) == number)
+            gate.expect(one for one in mine if not asked.had(one[1], gate.mark))
+            self._gates.append(gate)
+        pipeline.gates = list(self._gates)
+        for partition, blob in enumerate(windows):
+            if blob is not None:
+                state = PartitionState.load(blob, partition, clockwork, pipeline.table)
+                pipeline.partitions[partition] = state
+        self._heads = {name: head for gate in self._gates for name, head in gate.heads.items()}
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """The offsets to read on from, of the partitions that go on."""
+        return {partition: state.next for partition, state in self._pipeline.partitions.items()}
+
+    def decide(
+        self, runs: Iterable[Sequence[ConsumerRecord]], progress: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Outcome]:
+        """The decisions and commands that follow from records of the telemetry topic.
+
+        Raises InputError where records within a partition are missing.
+        """
+        following = self.positions
+        for run in runs:
+            first, partition = run[0], run[0].partition
+            due = following.get(partition, first.offset)
+            if [record.offset for record in run] != list(range(due, due + len(run))):
+                raise InputError(
+                    f"{first.topic}: records after {due} of partition {partition} are missing; it has a gap"
+                )
+            following[partition] = due + len(run)
+            yield from self._pipeline.step(
+                partition, Run(due, [record.value for record in run], [record.timestamp for record in run])
+            )
+            progress(len(run))
+        yield from self._pipeline.finish()
+
+    def difference(self, made: Sequence[bytes], commands: Sequence[bytes], *, part: bool) -> str | None:
+        """Where all that was decided differs first from what was recorded; None if nowhere.
+
+        ``part``: more may be recorded. The control topic is compacted: a unit's last command has to be there, and
+        those that are there have to be the same.
+        """
+        ours, theirs = by_unit(made), self._asked.past.values
+        for unit in sorted(ours.keys() | theirs.keys()):
+            one, other = ours.get(unit, []), theirs.get(unit, [])
+            head = self._heads.get(unit, Head())
+            if head.hash is not None:
+                behind = next((n for n, line in enumerate(other, 1) if _hash_of(line) == head.hash), None)
+                if behind is None:
+                    return (
+                        f"{unit}: its checkpoint follows the decision with hash {head.hash}, which is not in the topic"
+                    )
+                other = other[behind:]
+            for number, (a, b) in enumerate(zip(one, other, strict=False), 1):
+                if a != b:
+                    return f"{unit}: decision {number} differs{told(a, b)}"
+            if len(one) > len(other) or (len(one) < len(other) and not part):
+                return f"{unit}: {len(one)} decisions here, {len(other)} in the topic"
+        return self._commands_differ(commands, part=part)
+
+    def _commands_differ(self, commands: Sequence[bytes], *, part: bool) -> str | None:
+        ours, theirs = _numbered(commands), _numbered(self._asked.past.commands)
+        for unit in sorted(ours.keys() | theirs.keys()):
+            one, other = ours.get(unit, {}), theirs.get(unit, {})
+            for seq in sorted(one.keys() & other.keys()):
+                if one[seq] != other[seq]:
+                    return f"{unit}: command {seq} differs{told(one[seq], other[seq])}"
+            last, recorded = max(one, default=self._heads.get(unit, Head()).seq), max(other, default=0)
+            if last > recorded or (last < recorded and not part):
+                return f"{unit}: the last command is {last} here, {recorded} in the topic"
+        return None
+
+
+class _Hashed(msgspec.Struct):
+    hash: str
+
+
+def _hash_of(line: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(line, type=_Hashed).hash
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+
+
+class _Numbered(msgspec.Struct):
+    flag: str
+    region: str
+    seq: int
+
+
+def _numbered(commands: Iterable[bytes]) -> dict[str, dict[int, bytes]]:
+    found: dict[str, dict[int, bytes]] = defaultdict(dict)
+    for value in commands:
+        try:
+            head = msgspec.json.decode(value, type=_Numbered)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise InputError(f"not a command: {error}") from None
+        found[f"{head.flag}|{head.region}"][head.seq] = value
+    return found

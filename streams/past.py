@@ -1,0 +1,139 @@
+"""What the topics tell of the past besides telemetry: what was decided, under which manifests, and where orders stood.
+
+Decisions depend on where an operator's order stood among the panes. That is told by the gates' own log, where it is
+still kept; else the recorded decisions bound it; else its time decides, as for ``--operations``.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from gates.unit import Clockwork
+from schemas.decision import Decision, OperationBy, decision_from_bytes
+from schemas.errors import EventError, InputError, Refusal, TopicError
+from schemas.operation import Operation, check_time, read_operation
+from schemas.signed import TrustedKeys
+from schemas.timeline import Timeline
+from streams.dumps import Recorded
+from streams.history import Extent, History
+from streams.manifests import ManifestLog
+from streams.operations import is_order
+from streams.panes import NEVER, Partial, partial_codec
+from streams.replay import by_unit
+from streams.settings import Settings
+from streams.windows import Order, order_codec
+
+
+@dataclass
+class Past:
+    """What the topics tell besides telemetry. ``at``: the pane before which an order was carried out, by the order."""
+
+    chains: dict[str, list[Decision]] = field(default_factory=dict)
+    values: dict[str, list[bytes]] = field(default_factory=dict)
+    commands: list[bytes] = field(default_factory=list)
+    exact: dict[tuple[str, OperationBy], tuple[int, int]] = field(default_factory=dict)
+
+    def place(self, order: Order, clockwork: Clockwork) -> int:
+        """The panes, below this one, that were closed when an order was carried out."""
+        wanted = order.flag, order.operation
+        if wanted in self.exact:
+            return self.exact[wanted][0]
+        low, high = self._between(wanted, clockwork.pane_ms)
+        return min(max((order.operation.ts - clockwork.lateness_ms) // clockwork.pane_ms, low), high)
+
+    def _between(self, wanted: tuple[str, OperationBy], pane_ms: int) -> tuple[int, int]:
+        """The least and the most panes that the decisions around the records of an order allow."""
+        lows, high = [NEVER], -NEVER
+        for chain in self.chains.values():
+            for number, decision in enumerate(chain):
+                if (decision.flag, decision.operation) != wanted:
+                    continue
+                before = [d.decided_at for d in chain[:number] if d.operation is None]
+                after = [d.decided_at for d in chain[number:] if d.operation is None]
+                lows += [ms // pane_ms for ms in before[-1:]]
+                high = min([high, *(ms // pane_ms - 1 for ms in after[:1])])
+        # A region that began later was killed then: its record says nothing of when the order came.
+        return max(low for low in lows if low <= high), high
+
+
+def read_past(history: History, settings: Settings, tell: Callable[[str], None], *, placed: bool) -> Past:
+    """Recorded decisions and commands, and, if ``placed``, where the gates' log has the orders."""
+    past = Past()
+    if history.has(settings.decisions_topic):
+        values = (r.value for r in history.records(settings.decisions_topic) if r.value is not None)
+        past.values = by_unit(values)
+        for unit, lines in past.values.items():
+            past.chains[unit] = [d for d in map(_decision, lines) if d is not None]
+    else:
+        tell(f"topic {settings.decisions_topic} is not there: operations are placed by their time")
+    if history.has(settings.control_topic):
+        past.commands = [r.value for r in history.records(settings.control_topic) if r.value is not None]
+    if placed and history.has(settings.partials_topic):
+        try:
+            past.exact = _gate_log(history, history.extent(settings.partials_topic))
+        except TopicError as error:
+            tell(f"{error}; operations are placed by the decisions")
+    return past
+
+
+def _decision(line: bytes) -> Decision | None:
+    try:
+        return decision_from_bytes(line)
+    except EventError:
+        return None
+
+
+def _gate_log(history: History, extent: Extent) -> dict[tuple[str, OperationBy], tuple[int, int]]:
+    """By order, how far all source partitions were closed where it stands, and its place among the orders."""
+    closed: dict[int, dict[int, int]] = defaultdict(dict)
+    waiting: list[tuple[int, Order, int, dict[int, int]]] = []
+    for run in history.read(extent):
+        for record in run:
+            gate = closed[record.partition]
+            if is_order(record.key):
+                waiting.append((record.partition, order_codec.load(record.value), record.offset, dict(gate)))
+                continue
+            head: Partial = partial_codec.load(record.value)
+            if head.partition not in gate:
+                # It says how far the partition was closed before, also where the log's beginning is gone.
+                for other, _, _, known in waiting:
+                    if other == record.partition:
+                        known[head.partition] = head.previous
+            if head.more:
+                continue
+            gate[head.partition] = max(gate.get(head.partition, NEVER), head.pane + 1)
+    places: dict[tuple[str, OperationBy], tuple[int, int]] = {}
+    for _, order, offset, known in waiting:
+        places.setdefault((order.flag, order.operation), (min(known.values(), default=NEVER), offset))
+    return places
+
+
+def read_timeline(records: Iterable[Recorded], settings: Settings, trusted: TrustedKeys) -> Timeline:
+    """The revisions in records of the manifests topic. Raises InputError if there is none."""
+    found = ManifestLog(settings, trusted)
+    refused: list[str] = []
+    for record in records:
+        outcome = found.take(record)
+        if isinstance(outcome, Refusal):
+            refused.append(f"offset {record.offset}: {outcome}")
+    if not found.timeline.revisions:
+        why = f", {len(refused)} refused, the last at {refused[-1]}" if refused else ""
+        raise InputError(f"{settings.manifests_topic} has no manifest{why}; publish one, or give --manifest")
+    return found.timeline
+
+
+def read_orders(records: Iterable[Recorded], trusted: TrustedKeys | None) -> tuple[dict[Operation, int], int]:
+    """The operations that count, as workers take them, by offset in order, and how many records were refused."""
+    taken: dict[Operation, int] = {}
+    refused = 0
+    for record in records:
+        try:
+            operation = read_operation(record.value, trusted)
+            check_time(operation, record.timestamp)
+            if operation in taken:
+                raise Refusal("once more")
+        except Refusal:
+            refused += 1
+            continue
+        taken[operation] = record.offset
+    return taken, refused
