@@ -135,7 +135,9 @@ class GroupTable:
     """Combinations met so far, as codes into arrays. A cache: it holds nothing that the log does not.
 
     ``lean`` and ``full`` give the part of an event that a combination is made of, its versions apart. Where more than
-    one revision of the manifest is in force, a combination is of one of them.
+    one revision of the manifest is in force, a combination is of one of them. By cell, ``cells``: unit, arm and source;
+    ``weights``: of the ramp, where assignment can be checked; ``reach``: how long late events count, ms; ``unnamed``:
+    the flag's scope names no regions.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -167,6 +169,7 @@ class GroupTable:
         self.cells: list[tuple[str, str, str]] = []
         self.weights: list[tuple[float, ...] | None] = []
         self._reach: list[int] = []
+        self.unnamed: list[bool] = []
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -240,6 +243,7 @@ class GroupTable:
             self.cells.append((unit, arm, source))
             hashed = flag.policy.assignment == "sha256" and source == "traffic"
             self.weights.append(flag.ramp_stages if hashed else None)
+            self.unnamed.append("all" in flag.scope.regions)
             self._reach.append(2 * flag.window.length_ms + flag.window.settle_ms)
         return self._cells[key]
 

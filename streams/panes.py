@@ -30,6 +30,11 @@ _COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index
 _COST_KNOWN = COUNTERS.index("cost_known")
 UNIT_BYTES = 2 << 20
 """A unit whose names of one pane take more than this counts as dead letters: its partial has to fit into a record."""
+REGIONS_MAX = 1_000
+"""Regions that a partition takes up of a flag whose scope names none; events of others are dead letters."""
+_TOO_MANY = (
+    f"region: not among the first {REGIONS_MAX:,} of its flag; name those that count in the flag's scope.regions"
+)
 LATE_CAP = 4096
 """Late events that one pane brings for corrections; later ones are only counted."""
 TOOL_LOOP = 10
@@ -95,7 +100,11 @@ class Pane(msgspec.Struct, array_like=True):
 
 
 class Snapshot(msgspec.Struct, array_like=True):
-    """The whole state of one partition; ``event_ids``: little-endian 64-bit hashes by open pane."""
+    """The whole state of one partition.
+
+    ``event_ids``: little-endian 64-bit hashes by open pane. ``regions``: those met so far, in order, of each flag whose
+    scope names none.
+    """
 
     partition: int
     pane_ms: int
@@ -106,6 +115,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     open: dict[int, Pane] = msgspec.field(default_factory=dict)
     early_dead_letters: int = 0
     event_ids: dict[int, bytes] = msgspec.field(default_factory=dict)
+    regions: dict[str, list[str]] = msgspec.field(default_factory=dict)
 
 
 _codec = StateCodec(Snapshot)
@@ -141,6 +151,7 @@ class PartitionState:
         self._table = table
         self._seen = {pane: set(np.frombuffer(ids, "<u8").tolist()) for pane, ids in snapshot.event_ids.items()}
         snapshot.event_ids = {}
+        self._met = {f"{flag}|{region}" for flag, regions in snapshot.regions.items() for region in regions}
 
     @classmethod
     def fresh(cls, partition: int, clockwork: Clockwork, table: GroupTable, first: int = 0) -> "PartitionState":
@@ -216,7 +227,7 @@ class PartitionState:
             pane = columns.ts // state.pane_ms
             cell = table.cell[columns.code]
             result.unknown_flag = int((cell == UNKNOWN_FLAG).sum())
-            counted = np.flatnonzero(cell >= 0)
+            counted = self._of_regions_met(first, columns, np.flatnonzero(cell >= 0), cell, largest, result)
             late = counted[pane[counted] < closed[counted]]
             if len(late):
                 carriers = largest[late] // state.pane_ms
@@ -246,6 +257,32 @@ class PartitionState:
         if state.early_dead_letters and len(columns.ts):
             self._pane(int(columns.ts[0]) // state.pane_ms).dead_letters += state.early_dead_letters
             state.early_dead_letters = 0
+
+    def _of_regions_met(
+        self, first: int, columns: Columns, counted: Ints, cell: Ints, largest: Ints, result: Step
+    ) -> Ints:
+        """The rows whose region is taken up; those of one region too many are dead letters of the pane they came in."""
+        state, table, refused = self._state, self._table, []
+        cells, rows = np.unique(cell[counted], return_index=True)
+        for index in cells[np.argsort(rows)].tolist():
+            unit = table.cells[index][0]
+            if unit in self._met or not table.unnamed[index]:
+                continue
+            flag, region = unit.split("|", 1)
+            met = state.regions.setdefault(flag, [])
+            if len(met) < REGIONS_MAX:
+                met.append(region)
+                self._met.add(unit)
+            else:
+                refused.append(index)
+        if not refused:
+            return counted
+        out = np.isin(cell[counted], refused)
+        for row in counted[out].tolist():
+            self._pane(int(largest[row]) // state.pane_ms).dead_letters += 1
+            result.dead.append((first + int(columns.row[row]), _TOO_MANY))
+        result.dead.sort()
+        return counted[~out]
 
     def _count_late(self, cells: Ints, panes: Ints) -> None:
         for (pane, cell), count in _tally(panes, cells):

@@ -427,3 +427,51 @@ def test_a_unit_whose_names_fit_into_no_record_counts_as_dead_letters(monkeypatc
     partial = next(p for p in partials_of([*hostile, record(event_id="fine", region="y")]) if p.units)
     large, small = partial.units["wide|x"], partial.units["wide|y"]
     assert (large.accepted, small.accepted, partial.dead_letters) == (0, 1, 30)
+
+
+class TestRegions:
+    """A flag that names no regions takes up as many as it is shown, within bounds."""
+
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(panes, "REGIONS_MAX", 2)
+
+    def log(self) -> list[bytes]:
+        """Three regions beyond the bound, each also late and in a later pane, and a flag that names its regions."""
+        shown = [("r1", 0), ("r2", 0), ("r3", 0), ("r1", 0), ("r4", PANE), ("r2", PANE), ("r5", 5 * PANE), ("r3", 0)]
+        records = [record(event_id=f"{n}", region=region, ts=NOON + at) for n, (region, at) in enumerate(shown)]
+        named = {"flag": "narrow", "tenant": "acme", "endpoint": "/a", "cohort": "c1", "surface": "web"}
+        records += [
+            record(event_id=f"n{region}", region=region, ts=NOON + 5 * PANE, **named) for region in ("eu", "us")
+        ]
+        return [*records, record(event_id="last", region="r2", ts=NOON + 5 * PANE), tick(ts=NOON + 8 * PANE)]
+
+    def test_those_that_came_first_stay_and_events_of_others_are_dead_letters(self) -> None:
+        step = fresh().step(Run(0, self.log()))
+        seen = {
+            partial.pane - FIRST_PANE: (
+                {unit: pane.accepted for unit, pane in partial.units.items()},
+                partial.dead_letters,
+            )
+            for partial in step.partials
+            if partial.units or partial.dead_letters
+        }
+        assert seen == {
+            0: ({"wide|r1": 2, "wide|r2": 1}, 1),
+            1: ({"wide|r2": 1}, 1),
+            5: ({"narrow|eu": 1, "narrow|us": 1, "wide|r2": 1}, 2),
+        }
+        assert [offset for offset, _ in step.dead] == [2, 4, 6, 7]
+        assert all("scope.regions" in error for _, error in step.dead)
+        assert step.late == []
+
+    @given(cuts=st.sets(st.integers(1, 11)), saved=st.integers(0, 12))
+    def test_cuts_and_restarts_do_not_matter(self, cuts: set[int], saved: int) -> None:
+        log = self.log()
+        whole, state, pieces = fresh().step(Run(0, log)), fresh(), Step()
+        for first, end in pairwise([0, *sorted(cuts | {saved} - {0}), len(log)]):
+            pieces.add(state.step(Run(first, log[first:end])))
+            if end == saved:
+                state = PartitionState.load(state.dump(), 0, CLOCKWORK, GroupTable(Timeline.of(flags())))
+        assert [content(partial) for partial in pieces.partials] == [content(partial) for partial in whole.partials]
+        assert pieces.dead == whole.dead
