@@ -1,11 +1,14 @@
 """What Faust has no setting for: a consumer that reads on from checkpoints, and a producer that waits outages out."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import aiokafka
 import faust
-from aiokafka.errors import TopicAuthorizationFailedError
+import structlog
+from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
+from aiokafka.structs import RecordMetadata
+from faust.exceptions import ProducerSendError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
@@ -13,6 +16,8 @@ from streams.settings import Settings
 
 if TYPE_CHECKING:
     from streams.app import Worker
+
+log = structlog.get_logger("tidegate")
 
 
 class IdempotentProducer(Producer):
@@ -23,6 +28,17 @@ class IdempotentProducer(Producer):
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"enable_idempotence": True}
+
+    async def send(self, topic: str, *message: Any, **options: Any) -> Awaitable[RecordMetadata]:
+        """Schedule a record; where there is no room for it, wait until there is."""
+        while True:
+            try:
+                return await super().send(topic, *message, **options)
+            except ProducerSendError as error:
+                # It was not taken: what is sent next comes after it.
+                if not isinstance(error.__cause__, KafkaTimeoutError):
+                    raise
+                log.warning("waiting for the broker", topic=topic, reason="what was sent to it is not confirmed")
 
 
 def consumer_of(worker: "Worker") -> type[Consumer]:
