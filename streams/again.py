@@ -16,7 +16,7 @@ from streams.differences import told
 from streams.panes import Mark, PartitionState, Run
 from streams.past import Past
 from streams.replay import Corrected, Pipeline, by_unit
-from streams.windows import GateState, Order, Outcome, gate_of, switches
+from streams.windows import GateState, Order, Outcome, all_switches, gate_of
 
 
 class PlacedGate(GateState):
@@ -69,20 +69,28 @@ class Asked:
 
     def orders(self) -> list[Order]:
         """Operators' orders, and the kill switches that the revisions turned off."""
-        in_force = sorted({self.timeline.index(start) for start in self.timeline.starts})
-        switched = {(o.flag, o.revision): o for index in in_force for o in switches(self.timeline, index)}
-        return [*switched.values(), *(Order(o.flag, o.by, offset) for o, offset in self.operations.items())]
+        return [*all_switches(self.timeline), *(Order(o.flag, o.by, offset) for o, offset in self.operations.items())]
 
     def had(self, order: Order, gate: Mark) -> bool:
         """Whether a gate that is so far has had an order."""
+        if order.offset >= 0:
+            # Also where the gates' log has lost its first record and kept a later one, which the gate dropped.
+            return order.offset < gate.operations_next
         exact = self.past.exact.get((order.flag, order.operation))
-        return exact[1] < gate.next if exact else 0 <= order.offset < gate.operations_next
+        return exact is not None and exact[1] < gate.next
+
+    def reached(self, gate: int, gates: int) -> Callable[[Mark], int]:
+        """The last time, ms, at which a gate that is so far may have decided something: its panes', or an order's."""
+        orders = [order for order in self.orders() if gate_of(order.flag, gates) == gate]
+        pane_ms = self.clockwork.pane_ms
+        return lambda mark: max(
+            [min(mark.closed) * pane_ms, *(order.operation.ts for order in orders if self.had(order, mark))]
+        )
 
     def before(self, start: int, gate: int, gates: int) -> Callable[[Mark], bool]:
         """Whether a gate that is so far has decided nothing at a time after ``start``, ms."""
-        later = [o for o in self.orders() if gate_of(o.flag, gates) == gate and o.operation.ts > start]
-        pane_ms = self.clockwork.pane_ms
-        return lambda mark: min(mark.closed) * pane_ms <= start and not any(self.had(order, mark) for order in later)
+        reached = self.reached(gate, gates)
+        return lambda mark: reached(mark) <= start
 
 
 class Again:

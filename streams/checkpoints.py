@@ -23,7 +23,7 @@ CHUNK_BYTES = 512 * 1024
 WRITERS = 32
 """Generations of the group in a row whose records have keys of their own: an owner that was thought dead may go on."""
 RETAINED = 1024
-"""Retained checkpoints of a partition: the next one takes the place of the oldest."""
+"""Spans of event time whose retained checkpoints have keys of their own; the next is written over the first."""
 RETAINED_KEY, RETAINED_CHUNK_KEY = b"retained/", b"copied/"
 """How the keys of retained checkpoints begin."""
 READ_SECONDS = 60
@@ -80,7 +80,11 @@ async def write(send: Send, state: bytes, mark: Mark, turn: int, generation: int
 
 
 async def retain(send: Send, state: bytes, mark: Mark, turn: int, slot: int) -> Awaitable[RecordMetadata]:
-    """Write a copy that stays until that of ``slot`` + RETAINED is written. Workers do not read it back."""
+    """Write a copy that stays until that of ``slot`` + RETAINED, or of a later one in its place, is written.
+
+    ``slot``: the span of event time, see ``Keeper``. Workers do not read it back. Chunks beyond those of the next copy
+    stay, so a place takes as much as the largest copy that was ever in it.
+    """
     place = slot % RETAINED
     return await _write(send, state, mark, turn, b"%s%d" % (RETAINED_CHUNK_KEY, place), b"%s%d" % (RETAINED_KEY, place))
 

@@ -18,6 +18,8 @@ from streams.reach import why
 from streams.settings import Settings
 
 CONNECT_MS = 10_000
+YEAR_10000 = 253_402_300_800_000
+"""The first ms that ISO 8601 has no four digits for."""
 PATIENCE_SECONDS = 30.0
 """How long a topic may give nothing while its end is not reached."""
 
@@ -183,7 +185,7 @@ def moment(_: object, parameter: Any, value: str | None) -> int | None:
             ms = math.floor((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
         ms = -1
-    if not 0 <= ms < 1 << 53:
+    if not 0 <= ms < YEAR_10000:
         option = parameter.opts[0]
         raise SettingsError(f"{option}: {value[:40]!r} is no time; write 2025-01-31T12:00:00Z, or ms")
     return ms

@@ -24,7 +24,7 @@ from streams import parquet
 from streams.columns import GroupTable
 from streams.differences import told
 from streams.panes import STEP, PartitionState, Run, partial_codec
-from streams.windows import GateState, Order, Outcome, split, switches
+from streams.windows import GateState, Order, Outcome, all_switches, split
 
 PARTITIONS_MAX = 100_000
 
@@ -46,9 +46,7 @@ class Pipeline:
         self.clockwork = clockwork
         self.partitions: dict[int, PartitionState] = {}
         gate = GateState.fresh(0, 1, partitions, clockwork, timeline)
-        in_force = sorted({timeline.index(start) for start in timeline.starts})
-        switched = {(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}
-        gate.schedule([*switched.values(), *(Order(o.flag, o.by) for o in operations)])
+        gate.schedule([*all_switches(timeline), *(Order(o.flag, o.by) for o in operations)])
         self.gates = [gate]
         self.corrected: Corrected = lambda _: None
 

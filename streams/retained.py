@@ -81,13 +81,18 @@ class Retained:
         return self.latest([lambda mark: min(mark.closed) <= time] * len(self.gates))
 
 
-def find(history: History, settings: Settings, firsts: Sequence[int]) -> Retained:
-    """What workers have retained; nothing where they have no topics. Raises TopicError.
+def find(history: History, settings: Settings, firsts: Sequence[int], tell: Callable[[str], None]) -> Retained:
+    """What workers have retained; nothing where they have no topics, which is told. Raises TopicError.
 
     ``firsts``: the first offset there is of each telemetry partition.
     """
     topics = settings.gate_checkpoints_topic, settings.window_checkpoints_topic
-    if not all(map(history.has, topics)):
+    missing = [topic for topic in topics if not history.has(topic)]
+    if missing:
+        tell(
+            f"no checkpoints: topic {missing[0]} is not there, or not readable for this user; "
+            "its name begins with the workers' TIDEGATE_APPLICATION_ID"
+        )
         return Retained([[]], [[]] * len(firsts), firsts)
     gates, windows = (_places(history, topic) for topic in topics)
     if len(windows) != len(firsts):

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     retain_every: Duration = Field(
         3_600_000,
         ge=1_000,
-        description="event time from one checkpoint to the next that stays for `replay --from`, the newest 1,024",
+        description="event time from one checkpoint that stays for `replay --from`, 1,024 times as long, to the next",
     )
     tick_idle_after: Annotated[Duration | None, BeforeValidator(_off)] = Field(
         10_000, description="a partition silent for this long gets a tick from its worker; off: never"

@@ -121,6 +121,12 @@ def switches(timeline: Timeline, index: int) -> Iterator[Order]:
         yield Order(name, by, revision=since.number, manifest_hash=flag.manifest_hash)
 
 
+def all_switches(timeline: Timeline) -> list[Order]:
+    """The kill switches that are off in whatever revision is ever in force, each once, as ``switches``."""
+    in_force = sorted({timeline.index(start) for start in timeline.starts})
+    return list({(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}.values())
+
+
 class GateState:
     """The units of one gate partition, fed with partials and orders as they stand in its log.
 

@@ -34,6 +34,8 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
     value that is no JSON object is a string. Manifests and operations are dumped from their beginning, as the first of
     them may still be in force. manifest.json has the offsets, the counts and the SHA-256 of each file.
     """
+    if start is not None and end is not None and end <= start:
+        raise InputError("--to: not after --from, so nothing would be dumped")
     settings = load_settings(broker=broker)
     write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (parquet.write, "parquet")
     if form == "parquet":

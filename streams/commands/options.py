@@ -8,8 +8,10 @@ from schemas.errors import SettingsError
 from schemas.manifest import parse_duration
 
 
-def duration(_: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Milliseconds; as the callback of an option. Raises SettingsError, naming it."""
+def duration(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Milliseconds; as the callback of an option, None if it is not given. Raises SettingsError, naming it."""
+    if value is None:
+        return None
     try:
         return parse_duration(value)
     except ValueError as error:

@@ -11,9 +11,8 @@ from typing import IO
 import click
 import msgspec
 
-from gates.unit import Clockwork
 from schemas.correction import Correction
-from schemas.errors import InputError, SettingsError
+from schemas.errors import InputError, SettingsError, StateError
 from schemas.operation import Operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
@@ -23,9 +22,9 @@ from streams.commands.options import bars, duration
 from streams.commands.words import many, plain
 from streams.history import Extent, History, iso, moment
 from streams.manifests import load_trusted, read_files
-from streams.replay import count_partitions, first_difference, read_lines, read_operations, replay
+from streams.replay import Corrected, count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
-from streams.windows import Outcome
+from streams.windows import Outcome, all_switches
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -49,8 +48,8 @@ _TOPICS = Path("/ the topics")
 @click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON or a dump")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
-@click.option("--pane", default="10s", show_default=True, callback=duration, help="length of a pane")
-@click.option("--lateness", default="10s", show_default=True, callback=duration, help="wait for stragglers")
+@click.option("--pane", callback=duration, help="length of a pane; otherwise TIDEGATE_PANE, 10s")
+@click.option("--lateness", callback=duration, help="wait for stragglers; otherwise TIDEGATE_LATENESS, 10s")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="decisions, NDJSON")
 @click.option("--commands", type=click.Path(path_type=Path), help="commands, NDJSON")
 @click.option("--corrections", type=click.Path(path_type=Path), help="what late events would have changed, NDJSON")
@@ -71,8 +70,8 @@ def command(
     more_events: tuple[Path, ...],
     operations: Path | None,
     partitions: int,
-    pane: int,
-    lateness: int,
+    pane: int | None,
+    lateness: int | None,
     out: Path,
     commands: Path | None,
     corrections: Path | None,
@@ -89,7 +88,7 @@ def command(
     stand where the gates' log has them or the recorded decisions put them, else by their ts. With --from, or where the
     first telemetry is gone, the work is taken up at checkpoints that the workers have retained.
     """
-    if pane < 1:
+    if pane is not None and pane < 1:
         raise SettingsError("--pane: must be longer than 0")
     paths = [*events, *more_events]
     for used in (*manifests, *paths, commands, corrections, compare, operations):
@@ -99,6 +98,8 @@ def command(
     if broker is not None:
         if paths or operations is not None:
             raise InputError("--broker reads the topics: leave out --events and --operations")
+        if start is not None and end is not None and end <= start:
+            raise InputError("--to: not after --from, so nothing would be decided")
         settings = load_settings(broker=broker, trusted_keys=trusted_keys, pane=pane, lateness=lateness)
         _from_topics(settings, manifests, start, end, made, compare)
         return
@@ -106,18 +107,17 @@ def command(
         raise InputError(f"{'--manifest' if paths else '--events'} is missing; or give --broker")
     if start is not None or end is not None or compare == _TOPICS:
         raise InputError("--from, --to and --compare without a file need --broker")
-    settings = load_settings(trusted_keys=trusted_keys)
+    settings = load_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
-    timeline = _timeline(manifests, settings.model_copy(update={"pane": pane}), trusted)
+    timeline = _timeline(manifests, settings, trusted)
     ordered = _operations(operations, trusted) if operations else []
-    clockwork = Clockwork(pane, lateness, settings.telemetry_topic)
     with bars() as progress, made:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)
         partitions = count_partitions(paths, partitions, lambda n: progress.advance(counting, n))
         deciding = progress.add_task("deciding", total=progress.tasks[0].completed)
         advance = partial(progress.advance, deciding)
-        made.take(replay(paths, timeline, partitions, clockwork, advance, ordered, made.correct))
+        made.take(replay(paths, timeline, partitions, settings.clockwork, advance, ordered, made.correct))
     made.tell()
     if compare is not None:
         _compare(made, compare)
@@ -135,6 +135,7 @@ def _from_topics(
     if trusted is None and not manifests:
         raise InputError("the revisions in the topic are signed: give --trusted-keys, or a --manifest")
     with History(settings) as history:
+        kept = _kept(history, settings, start)
         if manifests:
             timeline = _timeline(manifests, settings, trusted)
         else:
@@ -142,13 +143,12 @@ def _from_topics(
             timeline = past.read_timeline(history.records(settings.manifests_topic), settings, trusted)
         ordered = settings.operations_topic
         operations = _counted(history.records(ordered, None, end) if history.has(ordered) else (), trusted, ordered)
-        recorded = past.read_past(history, settings, click.echo, placed=bool(operations))
+        placed = bool(operations or all_switches(timeline))
+        recorded = past.read_past(history, settings, click.echo, placed=placed)
         asked = Asked(timeline, operations, settings.clockwork, recorded)
         # After the decisions: what they rest on is then there.
         telemetry = history.extent(settings.telemetry_topic, None, end)
-        kept = retained.find(history, settings, [first for _, (first, _) in sorted(telemetry.kept.items())])
-        gates, windows = retained.load(history, settings, _chosen(kept, telemetry, asked, start))
-        again = Again(asked, gates, windows, made.correct)
+        again = _taken_up(history, settings, asked, _chosen(kept, telemetry, asked, start), made.correct)
         rest = telemetry.after(again.positions)
         with bars() as progress, made:
             deciding = progress.add_task("deciding", total=rest.size)
@@ -159,6 +159,30 @@ def _from_topics(
         _conclude(again.difference(made.decisions, made.orders, part=end is not None), "the topics")
     elif compare is not None:
         _compare(made, compare)
+
+
+def _kept(history: History, settings: Settings, start: int | None) -> retained.Retained:
+    """What a replay from ``start`` may be taken up at; a replay of everything rests on no checkpoint, and reads none.
+
+    To be asked before anything else is read: what a checkpoint rests on is then there.
+    """
+    telemetry = history.extent(settings.telemetry_topic)
+    firsts = [first for _, (first, _) in sorted(telemetry.kept.items())]
+    if start is None and not telemetry.cut:
+        return retained.Retained([[]], [[]] * len(firsts), firsts)
+    return retained.find(history, settings, firsts, click.echo)
+
+
+def _taken_up(history: History, settings: Settings, asked: Asked, cut: retained.Cut, corrected: Corrected) -> Again:
+    """What decides from a cut on. Raises InputError if its checkpoints were written with other settings."""
+    gates, windows = retained.load(history, settings, cut)
+    try:
+        return Again(asked, gates, windows, corrected)
+    except StateError as error:
+        raise InputError(
+            f"a retained checkpoint does not fit: {error}; give the --pane and --lateness of the workers, "
+            "or a --from after which they have gone on with this version"
+        ) from None
 
 
 def _chosen(kept: retained.Retained, telemetry: Extent, asked: Asked, start: int | None) -> retained.Cut:
@@ -173,18 +197,22 @@ def _chosen(kept: retained.Retained, telemetry: Extent, asked: Asked, start: int
     if start is not None:
         cut = kept.latest([asked.before(start, gate, len(kept.gates)) for gate in range(len(kept.gates))])
         if cut is None:
-            remedy = (
-                f"the first is --from {iso(first.closed * asked.clockwork.pane_ms)}" if first else "leave --from out"
-            )
+            remedy = f"the first is --from {iso(_reached(first, asked))}" if first else "leave --from out"
             raise InputError(f"--from: no retained checkpoint before it is followed by all its telemetry; {remedy}")
     if cut is None:
         click.echo("no retained checkpoint is followed by all its telemetry: all units begin anew, and may differ")
         return kept.nothing
     if cut.begins:
-        click.echo("no checkpoint before --from is retained: decides from the beginning")
+        click.echo("not all have a retained checkpoint before --from: telemetry is read from its beginning")
     else:
         click.echo(f"taken up at the checkpoint of {iso(cut.closed * asked.clockwork.pane_ms)}, retained by a worker")
     return cut
+
+
+def _reached(cut: retained.Cut, asked: Asked) -> int:
+    """The last time, ms, at which some gate of a cut has decided something: --from cannot be before it."""
+    count = len(cut.gates)
+    return max(asked.reached(n, count)(gate.mark) for n, gate in enumerate(cut.gates) if gate is not None)
 
 
 def _timeline(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:

@@ -48,6 +48,8 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         (("--events", "x", "--manifest", "m", "--compare"), "--broker"),
         (("--events", "x", "--manifest", "m", "--from", "1"), "--broker"),
         (("--broker", NOWHERE, "--from", "soon"), "--from"),
+        (("--broker", NOWHERE, "--from", "253402300800000"), "--from"),
+        (("--broker", NOWHERE, "--manifest", "m", "--from", "5", "--to", "5"), "--to"),
         (("--manifest", "m"), "--events"),
         (("--events", "x"), "--manifest"),
     ],
@@ -56,4 +58,12 @@ def test_options_of_replay_that_do_not_go_together(arguments: tuple[str, ...], n
     done = tidegate("replay", "--out", tmp_path / "out", *arguments)
     assert done.code == 2
     assert named in done.line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", ["5", "4"])
+def test_a_range_that_ends_before_it_begins_is_named(end: str, tmp_path: Path) -> None:
+    done = tidegate("export", "--broker", NOWHERE, "--out", tmp_path / "out", "--from", "5", "--to", end)
+    assert done.code == 2
+    assert "--to: not after --from" in done.line
     assert not (tmp_path / "out").exists()

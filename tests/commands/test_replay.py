@@ -165,6 +165,15 @@ class TestInput:
         engine = case.records("--pane", "5s", "--lateness", "1s")[0]["engine"]
         assert (engine["pane_ms"], engine["lateness_ms"]) == (5_000, 1_000)
 
+    def test_they_are_those_of_the_settings_unless_they_are_given(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a worker that is started beside it takes them."""
+        monkeypatch.setenv("TIDEGATE_PANE", "5s")
+        monkeypatch.setenv("TIDEGATE_LATENESS", "2s")
+        engine = case.records("--lateness", "1s")[0]["engine"]
+        assert (engine["pane_ms"], engine["lateness_ms"]) == (5_000, 1_000)
+
     def test_the_topic_is_that_of_the_settings(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         """Or a worker's decisions would differ in their source."""
         monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", "other")

@@ -68,6 +68,10 @@ class Topics:
         return [record for run in self.read(self.extent(topic)) for record in run]
 
 
+def _nobody(_: str) -> None:
+    """Who is told what a person would be."""
+
+
 def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | None]:
     """How often the work was taken up in mid-history, and the first difference from what was recorded.
 
@@ -77,10 +81,10 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
     topics: Any = Topics(world)
     settings = world.settings
     operations, _ = read_orders(topics.records(settings.operations_topic), None)
-    asked = Asked(timeline(), operations, CLOCKWORK, read_past(topics, settings, lambda _: None, placed=True))
+    asked = Asked(timeline(), operations, CLOCKWORK, read_past(topics, settings, _nobody, placed=True))
     taken_up = 0
     for number in range(AUDITS):
-        kept = find(topics, settings, [0] * world.plan.partitions)
+        kept = find(topics, settings, [0] * world.plan.partitions, _nobody)
         start: int | None = None
         if number:
             start = rng.randrange(START, START + PANES * PANE + LATENESS)
@@ -88,7 +92,7 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
         else:
             # The beginning of the telemetry is gone.
             firsts = [rng.choice([0, *(place.mark.next for place in places)]) for places in kept.windows]
-            cut = find(topics, settings, firsts).earliest()
+            cut = find(topics, settings, firsts, _nobody).earliest()
         if cut is None or cut.begins:
             continue
         taken_up += 1

@@ -59,7 +59,7 @@ def decided(settings: Settings) -> int:
 def retained_by(settings: Settings) -> Retained:
     """What the workers have retained so far."""
     with History(settings) as history:
-        return find(history, settings, [0] * PARTITIONS)
+        return find(history, settings, [0] * PARTITIONS, print)
 
 
 def taken_up(settings: Settings, at: int) -> bool:

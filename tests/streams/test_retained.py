@@ -17,6 +17,10 @@ from tests.streams.test_checkpoints import CHUNK, Log, _confirmed
 SETTINGS = load_settings()
 
 
+def silent(_: str) -> None:
+    """Who is told nothing."""
+
+
 def gate(next_: int, *closed: int) -> Place:
     return Place(next_, next_, Mark(next_, closed))
 
@@ -131,15 +135,21 @@ def topics() -> tuple[Any, Log, Log]:
 
 def test_what_was_retained_is_found_and_loaded() -> None:
     history, _, _ = topics()
-    cut = find(history, SETTINGS, [7]).earliest()
+    cut = find(history, SETTINGS, [7], silent).earliest()
     assert cut is not None
     assert load(history, SETTINGS, cut) == ([b"g" * 20], [b"w" * 20])
     assert load(history, SETTINGS, Cut([None], [None])) == ([None], [None])
 
 
-def test_where_workers_have_no_topics_nothing_is_retained() -> None:
-    history: Any = Topics()
-    assert find(history, SETTINGS, [0, 0]).earliest() is None
+@pytest.mark.parametrize("there", [{}, {"window": [Log()]}, {"gate": [Log()]}])
+def test_where_workers_have_no_topics_nothing_is_retained(there: dict[str, list[Log]]) -> None:
+    """Or where this user may not see them; one that is missing is named, and the setting that gives its name."""
+    history: Any = Topics(**there)
+    told: list[str] = []
+    assert find(history, SETTINGS, [0, 0], told.append).earliest() is None
+    (line,) = told
+    assert f"tidegate.{'window' if 'gate' in there else 'gate'}-checkpoints " in line
+    assert "TIDEGATE_APPLICATION_ID" in line
 
 
 def test_one_whose_chunks_another_has_written_over_does_not_count() -> None:
@@ -147,12 +157,12 @@ def test_one_whose_chunks_another_has_written_over_does_not_count() -> None:
     history, _, windows = topics()
     windows.append(b"copied/1/0", b"another")
     history.topics[SETTINGS.window_checkpoints_topic] = [windows.compacted()]
-    assert find(history, SETTINGS, [7]).earliest() is None
+    assert find(history, SETTINGS, [7], silent).earliest() is None
 
 
 def test_one_that_is_gone_since_it_was_found_is_named() -> None:
     history, _, windows = topics()
-    cut = find(history, SETTINGS, [7]).earliest()
+    cut = find(history, SETTINGS, [7], silent).earliest()
     assert cut is not None
     del windows.records[windows.end - 1]
     with pytest.raises(TopicError, match=r"window-checkpoints-0 offset 7: .* again"):
@@ -161,7 +171,7 @@ def test_one_that_is_gone_since_it_was_found_is_named() -> None:
 
 def test_a_flipped_bit_is_named() -> None:
     history, gates, _ = topics()
-    cut = find(history, SETTINGS, [7]).earliest()
+    cut = find(history, SETTINGS, [7], silent).earliest()
     assert cut is not None
     gates.records[0] = (b"copied/1/0", b"x" * CHUNK)
     with pytest.raises(TopicError, match=r"gate-checkpoints-0 offset 3: .*not whole"):
@@ -172,10 +182,10 @@ def test_garbage_is_named() -> None:
     history, gates, _ = topics()
     gates.append(b"retained/9", b"garbage")
     with pytest.raises(TopicError, match="gate-checkpoints-0 offset 4"):
-        find(history, SETTINGS, [0])
+        find(history, SETTINGS, [0], silent)
 
 
 def test_checkpoints_of_other_telemetry_are_refused() -> None:
     history, _, _ = topics()
     with pytest.raises(TopicError, match="TIDEGATE_APPLICATION_ID"):
-        find(history, SETTINGS, [0, 0])
+        find(history, SETTINGS, [0, 0], silent)

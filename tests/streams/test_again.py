@@ -1,0 +1,49 @@
+"""What a gate that is so far has had and decided, and what an auditor may therefore begin at."""
+
+import pytest
+
+from gates.unit import Clockwork
+from schemas.decision import OperationBy
+from schemas.operation import Operation
+from schemas.timeline import Timeline
+from streams.again import Asked
+from streams.panes import Mark
+from streams.past import Past
+from streams.windows import Order
+
+KILL = Operation(actor="Ada", flag="f", kind="kill", reason="bad", ts=95_000)
+SWITCH = Order("f", OperationBy(kind="kill", ts=95_000, actor="manifest", reason="off"), revision=2)
+
+
+def asked(**exact: int) -> Asked:
+    """``kill``, ``switch``: where the gates' log has them, as far as it is kept."""
+    by = {"kill": KILL.by, "switch": SWITCH.operation}
+    past = Past(exact={("f", by[name]): (8, offset) for name, offset in exact.items()})
+    return Asked(Timeline(), {KILL: 4}, Clockwork(10_000, 10_000, "t"), past)
+
+
+class TestHad:
+    @pytest.mark.parametrize("exact", [{}, {"kill": 20}, {"kill": 90}])
+    @pytest.mark.parametrize(("operations_next", "had"), [(4, False), (5, True)])
+    def test_an_operation_by_what_the_gate_has_carried_out(
+        self, operations_next: int, had: bool, exact: dict[str, int]
+    ) -> None:
+        """Wherever the log has it: of one that was put there twice the first record may be gone."""
+        order = Order("f", KILL.by, 4)
+        assert asked(**exact).had(order, Mark(50, (8,), operations_next)) == had
+
+    @pytest.mark.parametrize(("exact", "had"), [({}, False), ({"switch": 49}, True), ({"switch": 50}, False)])
+    def test_a_kill_switch_by_its_place_in_the_log(self, exact: dict[str, int], had: bool) -> None:
+        assert asked(**exact).had(SWITCH, Mark(50, (8,), 5)) == had
+
+
+@pytest.mark.parametrize(("operations_next", "reached"), [(4, 80_000), (5, 95_000)])
+def test_an_order_is_decided_at_its_own_time_which_telemetry_may_be_behind(operations_next: int, reached: int) -> None:
+    mark = Mark(50, (9, 8), operations_next)
+    assert asked().reached(0, 1)(mark) == reached
+    assert [asked().before(start, 0, 1)(mark) for start in (reached - 1, reached)] == [False, True]
+
+
+def test_orders_of_other_gates_do_not_count() -> None:
+    mark = Mark(50, (8,), 5)
+    assert sorted(asked().reached(gate, 2)(mark) for gate in range(2)) == [80_000, 95_000]
