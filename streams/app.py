@@ -36,6 +36,7 @@ from streams.keeper import Keeper
 from streams.manifests import ManifestLog, tell
 from streams.operations import OperationLog, is_order, order_key
 from streams.panes import PartitionState, partial_codec
+from streams.retained import Agent, Shape
 from streams.settings import Settings
 from streams.topics import check_topics
 from streams.windows import GateState, Order, gate_of, order_codec, pieces, split, switches
@@ -70,6 +71,7 @@ class Worker:
     ) -> None:
         self.settings, self._signing = settings, signing
         self.partitions, self.gates = partitions, gates
+        self.shape = Shape(settings.telemetry_topic, partitions, gates, settings.pane, settings.lateness)
         self.timeline = timeline or Timeline()
         self.table = GroupTable(self.timeline)
         self.metrics = Metrics()
@@ -158,10 +160,11 @@ class Worker:
         if self.manifests is not None:
             await self.manifests.catch_up()
         positions: dict[TP, int] = {}
-        for source, topic, agent in (
+        agents: tuple[tuple[str, str, Agent], ...] = (
             (self.settings.telemetry_topic, self.settings.window_checkpoints_topic, "window"),
             (self.settings.partials_topic, self.settings.gate_checkpoints_topic, "gate"),
-        ):
+        )
+        for source, topic, agent in agents:
             mine = [tp for tp in tps if tp.topic == source]
             found = await checkpoints.read(self.settings, topic, [tp.partition for tp in mine])
             for tp in mine:

@@ -1,13 +1,12 @@
 """A state on a compacted topic: one record, or several with a closing one where it is large.
 
 A checkpoint holds state and position at once, so the two cannot disagree; whatever else is lost, the newest closing
-record is a valid prefix of the work. So is an older one: copies of some are retained, and a replay takes the work
-up there.
+record is a valid prefix of the work.
 """
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import aiokafka
@@ -16,16 +15,11 @@ from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from schemas.errors import StateError
-from streams.panes import Mark
 from streams.settings import Settings
 
 CHUNK_BYTES = 512 * 1024
 WRITERS = 32
 """Generations of the group in a row whose records have keys of their own: an owner that was thought dead may go on."""
-RETAINED = 1024
-"""Spans of event time whose retained checkpoints have keys of their own; the next is written over the first."""
-RETAINED_KEY, RETAINED_CHUNK_KEY = b"retained/", b"copied/"
-"""How the keys of retained checkpoints begin."""
 READ_SECONDS = 60
 FETCH_WAIT_MS = 20
 """Of a fetch of what is there; one that waits longer holds up the next, from another place."""
@@ -43,17 +37,7 @@ class Closing(msgspec.Struct, array_like=True):
     state: bytes
     chunks: list[int]
     sha256: bytes
-    turn: int
-    mark: Mark
-
-    def whole(self, records: Mapping[int, bytes]) -> bytes | None:
-        """The state, with the values of its chunks by offset; None if chunks are missing. StateError if it differs."""
-        if not all(chunk in records for chunk in self.chunks):
-            return None
-        state = b"".join(records[chunk] for chunk in self.chunks) if self.chunks else self.state
-        if hashlib.sha256(state).digest() != self.sha256:
-            raise StateError("the checkpoint is not whole")
-        return state
+    turn: int = 0
 
 
 class Saved(NamedTuple):
@@ -67,45 +51,20 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Closing)
 
 
-async def write(send: Send, state: bytes, mark: Mark, turn: int, generation: int) -> Awaitable[RecordMetadata]:
+async def write(send: Send, state: bytes, turn: int, generation: int) -> Awaitable[RecordMetadata]:
     """Write a checkpoint; awaiting the result confirms it.
 
     ``turn`` counts checkpoints and ``generation`` is the group's, in which the writer was given the partition: chunks
     of two in a row, and of two writers, have different keys, so compaction keeps the last whole one while the next is
     being written, by whomever.
     """
-    writer = generation % WRITERS
-    chunk, closing = b"chunk/%d/%d" % (writer, turn % 2), b"state/%d" % writer
-    return await _write(send, state, mark, turn, chunk, closing)
-
-
-async def retain(send: Send, state: bytes, mark: Mark, turn: int, slot: int) -> Awaitable[RecordMetadata]:
-    """Write a copy that stays until that of ``slot`` + RETAINED, or of a later one in its place, is written.
-
-    ``slot``: the span of event time, see ``Keeper``. Workers do not read it back. Chunks beyond those of the next copy
-    stay, so a place takes as much as the largest copy that was ever in it.
-    """
-    place = slot % RETAINED
-    return await _write(send, state, mark, turn, b"%s%d" % (RETAINED_CHUNK_KEY, place), b"%s%d" % (RETAINED_KEY, place))
-
-
-async def _write(
-    send: Send, state: bytes, mark: Mark, turn: int, chunk: bytes, closing: bytes
-) -> Awaitable[RecordMetadata]:
-    digest, chunks = hashlib.sha256(state).digest(), []
+    digest, writer = hashlib.sha256(state).digest(), generation % WRITERS
+    chunks = []
     if len(state) > CHUNK_BYTES:
         for index, at in enumerate(range(0, len(state), CHUNK_BYTES)):
-            chunks.append(await send(b"%s/%d" % (chunk, index), state[at : at + CHUNK_BYTES]))
+            chunks.append(await send(b"chunk/%d/%d/%d" % (writer, turn % 2, index), state[at : at + CHUNK_BYTES]))
     offsets = [(await chunk).offset for chunk in chunks]
-    return await send(closing, _encoder.encode(Closing(b"" if chunks else state, offsets, digest, turn, mark)))
-
-
-def closing_of(value: bytes) -> Closing:
-    """What a closing record holds. Raises StateError if it is none."""
-    try:
-        return _decoder.decode(value)
-    except msgspec.MsgspecError as error:
-        raise StateError(f"not a checkpoint: {error}") from None
+    return await send(b"state/%d" % writer, _encoder.encode(Closing(b"" if chunks else state, offsets, digest, turn)))
 
 
 async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, Saved]:
@@ -153,14 +112,20 @@ async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: 
 
 async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, value: bytes) -> Saved | None:
     """The state of a closing record; None if later chunks with the same keys have taken the place of its own."""
+    where = f"{tp.topic}-{tp.partition} offset {offset}"
     try:
-        closing = closing_of(value)
-        chunks = closing.chunks
-        records = await _records(reader, tp, chunks[0], chunks[-1] + 1) if chunks else {}
-        state = closing.whole({at: content for at, (_, content) in records.items()})
-    except StateError as error:
-        raise StateError(f"{tp.topic}-{tp.partition} offset {offset}: {error}") from None
-    return None if state is None else Saved(state, closing.turn)
+        closing = _decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"{where}: not a checkpoint: {error}") from None
+    state = closing.state
+    if closing.chunks:
+        records = await _records(reader, tp, closing.chunks[0], closing.chunks[-1] + 1)
+        if not all(chunk in records for chunk in closing.chunks):
+            return None
+        state = b"".join(records[chunk][1] for chunk in closing.chunks)
+    if hashlib.sha256(state).digest() != closing.sha256:
+        raise StateError(f"{where}: the checkpoint is not whole")
+    return Saved(state, closing.turn)
 
 
 async def _records(

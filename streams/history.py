@@ -42,6 +42,10 @@ class Extent:
         bounds = {p: (min(max(first, positions.get(p, first)), end), end) for p, (first, end) in self.bounds.items()}
         return Extent(self.topic, bounds, self.kept)
 
+    def only(self, partition: int) -> "Extent":
+        """One partition of it."""
+        return Extent(self.topic, {partition: self.bounds[partition]}, {partition: self.kept[partition]})
+
     @property
     def cut(self) -> list[int]:
         """Partitions whose first records are gone."""

@@ -9,6 +9,7 @@ from aiokafka.structs import RecordMetadata
 from faust.types import TP
 
 from streams import checkpoints
+from streams.retained import Agent, Entry, retain
 
 if TYPE_CHECKING:
     from streams.app import Worker
@@ -22,7 +23,7 @@ UNCONFIRMED_MAX = 2_000
 class Keeper:
     """One partition of one agent: its state, what it sent, and its checkpoints."""
 
-    def __init__(self, worker: "Worker", agent: str, topic: str, tp: TP, state: Any, turn: int = 0) -> None:
+    def __init__(self, worker: "Worker", agent: Agent, topic: str, tp: TP, state: Any, turn: int = 0) -> None:
         self.worker, self.agent, self.topic, self.tp, self.state = worker, agent, topic, tp, state
         self.unconfirmed: list[Awaitable[Any]] = []
         self.saved_next = state.next
@@ -30,7 +31,7 @@ class Keeper:
         self.pause = worker.settings.checkpoint_every / 1000
         self.saving: asyncio.Task[None] | None = None
         self.turn, self.generation = turn, worker.app.consumer_generation_id
-        self.slot = self._slot()
+        self.span = self._span()
         # Held from a step to the sending of its results: no checkpoint may fall between.
         self.lock = asyncio.Lock()
         self.whole = True
@@ -80,22 +81,23 @@ class Keeper:
                 if self.worker.failed or not self.whole:
                     return
                 state, mark, sent = self.state.dump(), self.state.mark, self._taken()
-                slot = self._slot()
+                span = self._span()
             # 2. What was sent must be on disk first. A crash here: the older checkpoint sends it again.
             await self.confirm(sent)
             # 3. The state itself. A crash here: the older checkpoint is still the newest.
             self.turn += 1
-            confirmed = await checkpoints.write(self._send_checkpoint, state, mark, self.turn, self.generation)
+            confirmed = await checkpoints.write(self._send_checkpoint, state, self.turn, self.generation)
             # 4. Only a confirmed one counts as saved.
             await confirmed
             self.saved_next, self.saved_at = mark.next, time.monotonic()
-            self.pause = max(self.worker.settings.checkpoint_every / 1000, len(state) / WRITE_BYTES_PER_SECOND)
+            written = len(state)
             self.worker.metrics.checkpoints.inc()
             self.worker.metrics.checkpoint_bytes.labels(self.agent).set(len(state))
-            # 5. A copy for auditors, once in each span of event time. A crash here: this span has none.
-            if slot is not None and slot != self.slot:
-                await (await checkpoints.retain(self._send_checkpoint, state, mark, self.turn, slot))
-                self.slot = slot
+            # 5. A copy for auditors, once in each span of event time. A crash here: this span may have none.
+            if span is not None and span != self.span:
+                await retain(self._send_retained, Entry(self.agent, self.tp.partition, self.worker.shape, mark), state)
+                self.span, written = span, 2 * written
+            self.pause = max(self.worker.settings.checkpoint_every / 1000, written / WRITE_BYTES_PER_SECOND)
             # 6. The group's offset is for dashboards; nothing reads it back.
             await self.worker.publish_position(self.tp, mark.next)
         except Exception as error:
@@ -103,10 +105,13 @@ class Keeper:
         finally:
             self.saving = None
 
-    def _slot(self) -> int | None:
+    def _span(self) -> int | None:
         """The span of event time that the state is in; None before the first event."""
         watermark: int | None = self.state.watermark
         return None if watermark is None else watermark // self.worker.settings.retain_every
 
     async def _send_checkpoint(self, key: bytes, value: bytes) -> Awaitable[RecordMetadata]:
         return await self.worker.send(self.topic, key, value, self.tp.partition)
+
+    async def _send_retained(self, partition: int, value: bytes) -> Awaitable[RecordMetadata]:
+        return await self.worker.send(self.worker.settings.retained_topic, None, value, partition)

@@ -1,36 +1,77 @@
 """Retained checkpoints: where a replay takes the work up in mid-history, as a worker does after a crash.
 
-One of every gate and one of every partition are needed that fit together: a partition's may be older than a gate's, as
-what a gate has had is dropped, but not newer.
+Workers copy a state now and then to a topic that keeps it for as long as telemetry is kept: its parts to one partition,
+and to the other, the index, a small entry that says what they are. Auditors read the index, and the parts of what they
+choose: a checkpoint of every gate and of every source partition that fit together. A partition's may be older than a
+gate's, as what a gate has had is dropped, but not newer.
 """
 
+import hashlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from schemas.errors import StateError, TopicError
-from streams.checkpoints import RETAINED_CHUNK_KEY, RETAINED_KEY, closing_of
+import msgspec
+from aiokafka.structs import RecordMetadata
+
+from schemas.errors import TopicError
 from streams.history import Extent, History
 from streams.panes import NEVER, Mark
 from streams.settings import Settings
 
+INDEX, PARTS = 0, 1
+"""The partitions of the topic."""
+PART_BYTES = 512 * 1024
 
-@dataclass(frozen=True)
-class Place:
-    """Where a retained checkpoint lies: the offsets of its first and its closing record."""
+Send = Callable[[int, bytes], Awaitable[Awaitable[RecordMetadata]]]
+"""Send a value to a partition of the topic; awaiting the result's result confirms it."""
 
-    first: int
-    offset: int
+
+Agent = Literal["gate", "window"]
+
+
+class Shape(msgspec.Struct, array_like=True, frozen=True):
+    """Of what deployment a state is: its telemetry topic with its partitions, its gates, pane and lateness, ms."""
+
+    telemetry: str
+    partitions: int
+    gates: int
+    pane_ms: int
+    lateness_ms: int
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A retained checkpoint, as the index has it. ``parts``: the offsets of the state's parts; ``sha256``: of all."""
+
+    agent: Agent
+    partition: int
+    shape: Shape
     mark: Mark
+    parts: tuple[int, ...] = ()
+    sha256: bytes = b""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+async def retain(send: Send, entry: Entry, state: bytes) -> None:
+    """Write a state that ``entry`` tells of, first its parts. A crash in between leaves parts that nobody asks for."""
+    starts = range(0, max(len(state), 1), PART_BYTES)
+    parts = [await send(PARTS, state[at : at + PART_BYTES]) for at in starts]
+    offsets = tuple([(await part).offset for part in parts])
+    whole = msgspec.structs.replace(entry, parts=offsets, sha256=hashlib.sha256(state).digest())
+    await (await send(INDEX, _encoder.encode(whole)))
 
 
 @dataclass(frozen=True)
 class Cut:
     """A checkpoint of every gate and of every source partition; None: nothing was done before, begin at offset 0."""
 
-    gates: Sequence[Place | None]
-    windows: Sequence[Place | None]
+    gates: Sequence[Entry | None]
+    windows: Sequence[Entry | None]
 
     @property
     def closed(self) -> int:
@@ -38,7 +79,7 @@ class Cut:
         return min(NEVER if gate is None else min(gate.mark.closed) for gate in self.gates)
 
     @property
-    def begins(self) -> bool:
+    def from_beginning(self) -> bool:
         """Whether some telemetry is read from its beginning."""
         return None in self.windows
 
@@ -47,8 +88,8 @@ class Cut:
 class Retained:
     """The retained checkpoints by gate and by source partition. ``firsts``: the telemetry's first offsets there are."""
 
-    gates: Sequence[Sequence[Place]]
-    windows: Sequence[Sequence[Place]]
+    gates: Sequence[Sequence[Entry]]
+    windows: Sequence[Sequence[Entry]]
     firsts: Sequence[int]
 
     @property
@@ -58,10 +99,10 @@ class Retained:
 
     def latest(self, fits: Sequence[Callable[[Mark], bool]]) -> Cut | None:
         """The latest of each gate that fits, with partitions to go with them; None where telemetry is gone for that."""
-        gates: list[Place | None] = []
+        gates: list[Entry | None] = []
         for places, its_fits in zip(self.gates, fits, strict=True):
             gates.append(max((p for p in places if its_fits(p.mark)), key=lambda place: place.mark.next, default=None))
-        windows: list[Place | None] = []
+        windows: list[Entry | None] = []
         for partition, (places, first) in enumerate(zip(self.windows, self.firsts, strict=True)):
             known = min(NEVER if gate is None else gate.mark.closed[partition] for gate in gates)
             older = (p for p in places if p.mark.closed[0] <= known and p.mark.next >= first)
@@ -81,68 +122,77 @@ class Retained:
         return self.latest([lambda mark: min(mark.closed) <= time] * len(self.gates))
 
 
-def find(history: History, settings: Settings, firsts: Sequence[int], tell: Callable[[str], None]) -> Retained:
-    """What workers have retained; nothing where they have no topics, which is told. Raises TopicError.
+def find(
+    history: History, settings: Settings, firsts: Sequence[int], tell: Callable[[str], None] = lambda _: None
+) -> Retained:
+    """What workers have retained; where there is nothing, ``tell`` is told why.
 
-    ``firsts``: the first offset there is of each telemetry partition.
+    ``firsts``: the first offset there is of each telemetry partition. Raises TopicError if it is of another deployment.
     """
-    topics = settings.gate_checkpoints_topic, settings.window_checkpoints_topic
-    missing = [topic for topic in topics if not history.has(topic)]
-    if missing:
+    topic, nothing = settings.retained_topic, Retained([[]], [[]] * len(firsts), firsts)
+    if not history.has(topic):
         tell(
-            f"no checkpoints: topic {missing[0]} is not there, or not readable for this user; "
-            "its name begins with the workers' TIDEGATE_APPLICATION_ID"
+            f"no retained checkpoints: topic {topic} is not there, or not readable for this user; its name begins with "
+            "the workers' TIDEGATE_APPLICATION_ID"
         )
-        return Retained([[]], [[]] * len(firsts), firsts)
-    gates, windows = (_places(history, topic) for topic in topics)
-    if len(windows) != len(firsts):
+        return nothing
+    extent, entries, garbage = history.extent(topic), list[Entry](), 0
+    first_part = extent.kept.get(PARTS, (0, 0))[0]
+    for run in history.read(extent.only(INDEX)):
+        for record in run:
+            try:
+                entry = _decoder.decode(record.value or b"")
+            except msgspec.MsgspecError:
+                garbage += 1
+                continue
+            if min(entry.parts, default=-1) >= first_part:
+                entries.append(entry)
+    if garbage:
+        tell(f"{garbage} records of {topic} are no retained checkpoints")
+    if not entries:
+        tell(f"no retained checkpoints: topic {topic} has none")
+        return nothing
+    found = {entry.shape for entry in entries}
+    own = Shape(settings.telemetry_topic, len(firsts), entries[-1].shape.gates, settings.pane, settings.lateness)
+    if found != {own}:
         raise TopicError(
-            f"topic {topics[1]} has {len(windows)} partitions, not {len(firsts)}, so it belongs to other telemetry; "
-            "give the workers' TIDEGATE_APPLICATION_ID"
+            f"{topic} has checkpoints of other workers: (telemetry topic, partitions, gates, pane ms, lateness ms) was "
+            f"{_told(found - {own})}, not {_told({own})}; give their --pane, --lateness, TIDEGATE_TOPIC_PREFIX and "
+            "TIDEGATE_APPLICATION_ID"
         )
+    by_place: dict[tuple[str, int], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_place[entry.agent, entry.partition].append(entry)
+    gates, windows = (
+        [by_place["gate", n] for n in range(own.gates)],
+        [by_place["window", n] for n in range(len(firsts))],
+    )
     return Retained(gates, windows, firsts)
 
 
-def _places(history: History, topic: str) -> list[list[Place]]:
-    extent = history.extent(topic)
-    found, chunks = defaultdict[int, list[Place]](list), defaultdict[int, set[int]](set)
-    for run in history.read(extent):
-        for record in run:
-            if record.key is not None and record.key.startswith(RETAINED_CHUNK_KEY):
-                chunks[record.partition].add(record.offset)
-            if record.key is None or not record.key.startswith(RETAINED_KEY):
-                continue
-            try:
-                closing = closing_of(record.value or b"")
-            except StateError as error:
-                raise TopicError(f"{topic}-{record.partition} offset {record.offset}: {error}") from None
-            # Another that was thought dead may have written over its chunks.
-            if chunks[record.partition].issuperset(closing.chunks):
-                first = min([record.offset, *closing.chunks])
-                found[record.partition].append(Place(first, record.offset, closing.mark))
-    return [found[partition] for partition in sorted(extent.bounds)]
+def _told(shapes: set[Shape]) -> str:
+    return " or ".join(str(msgspec.structs.astuple(shape)) for shape in shapes)
 
 
 def load(history: History, settings: Settings, cut: Cut) -> tuple[list[bytes | None], list[bytes | None]]:
     """The states of the gates and of the source partitions. Raises TopicError if one is no longer whole."""
-    return _states(history, settings.gate_checkpoints_topic, cut.gates), _states(
-        history, settings.window_checkpoints_topic, cut.windows
+    topic = settings.retained_topic
+    gates, windows = (
+        [None if entry is None else _state(history, topic, entry) for entry in entries]
+        for entries in (cut.gates, cut.windows)
     )
+    return gates, windows
 
 
-def _states(history: History, topic: str, places: Sequence[Place | None]) -> list[bytes | None]:
-    return [None if place is None else _state(history, topic, n, place) for n, place in enumerate(places)]
-
-
-def _state(history: History, topic: str, partition: int, place: Place) -> bytes:
-    bounds = {partition: (place.first, place.offset + 1)}
-    values = {r.offset: r.value or b"" for run in history.read(Extent(topic, bounds, bounds)) for r in run}
-    where, state = f"{topic}-{partition} offset {place.offset}", None
-    try:
-        if place.offset in values:
-            state = closing_of(values[place.offset]).whole(values)
-    except StateError as error:
-        raise TopicError(f"{where}: {error}") from None
-    if state is None:
-        raise TopicError(f"{where}: this retained checkpoint has gone by now; run it again")
+def _state(history: History, topic: str, entry: Entry) -> bytes:
+    wanted, values = set(entry.parts), dict[int, bytes]()
+    bounds = {PARTS: (min(wanted), max(wanted) + 1)}
+    for run in history.read(Extent(topic, bounds, bounds)):
+        values |= {record.offset: record.value or b"" for record in run if record.offset in wanted}
+    state = b"".join(values.get(part, b"") for part in entry.parts)
+    if hashlib.sha256(state).digest() != entry.sha256:
+        raise TopicError(
+            f"{topic}-{PARTS} offset {min(wanted)}: the checkpoint of {entry.agent} {entry.partition} there is not "
+            "whole; give another --from"
+        )
     return state

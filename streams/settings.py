@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     retain_every: Duration = Field(
         3_600_000,
         ge=1_000,
-        description="event time from one checkpoint that stays for `replay --from`, 1,024 times as long, to the next",
+        description="event time from one checkpoint that is retained for `replay --from` to the next",
     )
     tick_idle_after: Annotated[Duration | None, BeforeValidator(_off)] = Field(
         10_000, description="a partition silent for this long gets a tick from its worker; off: never"
@@ -146,6 +146,11 @@ class Settings(BaseSettings):
     def gate_checkpoints_topic(self) -> str:
         """States of the gate partitions."""
         return f"{self.application_id}.gate-checkpoints"
+
+    @property
+    def retained_topic(self) -> str:
+        """Checkpoints that stay for replays from mid-history."""
+        return f"{self.application_id}.retained"
 
     @property
     def clockwork(self) -> Clockwork:

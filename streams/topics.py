@@ -48,6 +48,7 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(settings.window_checkpoints_topic, p, "compact", state, "state of each telemetry partition"),
         Topic(settings.partials_topic, g, "delete", passing, "closed panes"),
         Topic(settings.gate_checkpoints_topic, g, "compact", state, "state of each gate"),
+        Topic(settings.retained_topic, 2, "delete", kept, "states for replays from mid-history: index and parts"),
         Topic(settings.decisions_topic, g, "delete", {"retention.ms": "-1", **large}, "decisions out"),
         Topic(settings.corrections_topic, g, "delete", {"retention.ms": "-1"}, "corrections out"),
         Topic(settings.control_topic, g, "compact", {"min.cleanable.dirty.ratio": "0.1"}, "commands out"),
@@ -138,6 +139,8 @@ async def check_topics(settings: Settings) -> tuple[int, int]:
                     f"topic {name} has {found[name]} partitions, not {count}; partitions cannot be added later: "
                     "start a new TIDEGATE_APPLICATION_ID"
                 )
+        if found[settings.retained_topic] < 2:
+            raise TopicError(f"topic {settings.retained_topic} has 1 partition, not 2; make it anew")
         for name in (settings.manifests_topic, settings.operations_topic):
             if found[name] != 1:
                 raise TopicError(

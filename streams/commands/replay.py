@@ -174,14 +174,13 @@ def _kept(history: History, settings: Settings, start: int | None) -> retained.R
 
 
 def _taken_up(history: History, settings: Settings, asked: Asked, cut: retained.Cut, corrected: Corrected) -> Again:
-    """What decides from a cut on. Raises InputError if its checkpoints were written with other settings."""
+    """What decides from a cut on. Raises InputError if its checkpoints cannot be read."""
     gates, windows = retained.load(history, settings, cut)
     try:
         return Again(asked, gates, windows, corrected)
     except StateError as error:
         raise InputError(
-            f"a retained checkpoint does not fit: {error}; give the --pane and --lateness of the workers, "
-            "or a --from after which they have gone on with this version"
+            f"a retained checkpoint is of another version: {error}; give a --from after which this one was at work"
         ) from None
 
 
@@ -202,7 +201,7 @@ def _chosen(kept: retained.Retained, telemetry: Extent, asked: Asked, start: int
     if cut is None:
         click.echo("no retained checkpoint is followed by all its telemetry: all units begin anew, and may differ")
         return kept.nothing
-    if cut.begins:
+    if cut.from_beginning:
         click.echo("not all have a retained checkpoint before --from: telemetry is read from its beginning")
     else:
         click.echo(f"taken up at the checkpoint of {iso(cut.closed * asked.clockwork.pane_ms)}, retained by a worker")

@@ -18,27 +18,13 @@ from streams.commands.replay import _chosen, _kept, _taken_up
 from streams.history import Extent, moment
 from streams.panes import Mark, PartitionState
 from streams.past import Past
-from streams.retained import Cut, Place, Retained
+from streams.retained import Cut, Entry, Retained, Shape
 from streams.windows import GateState
 from tests.commands.invoke import tidegate
-from tests.streams.test_checkpoints import Log
-from tests.streams.test_retained import KEPT, SETTINGS, Topics, marks, retain
+from tests.streams.test_retained import KEPT, SETTINGS, Topics, gate, marks, window
 
 CLOCK = Clockwork(10_000, 10_000, "t")
 KILL = Operation(actor="Ada", flag="f", kind="kill", reason="bad", ts=95_000)
-
-
-class Telemetry(Topics):
-    """With telemetry whose first record that is left is at ``first``."""
-
-    def __init__(self, first: int, **topics: list[Log]) -> None:
-        super().__init__(**topics)
-        self.first = first
-
-    def extent(self, topic: str) -> Extent:
-        if topic != SETTINGS.telemetry_topic:
-            return super().extent(topic)
-        return Extent(topic, {0: (self.first, 99)}, {0: (self.first, 99)})
 
 
 def telemetry(*firsts: int) -> Extent:
@@ -51,8 +37,7 @@ def test_the_first_time_that_is_named_is_one_that_is_taken(killed: bool) -> None
     """Also where the gates are not equally far, and where one has carried out an order that is later than its panes."""
     operations_next = 5 if killed else 0
     gates = [
-        [Place(place.offset, place.offset, Mark(place.mark.next, place.mark.closed, operations_next)) for place in each]
-        for each in KEPT.gates
+        [gate(one.mark.next, *one.mark.closed, operations_next=operations_next) for one in each] for each in KEPT.gates
     ]
     kept, asked = Retained(gates, KEPT.windows, [1, 0]), Asked(Timeline(), {KILL: 4}, CLOCK, Past())
     with pytest.raises(InputError) as refused:
@@ -67,48 +52,37 @@ def test_the_first_time_that_is_named_is_one_that_is_taken(killed: bool) -> None
         _chosen(kept, telemetry(1, 0), asked, start - 1)
 
 
-@pytest.fixture
-def garbage() -> dict[str, list[Log]]:
-    gates, windows = Log(), Log()
-    gates.append(b"retained/9", b"garbage")
-    return {"gate": [gates], "window": [windows]}
-
-
-def test_a_replay_of_everything_reads_no_checkpoint(garbage: dict[str, list[Log]]) -> None:
+def test_a_replay_of_everything_reads_no_checkpoint() -> None:
     """So nothing that stands there can keep it from being made."""
-    history: Any = Telemetry(0, **garbage)
+    history: Any = Topics()
+    history.retain(Entry("gate", 0, Shape("foreign", 9, 9, 1, 1), Mark(0, (1,))), b"state")
     assert _kept(history, SETTINGS, None).nothing == Cut([None], [None])
-    with pytest.raises(TopicError, match="gate-checkpoints-0 offset 0"):
+    with pytest.raises(TopicError, match="foreign"):
         _kept(history, SETTINGS, 1_000)
     history.first = 5
-    with pytest.raises(TopicError, match="gate-checkpoints-0 offset 0"):
+    with pytest.raises(TopicError, match="foreign"):
         _kept(history, SETTINGS, None)
 
 
-@pytest.mark.parametrize("clockwork", [CLOCK, Clockwork(5_000, 10_000, "t"), Clockwork(10_000, 5_000, "t")])
-def test_checkpoints_of_another_pane_or_lateness_are_named_with_the_options(clockwork: Clockwork) -> None:
-    gates, windows = Log(), Log()
-    asked = Asked(Timeline(), {}, CLOCK, Past())
-    retain(gates, GateState.fresh(0, 1, 1, clockwork, Timeline()).dump(), 1, Mark(0, (1,)))
+def test_states_are_taken_up() -> None:
+    history: Any = Topics(first=5)
+    shape = 0, 1, 1, CLOCK, Timeline()
     table: Any = None
-    retain(windows, PartitionState.fresh(0, clockwork, table).dump(), 1, Mark(0, (1,)))
-    history: Any = Telemetry(0, gate=[gates], window=[windows])
+    history.retain(gate(0, 1), GateState.fresh(*shape).dump())
+    history.retain(window(7, 1), PartitionState.fresh(0, CLOCK, table, 7).dump())
     cut = _kept(history, SETTINGS, 1_000).earliest()
     assert cut is not None
-    if clockwork == CLOCK:
-        assert _taken_up(history, SETTINGS, asked, cut, lambda _: None).positions == {0: 0}
-        return
-    with pytest.raises(InputError, match="give the --pane and --lateness of the workers"):
-        _taken_up(history, SETTINGS, asked, cut, lambda _: None)
+    asked = Asked(Timeline(), {}, CLOCK, Past())
+    assert _taken_up(history, SETTINGS, asked, cut, lambda _: None).positions == {0: 7}
 
 
 def test_a_state_of_another_version_is_named_with_the_way_out() -> None:
-    gates, windows = Log(), Log()
-    retain(gates, b"of old", 1, Mark(0, (1,)))
-    retain(windows, b"of old", 1, Mark(0, (1,)))
-    history: Any = Telemetry(5, gate=[gates], window=[windows])
-    cut = Cut([Place(0, 0, Mark(0, (1,)))], [Place(0, 0, Mark(0, (1,)))])
-    with pytest.raises(InputError, match=r"gate 0 cannot be read.* or a --from after which"):
+    history: Any = Topics(first=5)
+    history.retain(gate(0, 1), b"of old")
+    history.retain(window(7, 1), b"of old")
+    cut = _kept(history, SETTINGS, 1_000).earliest()
+    assert cut is not None
+    with pytest.raises(InputError, match=r"gate 0 cannot be read.*--from after which"):
         _taken_up(history, SETTINGS, Asked(Timeline(), {}, CLOCK, Past()), cut, lambda _: None)
 
 
@@ -124,7 +98,7 @@ def test_the_gates_log_is_asked_for_the_place_of_a_kill_switch_too(
         raise InputError(f"asked: {placed}")
 
     (tmp_path / "m.yml").write_text(f"flags: {{s: {{kind: kill_switch, traffic: {{canary_weight: {weights}}}}}}}")
-    monkeypatch.setattr(replay, "History", lambda _: nullcontext(Telemetry(0)))
+    monkeypatch.setattr(replay, "History", lambda _: nullcontext(Topics()))
     monkeypatch.setattr(past, "read_past", noted)
     done = tidegate("replay", "--broker", "x:1", "--manifest", tmp_path / "m.yml", "--out", tmp_path / "out")
     assert done.line == f"tidegate: asked: {asked}"

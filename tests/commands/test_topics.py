@@ -53,6 +53,13 @@ def test_a_state_topic_with_other_partitions_than_its_source_is_a_failed_check()
     assert "tidegate.window-checkpoints has 3 partitions, not 4" in done.line
 
 
+def test_a_topic_for_retained_checkpoints_without_room_for_their_parts_is_a_failed_check() -> None:
+    with embedded_broker(SHAPES | {"tidegate.retained": 1}) as servers:
+        done = tidegate("topics", "--broker", servers)
+    assert done.code == 1
+    assert "tidegate.retained has 1 partition, not 2" in done.line
+
+
 def test_other_telemetry_partitions_than_the_settings_say_are_fine() -> None:
     """The settings are for topics that are made; what is there decides."""
     names = ("telemetry", "late", "dead-letter", "window-checkpoints")

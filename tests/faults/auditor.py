@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from faust.types import TP
 
+from schemas.errors import TidegateError
 from streams.again import Again, Asked
 from streams.history import Extent
 from streams.past import read_orders, read_past
@@ -28,7 +29,7 @@ class Topics:
         settings, plan = world.settings, world.plan
         self._partitions = {
             settings.telemetry_topic: plan.partitions,
-            settings.window_checkpoints_topic: plan.partitions,
+            settings.retained_topic: 2,
             settings.operations_topic: 1,
         }
         self._gates = plan.gates
@@ -68,10 +69,6 @@ class Topics:
         return [record for run in self.read(self.extent(topic)) for record in run]
 
 
-def _nobody(_: str) -> None:
-    """Who is told what a person would be."""
-
-
 def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | None]:
     """How often the work was taken up in mid-history, and the first difference from what was recorded.
 
@@ -81,10 +78,10 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
     topics: Any = Topics(world)
     settings = world.settings
     operations, _ = read_orders(topics.records(settings.operations_topic), None)
-    asked = Asked(timeline(), operations, CLOCKWORK, read_past(topics, settings, _nobody, placed=True))
+    asked = Asked(timeline(), operations, CLOCKWORK, read_past(topics, settings, lambda _: None, placed=True))
     taken_up = 0
     for number in range(AUDITS):
-        kept = find(topics, settings, [0] * world.plan.partitions, _nobody)
+        kept = find(topics, settings, [0] * world.plan.partitions)
         start: int | None = None
         if number:
             start = rng.randrange(START, START + PANES * PANE + LATENESS)
@@ -92,11 +89,14 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
         else:
             # The beginning of the telemetry is gone.
             firsts = [rng.choice([0, *(place.mark.next for place in places)]) for places in kept.windows]
-            cut = find(topics, settings, firsts, _nobody).earliest()
-        if cut is None or cut.begins:
+            cut = find(topics, settings, firsts).earliest()
+        if cut is None or cut.from_beginning:
             continue
         taken_up += 1
-        difference = _difference(topics, world, asked, cut, start, corrections)
+        try:
+            difference = _difference(topics, world, asked, cut, start, corrections)
+        except TidegateError as error:
+            difference = str(error)
         if difference is not None:
             return taken_up, f"taken up at pane {cut.closed}: {difference}"
     return taken_up, None

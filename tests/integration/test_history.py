@@ -65,7 +65,7 @@ def retained_by(settings: Settings) -> Retained:
 def taken_up(settings: Settings, at: int) -> bool:
     """Whether a replay from ``at``, ms, on would begin at checkpoints."""
     cut = retained_by(settings).latest([lambda mark: min(mark.closed) * settings.pane <= at] * 2)
-    return cut is not None and not cut.begins
+    return cut is not None and not cut.from_beginning
 
 
 def everything(settings: Settings) -> tuple[dict[tuple[str, int], tuple[int, int]], list[str]]:

@@ -16,14 +16,12 @@ from schemas.errors import StateError
 from streams import checkpoints
 from streams.broker import embedded_broker
 from streams.checkpoints import Closing
-from streams.panes import Mark
 from streams.settings import load_settings
 
 TOPIC = "tidegate.window-checkpoints"
 CHUNK = 8
 AT_ONCE = 3
 """Records that the fake consumer hands out in one call."""
-MARK = Mark(0, ())
 MESSAGE_MAX = 1_048_588
 """The largest batch that a broker takes by default."""
 
@@ -50,7 +48,7 @@ class Log:
         return confirmed()
 
     def save(self, state: bytes, turn: int, generation: int = 0) -> None:
-        asyncio.run(_confirmed(checkpoints.write(self.send, state, MARK, turn, generation)))
+        asyncio.run(_confirmed(checkpoints.write(self.send, state, turn, generation)))
 
     def until(self, end: int) -> "Log":
         """What a crash before ``end`` would have left."""
@@ -174,7 +172,7 @@ class TestWriting:
             return waiting[-1]
 
         async def run() -> None:
-            writing = asyncio.create_task(checkpoints.write(send, bytes(3 * CHUNK), MARK, 1, 0))
+            writing = asyncio.create_task(checkpoints.write(send, bytes(3 * CHUNK), 1, 0))
             for unconfirmed in (3, 2, 1):
                 for _ in range(5):
                     await asyncio.sleep(0)
@@ -197,24 +195,6 @@ class TestWriting:
     def test_the_number_of_keys_does_not_grow(self) -> None:
         """What is on the topic after compaction is at most two checkpoints."""
         assert len(saved(*[bytes(20)] * 9).compacted().records) == 2 * 3 + 1
-
-    @pytest.mark.usefixtures("small_chunks")
-    def test_a_retained_one_stays_until_its_slot_comes_again(self, read: Read) -> None:
-        """Whole, whatever is written after it and compacted; and the newest stays the one that is read back."""
-        log = Log()
-        for turn, slot in enumerate([None, 7, None, None, 8, None, 7 + checkpoints.RETAINED, None], 1):
-            log.save(bytes([turn]) * 20, turn)
-            if slot is not None:
-                asyncio.run(_confirmed(checkpoints.retain(log.send, bytes([turn]) * 20, MARK, turn, slot)))
-            left = log.compacted()
-            assert read(left) == bytes([turn]) * 20
-            kept = {
-                checkpoints.closing_of(value or b"").whole({at: part or b"" for at, (_, part) in left.records.items()})
-                for key, value in left.records.values()
-                if key.startswith(checkpoints.RETAINED_KEY)
-            }
-            expected = [] if turn < 2 else [2] if turn < 5 else [2, 5] if turn < 7 else [5, 7]
-            assert kept == {bytes([n]) * 20 for n in expected}, turn
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -281,7 +261,7 @@ class TestReading:
 
 def closing(state: bytes = b"", chunks: Sequence[int] = (), sha256: bytes | None = None) -> bytes:
     digest = hashlib.sha256(state).digest() if sha256 is None else sha256
-    return msgspec.msgpack.encode(Closing(state, list(chunks), digest, 1, MARK))
+    return msgspec.msgpack.encode(Closing(state, list(chunks), digest))
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -348,9 +328,9 @@ def test_a_real_broker_keeps_what_was_written() -> None:
             def send(partition: int) -> checkpoints.Send:
                 return lambda key, value: producer.send(TOPIC, value, key=key, partition=partition)
 
-            await _confirmed(checkpoints.write(send(0), large[0], MARK, 1, 0))
-            await _confirmed(checkpoints.write(send(1), b"small", MARK, 1, 0))
-            await _confirmed(checkpoints.write(send(1), b"newer", MARK, 2, 0))
+            await _confirmed(checkpoints.write(send(0), large[0], 1, 0))
+            await _confirmed(checkpoints.write(send(1), b"small", 1, 0))
+            await _confirmed(checkpoints.write(send(1), b"newer", 2, 0))
             await producer.send_and_wait(TOPIC, large[1][: checkpoints.CHUNK_BYTES], key=b"chunk/0/0/0", partition=0)
         return await checkpoints.read(settings, TOPIC, [0, 1, 2])
 

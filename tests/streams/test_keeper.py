@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from streams import checkpoints
+from streams import checkpoints, keeper
 from streams.keeper import Keeper
 from streams.panes import Mark
+from streams.retained import Entry, Shape
 
 TP_ = TP("partials", 0)
 
@@ -21,6 +22,7 @@ class Broker:
         self.confirmations: list[asyncio.Future[None]] = []
         self.saved: list[tuple[int, int]] = []
         self.failed = None
+        self.shape = Shape("telemetry", 1, 1, 1, 1)
         self.settings = SimpleNamespace(checkpoint_every=1000, retain_every=1000)
         self.app = SimpleNamespace(consumer_generation_id=1)
         count = SimpleNamespace(inc=lambda: None, set=lambda _: None)
@@ -85,14 +87,12 @@ def test_two_who_ask_at_once_wait_for_the_same_checkpoint() -> None:
 
 def test_the_first_checkpoint_in_a_span_of_time_is_retained(monkeypatch: pytest.MonkeyPatch) -> None:
     """But not one of a span that a restart begins in."""
-    slots: list[int] = []
-    retain = checkpoints.retain
+    retained: list[int] = []
 
-    async def noted(send: checkpoints.Send, *rest: Any) -> Any:
-        slots.append(rest[-1])
-        return await retain(send, *rest)
+    async def noted(send: Any, entry: Entry, state: bytes) -> None:
+        retained.append(entry.mark.next)
 
-    monkeypatch.setattr(checkpoints, "retain", noted)
+    monkeypatch.setattr(keeper, "retain", noted)
 
     async def run(times: list[int | None], state: State) -> None:
         worker: Any = Broker()
@@ -103,7 +103,6 @@ def test_the_first_checkpoint_in_a_span_of_time_is_retained(monkeypatch: pytest.
 
     state = State()
     asyncio.run(run([None, 1_500, 1_999, 2_000, 2_999, 7_000], state))
-    assert slots == [1, 2, 7]
-    slots.clear()
+    assert retained == [2, 4, 6]
     asyncio.run(run([7_999, 8_000], state))
-    assert slots == [8]
+    assert retained[3:] == [8]

@@ -1,32 +1,32 @@
 """Where a replay is taken up: checkpoints that fit together, and telemetry that is still there."""
 
 import asyncio
+import hashlib
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from schemas.errors import TopicError
-from streams import checkpoints
+from streams import retained
 from streams.history import Extent
 from streams.panes import NEVER, Mark
-from streams.retained import Cut, Place, Retained, find, load
+from streams.retained import INDEX, PARTS, Cut, Entry, Retained, Shape, find, load
 from streams.settings import load_settings
-from tests.streams.test_checkpoints import CHUNK, Log, _confirmed
+from tests.streams.test_checkpoints import Log
 
 SETTINGS = load_settings()
+PART = 8
+SHAPE = Shape("tidegate.telemetry", 1, 1, 10_000, 10_000)
 
 
-def silent(_: str) -> None:
-    """Who is told nothing."""
+def gate(next_: int, *closed: int, operations_next: int = 0) -> Entry:
+    return Entry("gate", 0, SHAPE, Mark(next_, closed, operations_next))
 
 
-def gate(next_: int, *closed: int) -> Place:
-    return Place(next_, next_, Mark(next_, closed))
-
-
-def window(next_: int, closed: int) -> Place:
-    return Place(next_, next_, Mark(next_, (closed,)))
+def window(next_: int, closed: int) -> Entry:
+    return Entry("window", 0, SHAPE, Mark(next_, (closed,)))
 
 
 KEPT = Retained(
@@ -61,8 +61,8 @@ class TestLatest:
         cut = KEPT.latest([lambda mark: min(mark.closed) <= until] * 2)
         assert marks(cut) == (gates, windows)
         assert cut is not None
-        assert cut.begins == (0 in gates)
-        assert cut.closed == (NEVER if cut.begins else {7: 4, 8: 8, 99: 12}[until])
+        assert cut.from_beginning == (0 in gates)
+        assert cut.closed == (NEVER if cut.from_beginning else {7: 4, 8: 8, 99: 12}[until])
 
     def test_telemetry_that_is_gone_is_not_begun_at(self) -> None:
         """Neither its beginning, nor a checkpoint that is followed by what is gone."""
@@ -93,99 +93,149 @@ class TestEarliest:
 
 
 class Topics:
-    """What is used of ``History``, over logs by topic and partition."""
+    """What is used of ``History``: retained checkpoints, if ``there``, and telemetry left from ``first`` on."""
 
-    def __init__(self, **topics: list[Log]) -> None:
-        self.topics = {getattr(SETTINGS, f"{name}_checkpoints_topic"): logs for name, logs in topics.items()}
+    def __init__(self, *, first: int = 0, there: bool = True) -> None:
+        self.logs, self.first, self.there = {INDEX: Log(), PARTS: Log()}, first, there
 
     def has(self, topic: str) -> bool:
-        return topic in self.topics
+        return self.there and topic == SETTINGS.retained_topic
 
     def extent(self, topic: str) -> Extent:
-        bounds = {partition: (0, log.end) for partition, log in enumerate(self.topics[topic])}
+        if topic == SETTINGS.telemetry_topic:
+            return Extent(topic, {0: (self.first, 999)}, {0: (self.first, 999)})
+        bounds = {partition: (log.begin, log.end) for partition, log in self.logs.items()}
         return Extent(topic, bounds, bounds)
 
     def read(self, extent: Extent) -> Any:
         for partition, (first, end) in extent.bounds.items():
-            records = self.topics[extent.topic][partition].records.items()
+            records = self.logs[partition].records.items()
             yield [
-                SimpleNamespace(partition=partition, offset=offset, key=key, value=value)
-                for offset, (key, value) in records
+                SimpleNamespace(partition=partition, offset=offset, value=value)
+                for offset, (_, value) in records
                 if first <= offset < end
             ]
 
+    def retain(self, entry: Entry, state: bytes) -> None:
+        """As a worker does."""
+        asyncio.run(retained.retain(lambda partition, value: self.logs[partition].send(b"", value), entry, state))
+
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", CHUNK)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retained, "PART_BYTES", PART)
 
 
-def retain(log: Log, state: bytes, slot: int, mark: Mark) -> None:
-    asyncio.run(_confirmed(checkpoints.retain(log.send, state, mark, slot, slot)))
+STATES: list[Any] = [(b"g" * 20, b"w" * 8), (b"", b"w"), (bytes(range(17)), b"")]
 
 
-def topics() -> tuple[Any, Log, Log]:
-    """A gate and a partition with a checkpoint each, and one that is not retained."""
-    gates, windows = Log(), Log()
-    retain(gates, b"g" * 20, 1, Mark(10, (4,)))
-    windows.save(b"n" * 20, 1)
-    retain(windows, b"w" * 20, 1, Mark(100, (3,)))
-    return Topics(gate=[gates], window=[windows]), gates, windows
+def topics(gate_state: bytes = b"g" * 20, window_state: bytes = b"w" * 20) -> Any:
+    """A checkpoint of a gate and one of a partition."""
+    history = Topics()
+    history.retain(gate(10, 4), gate_state)
+    history.retain(window(100, 3), window_state)
+    return history
 
 
-def test_what_was_retained_is_found_and_loaded() -> None:
-    history, _, _ = topics()
-    cut = find(history, SETTINGS, [7], silent).earliest()
+@pytest.mark.parametrize(("gate_state", "window_state"), STATES)
+def test_what_was_retained_is_found_and_loaded(gate_state: bytes, window_state: bytes) -> None:
+    history = topics(gate_state, window_state)
+    cut = find(history, SETTINGS, [7]).earliest()
     assert cut is not None
-    assert load(history, SETTINGS, cut) == ([b"g" * 20], [b"w" * 20])
+    assert load(history, SETTINGS, cut) == ([gate_state], [window_state])
     assert load(history, SETTINGS, Cut([None], [None])) == ([None], [None])
 
 
-@pytest.mark.parametrize("there", [{}, {"window": [Log()]}, {"gate": [Log()]}])
-def test_where_workers_have_no_topics_nothing_is_retained(there: dict[str, list[Log]]) -> None:
-    """Or where this user may not see them; one that is missing is named, and the setting that gives its name."""
-    history: Any = Topics(**there)
+def test_an_entry_follows_the_parts_that_it_tells_of() -> None:
+    """A crash in between leaves parts that nobody asks for, never an entry without them."""
+    sent: list[int] = []
+    waiting: list[asyncio.Future[Any]] = []
+
+    async def send(partition: int, _: bytes) -> Any:
+        sent.append(partition)
+        waiting.append(asyncio.get_running_loop().create_future())
+        return waiting[-1]
+
+    async def run() -> None:
+        retaining = asyncio.create_task(retained.retain(send, gate(10, 4), b"g" * 20))
+        for confirmed in range(3):
+            await asyncio.sleep(0.001)
+            assert sent == [PARTS] * 3
+            waiting[confirmed].set_result(SimpleNamespace(offset=confirmed))
+        await asyncio.sleep(0.001)
+        assert sent[3:] == [INDEX]
+        waiting[3].set_result(None)
+        await retaining
+
+    asyncio.run(run())
+
+
+def test_the_parts_of_two_workers_may_alternate() -> None:
+    history = topics()
+    history.logs[PARTS] = mixed = Log()
+    waiting: Any = []
+    for entry, state in ((gate(10, 4), b"1" * 20), (window(100, 3), b"2" * 20)):
+        parts = [state[at : at + PART] for at in range(0, 20, PART)]
+        waiting.append((entry, state, parts))
+    offsets: list[list[int]] = [[], []]
+    for number in range(3):
+        for which, (_, _, parts) in enumerate(waiting):
+            offsets[which].append(mixed.append(b"", parts[number]))
+    history.logs[INDEX] = Log()
+    for (entry, state, _), its in zip(waiting, offsets, strict=True):
+        told = msgspec.structs.replace(entry, parts=tuple(its), sha256=hashlib.sha256(state).digest())
+        history.logs[INDEX].append(b"", msgspec.msgpack.encode(told))
+    cut = find(history, SETTINGS, [7]).earliest()
+    assert cut is not None
+    assert load(history, SETTINGS, cut) == ([b"1" * 20], [b"2" * 20])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_where_there_is_nothing_the_reason_is_told(there: bool) -> None:
+    """Also where this user may not see the topic: it is named, with the setting that gives its name."""
+    history: Any = Topics(there=there)
     told: list[str] = []
-    assert find(history, SETTINGS, [0, 0], told.append).earliest() is None
+    assert find(history, SETTINGS, [5, 0], told.append).earliest() is None
     (line,) = told
-    assert f"tidegate.{'window' if 'gate' in there else 'gate'}-checkpoints " in line
-    assert "TIDEGATE_APPLICATION_ID" in line
+    assert "topic tidegate.retained " in line
+    assert ("TIDEGATE_APPLICATION_ID" in line) == (not there)
 
 
-def test_one_whose_chunks_another_has_written_over_does_not_count() -> None:
-    """A worker that was thought dead copies into the same slot, and compaction takes the first chunks away."""
-    history, _, windows = topics()
-    windows.append(b"copied/1/0", b"another")
-    history.topics[SETTINGS.window_checkpoints_topic] = [windows.compacted()]
-    assert find(history, SETTINGS, [7], silent).earliest() is None
+def test_one_whose_parts_have_expired_does_not_count() -> None:
+    history = topics()
+    history.logs[PARTS].begin = 1
+    kept = find(history, SETTINGS, [7])
+    assert ([*map(len, kept.gates)], [*map(len, kept.windows)]) == ([0], [1])
 
 
-def test_one_that_is_gone_since_it_was_found_is_named() -> None:
-    history, _, windows = topics()
-    cut = find(history, SETTINGS, [7], silent).earliest()
+def test_one_flipped_bit_is_named() -> None:
+    history = topics()
+    cut = find(history, SETTINGS, [7]).earliest()
     assert cut is not None
-    del windows.records[windows.end - 1]
-    with pytest.raises(TopicError, match=r"window-checkpoints-0 offset 7: .* again"):
+    history.logs[PARTS].records[1] = (b"", b"x" * PART)
+    with pytest.raises(TopicError, match=r"tidegate.retained-1 offset 0: .*gate 0.*not whole"):
         load(history, SETTINGS, cut)
 
 
-def test_a_flipped_bit_is_named() -> None:
-    history, gates, _ = topics()
-    cut = find(history, SETTINGS, [7], silent).earliest()
-    assert cut is not None
-    gates.records[0] = (b"copied/1/0", b"x" * CHUNK)
-    with pytest.raises(TopicError, match=r"gate-checkpoints-0 offset 3: .*not whole"):
-        load(history, SETTINGS, cut)
+@pytest.mark.parametrize("value", [b"", b"garbage", None, msgspec.msgpack.encode(["gate", 0])])
+def test_garbage_is_passed_over_and_counted(value: bytes | None) -> None:
+    history = topics()
+    history.logs[INDEX].append(b"", value)
+    told: list[str] = []
+    assert find(history, SETTINGS, [7], told.append).earliest() is not None
+    assert told == ["1 records of tidegate.retained are no retained checkpoints"]
 
 
-def test_garbage_is_named() -> None:
-    history, gates, _ = topics()
-    gates.append(b"retained/9", b"garbage")
-    with pytest.raises(TopicError, match="gate-checkpoints-0 offset 4"):
-        find(history, SETTINGS, [0], silent)
-
-
-def test_checkpoints_of_other_telemetry_are_refused() -> None:
-    history, _, _ = topics()
-    with pytest.raises(TopicError, match="TIDEGATE_APPLICATION_ID"):
-        find(history, SETTINGS, [0, 0], silent)
+@pytest.mark.parametrize(
+    ("settings", "firsts"),
+    [
+        (SETTINGS, [0, 0]),
+        (load_settings(pane=5_000), [0]),
+        (load_settings(lateness=5_000), [0]),
+        (load_settings(topic_prefix="other"), [0]),
+    ],
+)
+def test_those_of_another_deployment_are_refused_with_the_way_out(settings: Any, firsts: list[int]) -> None:
+    """Another pane or lateness, other telemetry, or one that has lost its partitions."""
+    with pytest.raises(TopicError, match=r"tidegate\.telemetry', 1, 1, 10000, 10000.*--pane.*TIDEGATE_APPLICATION_ID"):
+        find(topics(), settings, firsts)

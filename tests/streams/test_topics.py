@@ -24,6 +24,7 @@ WANTED: dict[str, tuple[int, str, int | None]] = {
     "app.window-checkpoints": (5, "compact", None),
     "app.partials": (7, "delete", 7 * DAY),
     "app.gate-checkpoints": (7, "compact", None),
+    "app.retained": (2, "delete", 3 * DAY),
     "public.decisions": (7, "delete", -1),
     "public.control": (7, "compact", None),
     "public.manifests": (1, "compact", None),
