@@ -18,6 +18,7 @@ from streams.reach import why
 from streams.settings import Settings
 
 CONNECT_MS = 10_000
+COMPACT_DATE = len("20250131")
 YEAR_10000 = 253_402_300_800_000
 """The first ms that ISO 8601 has no four digits for."""
 PATIENCE_SECONDS = 30.0
@@ -182,7 +183,7 @@ def moment(_: object, parameter: Any, value: str | None) -> int | None:
     if value is None:
         return None
     try:
-        if value.isascii() and value.isdigit():
+        if value.isascii() and value.isdigit() and len(value) != COMPACT_DATE:
             ms = int(value)
         else:
             at = datetime.fromisoformat(value)

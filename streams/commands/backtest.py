@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gates.unit import Clockwork
 from schemas.document import cut
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import Flag
 from streams.backtest import Difference, Side, Window, compare, placed
-from streams.commands.options import bars, duration
+from streams.commands.options import bars, lateness_option, pane_option
 from streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
 from streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
 from streams.commands.screen import VERDICT_STYLE, percent
@@ -55,8 +54,8 @@ WIDTH = 150
 )
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys to verify signed manifests with")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
-@click.option("--pane", default="10s", show_default=True, callback=duration, help="length of a pane")
-@click.option("--lateness", default="10s", show_default=True, callback=duration, help="wait for stragglers")
+@pane_option
+@lateness_option
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the numbers and the plot (SVG)")
 def command(
     manifests: tuple[Path, ...],
@@ -67,8 +66,8 @@ def command(
     regressions: tuple[str, ...],
     trusted_keys: Path | None,
     partitions: int,
-    pane: int,
-    lateness: int,
+    pane: int | None,
+    lateness: int | None,
     out: Path | None,
 ) -> None:
     """Say what manifest B would have decided where manifest A decided, or how often chance alone stops a rollout.
@@ -80,17 +79,15 @@ def command(
     the manifest aborts or rolls back all the same. With --regression: how long such a fault would have lived. Two
     manifests are measured on the same splits.
     """
-    if pane < 1:
-        raise SettingsError("--pane: must be longer than 0")
     if aa is None and regressions:
         raise SettingsError("--regression: is put on sham canaries; give --aa N, such as --aa 200")
     if len(manifests) > 2 or (aa is None and len(manifests) < 2):
         raise SettingsError(f"--manifest: given {many(len(manifests), 'time')}; give A and B, or with --aa only A")
     effects = [read_effect(text) for text in dict.fromkeys(regressions)]
-    settings = load_settings(trusted_keys=trusted_keys)
+    settings = load_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
-    flags = [read_files([path], trusted, pane).revisions[-1].flags for path in manifests]
-    clockwork = Clockwork(pane, lateness, settings.telemetry_topic)
+    flags = [read_files([path], trusted, settings.pane).revisions[-1].flags for path in manifests]
+    clockwork = settings.clockwork
     paths = [*events, *more_events]
     if out is not None:
         _make_folder(out)
@@ -109,7 +106,7 @@ def command(
             show = partial(_show_comparison, console, manifests, windows, notes, out)
         else:
             found = rehearsals(log, manifests, flags, seed, aa, effects, progress)
-            show = partial(_show_rehearsals, console, found, lateness, out)
+            show = partial(_show_rehearsals, console, found, settings.lateness, out)
     show()
 
 

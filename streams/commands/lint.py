@@ -14,8 +14,10 @@ from rich.text import Text
 from gates.power import Catch, catch, certainty, judged_gates
 from gates.rules import QUALITY_GATES, SLACK, SOFT_GATES
 from schemas.errors import SettingsError
-from schemas.manifest import MAX_DURATION_MS, Flag, HardRule, parse_duration, read_manifest
+from schemas.manifest import MAX_DURATION_MS, Flag, HardRule, read_manifest
+from streams.commands.options import pane_option
 from streams.commands.screen import percent
+from streams.settings import load_settings
 
 _PER_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -36,9 +38,9 @@ def _rate(_: click.Context, __: click.Parameter, value: str | None) -> float | N
 
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("--pane", default="10s", show_default=True, help="length of a pane that the workers use")
+@pane_option
 @click.option("--rate", callback=_rate, help="requests of both arms in one region, such as 2/s, 90/m or 5000/h")
-def command(manifest: Path, pane: str, rate: float | None) -> None:
+def command(manifest: Path, pane: int | None, rate: float | None) -> None:
     """Check MANIFEST and show every flag with its defaults filled in.
 
     With --rate also what evidence costs at each stage: how long until a gate can pass, until it is sure, and until a
@@ -46,12 +48,7 @@ def command(manifest: Path, pane: str, rate: float | None) -> None:
 
     Exits with 2 and one line that names the place and the way out if the manifest is wrong.
     """
-    try:
-        pane_ms = parse_duration(pane)
-    except ValueError as error:
-        raise SettingsError(f"--pane: {error}") from None
-    if pane_ms < 1:
-        raise SettingsError("--pane: must be longer than 0")
+    pane_ms = load_settings(pane=pane).pane
     console = Console(soft_wrap=True, highlight=False)
     flags = read_manifest(manifest, pane_ms=pane_ms).flags
     for flag in flags.values():

@@ -12,13 +12,13 @@ import click
 import msgspec
 
 from schemas.correction import Correction
-from schemas.errors import InputError, SettingsError, StateError
+from schemas.errors import InputError, StateError
 from schemas.operation import Operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
 from streams import dumps, parquet, past, retained
 from streams.again import Again, Asked
-from streams.commands.options import bars, duration
+from streams.commands.options import bars, lateness_option, pane_option
 from streams.commands.words import many, plain
 from streams.history import Extent, History, iso, moment
 from streams.manifests import load_trusted, read_files
@@ -43,13 +43,18 @@ _TOPICS = Path("/ the topics")
     "--events", type=click.Path(path_type=Path), multiple=True, help="NDJSON in log order, .gz allowed, or .parquet"
 )
 @click.option("--broker", help="read the topics of this Kafka instead of --events; nothing is written there")
-@click.option("--from", "start", callback=moment, help="with --broker: what was decided after this, ISO 8601 or ms")
-@click.option("--to", "end", callback=moment, help="with --broker: records before this time")
+@click.option(
+    "--from",
+    "start",
+    callback=moment,
+    help="with --broker: what was decided after this event time; ISO 8601, UTC without a zone, or ms",
+)
+@click.option("--to", "end", callback=moment, help="with --broker: telemetry that was written before this time")
 @click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON or a dump")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
-@click.option("--pane", callback=duration, help="length of a pane; otherwise TIDEGATE_PANE, 10s")
-@click.option("--lateness", callback=duration, help="wait for stragglers; otherwise TIDEGATE_LATENESS, 10s")
+@pane_option
+@lateness_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="decisions, NDJSON")
 @click.option("--commands", type=click.Path(path_type=Path), help="commands, NDJSON")
 @click.option("--corrections", type=click.Path(path_type=Path), help="what late events would have changed, NDJSON")
@@ -88,8 +93,6 @@ def command(
     stand where the gates' log has them or the recorded decisions put them, else by their ts. With --from, or where the
     first telemetry is gone, the work is taken up at checkpoints that the workers have retained.
     """
-    if pane is not None and pane < 1:
-        raise SettingsError("--pane: must be longer than 0")
     paths = [*events, *more_events]
     for used in (*manifests, *paths, commands, corrections, compare, operations):
         if used is not None and _same(used, out):
