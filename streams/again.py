@@ -60,24 +60,28 @@ class Head:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be decided again. ``operations``: by their offsets."""
+    """What is to be decided again.
+
+    ``operations``: by their offsets. ``until``: no kill switch has been turned off from then on, ms.
+    """
 
     timeline: Timeline
     operations: Mapping[Operation, int]
     clockwork: Clockwork
     past: Past
+    until: int | None = None
 
     def orders(self) -> list[Order]:
         """Operators' orders, and the kill switches that the revisions turned off."""
-        return [*all_switches(self.timeline), *(Order(o.flag, o.by, offset) for o, offset in self.operations.items())]
+        operations = (Order(o.flag, o.by, offset) for o, offset in self.operations.items())
+        return [*all_switches(self.timeline, self.until), *operations]
 
     def had(self, order: Order, gate: Mark) -> bool:
-        """Whether a gate that is so far has had an order."""
-        if order.offset >= 0:
-            # Also where the gates' log has lost its first record and kept a later one, which the gate dropped.
-            return order.offset < gate.operations_next
-        exact = self.past.exact.get((order.flag, order.operation))
-        return exact is not None and exact[1] < gate.next
+        """Whether a gate that is so far has had an order, or one that has overtaken it."""
+        # Also where the gates' log has lost its first record and kept a later one, which the gate dropped.
+        if order.revision >= 0:
+            return order.revision <= gate.switched.get(order.flag, -1)
+        return order.offset < gate.operations_next
 
     def reached(self, gate: int, gates: int) -> Callable[[Mark], int]:
         """The last time, ms, at which a gate that is so far may have decided something: its panes', or an order's."""
@@ -111,11 +115,10 @@ class Again:
         clockwork, timeline = asked.clockwork, asked.timeline
         self._pipeline = pipeline = Pipeline(timeline, len(windows), clockwork)
         pipeline.corrected = corrected
-        late = 1 << 62
 
-        def key(placed: tuple[int, Order]) -> tuple[int, int, int]:
+        def key(placed: tuple[int, Order]) -> tuple[int, int, int, int]:
             at, order = placed
-            return at, asked.past.exact.get((order.flag, order.operation), (0, late))[1], order.operation.ts
+            return at, asked.past.among(order), order.offset, order.operation.ts
 
         placed = sorted(((asked.past.place(order, clockwork), order) for order in asked.orders()), key=key)
         self._gates = []

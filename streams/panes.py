@@ -64,12 +64,14 @@ class Mark(msgspec.Struct, array_like=True, frozen=True):
     """How far a state is, to choose one without reading it.
 
     ``next``: the offset to read on from. ``closed``: panes below it are closed, by source partition; of a source
-    partition's own state only that one. ``operations_next``: of a gate, the operation to carry out next.
+    partition's own state only that one. ``operations_next``: of a gate, the operation to carry out next, and
+    ``switched``: the revision that last turned each kill switch off there.
     """
 
     next: int
     closed: tuple[int, ...]
     operations_next: int = 0
+    switched: dict[str, int] = {}
 
 
 class Partial(msgspec.Struct, array_like=True):

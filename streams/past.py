@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from aiokafka import ConsumerRecord
+
 from gates.unit import Clockwork
 from schemas.decision import Decision, OperationBy, decision_from_bytes
 from schemas.errors import EventError, InputError, Refusal, TopicError
@@ -40,6 +42,14 @@ class Past:
             return self.exact[wanted][0]
         low, high = self._between(wanted, clockwork.pane_ms)
         return min(max((order.operation.ts - clockwork.lateness_ms) // clockwork.pane_ms, low), high)
+
+    def among(self, order: Order) -> int:
+        """Where an order stood among those of its gate: before what its log still has, in it, or not there yet."""
+        wanted = order.flag, order.operation
+        if wanted in self.exact:
+            return self.exact[wanted][1]
+        carried_out = any((d.flag, d.operation) == wanted for chain in self.chains.values() for d in chain)
+        return -1 if carried_out else 1 << 62
 
     def _between(self, wanted: tuple[str, OperationBy], pane_ms: int) -> tuple[int, int]:
         """The least and the most panes that the decisions around the records of an order allow."""
@@ -85,13 +95,18 @@ def _decision(line: bytes) -> Decision | None:
 
 def _gate_log(history: History, extent: Extent) -> dict[tuple[str, OperationBy], tuple[int, int]]:
     """By order, how far all source partitions were closed where it stands, and its place among the orders."""
+    begun: dict[int, ConsumerRecord] = {}
     closed: dict[int, dict[int, int]] = defaultdict(dict)
     waiting: list[tuple[int, Order, int, dict[int, int]]] = []
     for run in history.read(extent):
         for record in run:
+            first = begun.setdefault(record.partition, record)
             gate = closed[record.partition]
             if is_order(record.key):
-                waiting.append((record.partition, order_codec.load(record.value), record.offset, dict(gate)))
+                order = order_codec.load(record.value)
+                # Each worker that begins puts a kill switch there once more; where it stood first may be gone.
+                if order.revision < 0 or first.offset == 0 or first.timestamp < order.operation.ts:
+                    waiting.append((record.partition, order, record.offset, dict(gate)))
                 continue
             head: Partial = partial_codec.load(record.value)
             if head.partition not in gate:

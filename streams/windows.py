@@ -121,9 +121,12 @@ def switches(timeline: Timeline, index: int) -> Iterator[Order]:
         yield Order(name, by, revision=since.number, manifest_hash=flag.manifest_hash)
 
 
-def all_switches(timeline: Timeline) -> list[Order]:
-    """The kill switches that are off in whatever revision is ever in force, each once, as ``switches``."""
-    in_force = sorted({timeline.index(start) for start in timeline.starts})
+def all_switches(timeline: Timeline, until: int | None = None) -> list[Order]:
+    """The kill switches that are off in whatever revision is ever in force, each once, as ``switches``.
+
+    ``until``: of those in force before it, ms.
+    """
+    in_force = sorted({timeline.index(start) for start in timeline.starts if until is None or start < until})
     return list({(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}.values())
 
 
@@ -206,7 +209,9 @@ class GateState:
     @property
     def mark(self) -> Mark:
         """How far the state is."""
-        return Mark(self._state.next, tuple(self._state.closed), self._state.operations_next)
+        state = self._state
+        switched = {flag: revision for flag, (revision, _) in state.switched.items()}
+        return Mark(state.next, tuple(state.closed), state.operations_next, switched)
 
     @property
     def operations_next(self) -> int:

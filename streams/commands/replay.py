@@ -1,5 +1,6 @@
 """``tidegate replay``: decide from files, or from the topics."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -148,7 +149,9 @@ def _from_topics(
         operations = _counted(history.records(ordered, None, end) if history.has(ordered) else (), trusted, ordered)
         placed = bool(operations or all_switches(timeline))
         recorded = past.read_past(history, settings, click.echo, placed=placed)
-        asked = Asked(timeline, operations, settings.clockwork, recorded)
+        # A revision that is published ahead has turned no kill switch off yet.
+        until = int(time.time() * 1000) if end is None else end
+        asked = Asked(timeline, operations, settings.clockwork, recorded, until)
         # After the decisions: what they rest on is then there.
         telemetry = history.extent(settings.telemetry_topic, None, end)
         again = _taken_up(history, settings, asked, _chosen(kept, telemetry, asked, start), made.correct)
@@ -315,9 +318,14 @@ class _After:
         return self.time is None or unit in self._begun
 
     def of(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """Those among decisions that were read. Raises InputError for a line that is none."""
+        """Those among decisions that were read, each once. Raises InputError for a line that is none."""
         after = _After(self.time)
+        known: set[bytes] = set()
         for line in lines:
+            if line in known:
+                # A worker that begins anew sends older ones again, also after the first that is after the time.
+                continue
+            known.add(line)
             try:
                 head = msgspec.json.decode(line, type=_Decided)
             except (msgspec.MsgspecError, UnicodeError) as error:

@@ -32,9 +32,16 @@ class TestHad:
         order = Order("f", KILL.by, 4)
         assert asked(**exact).had(order, Mark(50, (8,), operations_next)) == had
 
-    @pytest.mark.parametrize(("exact", "had"), [({}, False), ({"switch": 49}, True), ({"switch": 50}, False)])
-    def test_a_kill_switch_by_its_place_in_the_log(self, exact: dict[str, int], had: bool) -> None:
-        assert asked(**exact).had(SWITCH, Mark(50, (8,), 5)) == had
+    @pytest.mark.parametrize("exact", [{}, {"switch": 20}, {"switch": 90}])
+    @pytest.mark.parametrize(("switched", "had"), [({}, False), ({"f": 1, "g": 2}, False), ({"f": 2}, True)])
+    def test_a_kill_switch_by_what_the_gate_has_turned_off(
+        self, switched: dict[str, int], had: bool, exact: dict[str, int]
+    ) -> None:
+        """Each worker that begins puts it there once more, so its first record may be gone as well."""
+        assert asked(**exact).had(SWITCH, Mark(50, (8,), 5, switched)) == had
+
+    def test_a_kill_switch_that_a_later_one_has_overtaken(self) -> None:
+        assert asked().had(SWITCH, Mark(50, (8,), 5, {"f": 3}))
 
 
 @pytest.mark.parametrize(("operations_next", "reached"), [(4, 80_000), (5, 95_000)])

@@ -13,10 +13,10 @@ from schemas.decision import Decision, OperationBy
 from schemas.errors import SettingsError
 from streams.dumps import dump_line, undumped
 from streams.history import moment
-from streams.panes import NEVER
-from streams.past import Past
+from streams.panes import NEVER, Partial, partial_codec
+from streams.past import Past, _gate_log
 from streams.replay import read_record
-from streams.windows import Order
+from streams.windows import Order, order_codec
 
 CLOCK = Clockwork(10_000, 5_000, "t")
 KILL = OperationBy(kind="kill", ts=95_000, actor="Ada", reason="bad")
@@ -127,3 +127,40 @@ class TestPlace:
     def test_the_log_of_the_gates_comes_first(self) -> None:
         past = Past({"f|eu": self.chain((120_000, None), (95_000, KILL))}, exact={("f", KILL): (NEVER, 3)})
         assert past.place(Order("f", KILL), CLOCK) == NEVER
+
+    def test_what_its_log_has_no_more_stood_before_what_it_has(self) -> None:
+        """Of orders in the same pane: one that was carried out, those in the log, one that no gate has had yet."""
+        later = OperationBy(kind="rearm", ts=94_000, actor="Ada", reason="good")
+        past = Past({"f|eu": self.chain((95_000, KILL))}, exact={("f", later): (9, 3)})
+        new = OperationBy(kind="kill", ts=90_000, actor="Ada", reason="new")
+        assert past.among(Order("f", KILL)) < past.among(Order("f", later)) < past.among(Order("f", new))
+
+
+class TestGateLog:
+    SWITCH = Order("s", OperationBy(kind="kill", ts=95_000, actor="Ada", reason="off"), -1, 2, "h")
+    OPERATION = Order("f", KILL, 0)
+
+    def log(self, first: int, timestamp: int) -> Any:
+        """Of one gate and two partitions: its records from ``first`` on, the first written at ``timestamp``."""
+        partials = [Partial(0, 6, NEVER, 0, {}), Partial(1, 7, NEVER, 0, {}), Partial(0, 20, 7, 0, {})]
+        entries = [(b"%d|%d" % (p.partition, p.pane), partial_codec.dump(p)) for p in partials]
+        orders = [(b"switch|2|s", order_codec.dump(self.SWITCH)), (b"operation|0", order_codec.dump(self.OPERATION))]
+        # A worker that begins puts the kill switch there again.
+        written = [*entries[:2], *orders, entries[2], orders[0]]
+        run = [
+            SimpleNamespace(partition=0, offset=offset, timestamp=timestamp, key=key, value=value)
+            for offset, (key, value) in enumerate(written)
+        ]
+        return SimpleNamespace(read=lambda _: [run[first:]])
+
+    def places(self, first: int, timestamp: int) -> dict[str, tuple[int, int]]:
+        log = self.log(first, timestamp)
+        return {flag: place for (flag, _), place in _gate_log(log, log).items()}
+
+    def test_an_order_stands_where_the_log_has_it_first(self) -> None:
+        assert self.places(0, 96_000) == {"s": (7, 2), "f": (7, 3)}
+
+    def test_a_kill_switch_in_what_is_left_of_a_log_is_put_there_again(self) -> None:
+        """Unless all that is left was written before its revision: then it is the first one."""
+        assert self.places(3, 96_000) == {"f": (7, 3)}
+        assert self.places(1, 94_000) == {"s": (7, 2), "f": (7, 3)}
