@@ -23,10 +23,14 @@ class PlacedGate(GateState):
     """A gate that carries out each order once the panes below its place are closed, as in the log of a worker."""
 
     orders: list[tuple[int, Order]]
+    until: int | None
 
-    def expect(self, orders: Iterable[tuple[int, Order]]) -> None:
-        """Set the orders that are to come, by place, but for kill switches that it knows to be off."""
-        self.orders = [(at, order) for at, order in orders if not self._switched_off(order)]
+    def expect(self, orders: Iterable[tuple[int, Order]], until: int | None) -> None:
+        """Set the orders that are to come, by place, but for kill switches that it knows to be off.
+
+        ``until``: those behind the last pane only if they were given before it, ms.
+        """
+        self.orders, self.until = [(at, order) for at, order in orders if not self._switched_off(order)], until
 
     def _advance(self, done: int, closed: int) -> Iterator[Outcome]:
         while self.orders and self.orders[0][0] <= closed:
@@ -40,7 +44,8 @@ class PlacedGate(GateState):
     def finish(self) -> Iterator[Outcome]:
         """Carry out the orders that are still to come."""
         for _, order in self.orders:
-            yield from self._carry_out(order)
+            if self.until is None or order.operation.ts < self.until:
+                yield from self._carry_out(order)
         self.orders = []
 
     @property
@@ -62,14 +67,16 @@ class Head:
 class Asked:
     """What is to be decided again.
 
-    ``operations``: by their offsets. ``until``: no kill switch has been turned off from then on, ms.
+    ``operations``: by their offsets. ``until``: no kill switch has been turned off from then on, ms. ``part``: what is
+    recorded goes on after that.
     """
 
     timeline: Timeline
     operations: Mapping[Operation, int]
     clockwork: Clockwork
     past: Past
-    until: int | None = None
+    until: int
+    part: bool = False
 
     def orders(self) -> list[Order]:
         """Operators' orders, and the kill switches that the revisions turned off."""
@@ -82,6 +89,11 @@ class Asked:
         if order.revision >= 0:
             return order.revision <= gate.switched.get(order.flag, -1)
         return order.offset < gate.operations_next
+
+    def due(self, order: Order, gate: Mark) -> bool:
+        """Whether a gate that is so far has an order still to come."""
+        there = (order.flag, order.operation) in self.past.exact or not self.past.whole
+        return there and not self.had(order, gate)
 
     def reached(self, gate: int, gates: int) -> Callable[[Mark], int]:
         """The last time, ms, at which a gate that is so far may have decided something: its panes', or an order's."""
@@ -126,7 +138,7 @@ class Again:
             shape = number, len(gates), len(windows), clockwork, timeline
             gate = PlacedGate.fresh(*shape) if blob is None else PlacedGate.load(blob, *shape)
             mine = (one for one in placed if gate_of(one[1].flag, len(gates)) == number)
-            gate.expect(one for one in mine if not asked.had(one[1], gate.mark))
+            gate.expect((one for one in mine if asked.due(one[1], gate.mark)), asked.until if asked.part else None)
             self._gates.append(gate)
         pipeline.gates = list(self._gates)
         for partition, blob in enumerate(windows):
@@ -162,12 +174,13 @@ class Again:
             progress(len(run))
         yield from self._pipeline.finish()
 
-    def difference(self, made: Sequence[bytes], commands: Sequence[bytes], *, part: bool) -> str | None:
+    def difference(self, made: Sequence[bytes], commands: Sequence[bytes]) -> str | None:
         """Where all that was decided differs first from what was recorded; None if nowhere.
 
-        ``part``: more may be recorded. The control topic is compacted: a unit's last command has to be there, and
-        those that are there have to be the same.
+        The control topic is compacted: a unit's last command has to be there, and those that are there have to be the
+        same.
         """
+        part = self._asked.part
         ours, theirs = by_unit(made), self._asked.past.values
         for unit in sorted(ours.keys() | theirs.keys()):
             one, other = ours.get(unit, []), theirs.get(unit, [])
@@ -184,9 +197,9 @@ class Again:
                     return f"{unit}: decision {number} differs{told(a, b)}"
             if len(one) > len(other) or (len(one) < len(other) and not part):
                 return f"{unit}: {len(one)} decisions here, {len(other)} in the topic"
-        return self._commands_differ(commands, part=part)
+        return self._commands_differ(commands)
 
-    def _commands_differ(self, commands: Sequence[bytes], *, part: bool) -> str | None:
+    def _commands_differ(self, commands: Sequence[bytes]) -> str | None:
         ours, theirs = _numbered(commands), _numbered(self._asked.past.commands)
         for unit in sorted(ours.keys() | theirs.keys()):
             one, other = ours.get(unit, {}), theirs.get(unit, {})
@@ -194,7 +207,7 @@ class Again:
                 if one[seq] != other[seq]:
                     return f"{unit}: command {seq} differs{told(one[seq], other[seq])}"
             last, recorded = max(one, default=self._heads.get(unit, Head()).seq), max(other, default=0)
-            if last > recorded or (last < recorded and not part):
+            if last > recorded or (last < recorded and not self._asked.part):
                 return f"{unit}: the last command is {last} here, {recorded} in the topic"
         return None
 

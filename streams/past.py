@@ -5,7 +5,7 @@ still kept; else the recorded decisions bound it; else its time decides, as for 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import ConsumerRecord
@@ -20,7 +20,7 @@ from streams.dumps import Recorded
 from streams.history import Extent, History
 from streams.manifests import ManifestLog
 from streams.operations import is_order
-from streams.panes import NEVER, Partial, partial_codec
+from streams.panes import NEVER, Mark, Partial, partial_codec
 from streams.replay import by_unit
 from streams.settings import Settings
 from streams.windows import Order, order_codec
@@ -28,12 +28,17 @@ from streams.windows import Order, order_codec
 
 @dataclass
 class Past:
-    """What the topics tell besides telemetry. ``at``: the pane before which an order was carried out, by the order."""
+    """What the topics tell besides telemetry.
+
+    ``exact``: by order, the pane before which it was carried out, and its offset in the gates' log. ``whole``: the log
+    has all since where the replay begins, so what is not there was not carried out.
+    """
 
     chains: dict[str, list[Decision]] = field(default_factory=dict)
     values: dict[str, list[bytes]] = field(default_factory=dict)
     commands: list[bytes] = field(default_factory=list)
     exact: dict[tuple[str, OperationBy], tuple[int, int]] = field(default_factory=dict)
+    whole: bool = False
 
     def place(self, order: Order, clockwork: Clockwork) -> int:
         """The panes, below this one, that were closed when an order was carried out."""
@@ -66,8 +71,8 @@ class Past:
         return max(low for low in lows if low <= high), high
 
 
-def read_past(history: History, settings: Settings, tell: Callable[[str], None], *, placed: bool) -> Past:
-    """Recorded decisions and commands, and, if ``placed``, where the gates' log has the orders."""
+def read_past(history: History, settings: Settings, tell: Callable[[str], None]) -> Past:
+    """Recorded decisions and commands."""
     past = Past()
     if history.has(settings.decisions_topic):
         values = (r.value for r in history.records(settings.decisions_topic) if r.value is not None)
@@ -75,14 +80,9 @@ def read_past(history: History, settings: Settings, tell: Callable[[str], None],
         for unit, lines in past.values.items():
             past.chains[unit] = [d for d in map(_decision, lines) if d is not None]
     else:
-        tell(f"topic {settings.decisions_topic} is not there: operations are placed by their time")
+        tell(f"topic {settings.decisions_topic} is not there")
     if history.has(settings.control_topic):
         past.commands = [r.value for r in history.records(settings.control_topic) if r.value is not None]
-    if placed and history.has(settings.partials_topic):
-        try:
-            past.exact = _gate_log(history, history.extent(settings.partials_topic))
-        except TopicError as error:
-            tell(f"{error}; operations are placed by the decisions")
     return past
 
 
@@ -93,10 +93,36 @@ def _decision(line: bytes) -> Decision | None:
         return None
 
 
-def _gate_log(history: History, extent: Extent) -> dict[tuple[str, OperationBy], tuple[int, int]]:
-    """By order, how far all source partitions were closed where it stands, and its place among the orders."""
+def place_orders(
+    past: Past, history: History, settings: Settings, gates: Sequence[Mark | None], tell: Callable[[str], None]
+) -> None:
+    """Find where the gates' log has the orders. ``gates``: how far those are that go on; None: one that begins."""
+    topic = settings.partials_topic
+    if not history.has(topic):
+        tell(f"topic {topic} is not there, or not readable for this user: operations are placed by the decisions")
+        return
+    try:
+        extent = history.extent(topic)
+        begun = {gate: mark for gate, mark in enumerate(gates) if mark is not None}
+        past.whole = all(first <= (begun[g].next if g in begun else 0) for g, (first, _) in extent.kept.items())
+        # What came before tells nothing that the gates that go on do not know better.
+        known = begun if past.whole else {}
+        past.exact = _gate_log(history, extent.after({gate: mark.next for gate, mark in known.items()}), known)
+    except TopicError as error:
+        past.whole = False
+        tell(f"{error}; operations are placed by the decisions")
+
+
+def _gate_log(
+    history: History, extent: Extent, gates: Mapping[int, Mark]
+) -> dict[tuple[str, OperationBy], tuple[int, int]]:
+    """By order, how far all source partitions were closed where it stands, and its place among the orders.
+
+    ``gates``: how far they were where the range begins, as far as that is known.
+    """
     begun: dict[int, ConsumerRecord] = {}
     closed: dict[int, dict[int, int]] = defaultdict(dict)
+    closed |= {gate: dict(enumerate(mark.closed)) for gate, mark in gates.items()}
     waiting: list[tuple[int, Order, int, dict[int, int]]] = []
     for run in history.read(extent):
         for record in run:
@@ -105,7 +131,8 @@ def _gate_log(history: History, extent: Extent) -> dict[tuple[str, OperationBy],
             if is_order(record.key):
                 order = order_codec.load(record.value)
                 # Each worker that begins puts a kill switch there once more; where it stood first may be gone.
-                if order.revision < 0 or first.offset == 0 or first.timestamp < order.operation.ts:
+                from_start = first.offset == 0 or record.partition in gates
+                if order.revision < 0 or from_start or first.timestamp < order.operation.ts:
                     waiting.append((record.partition, order, record.offset, dict(gate)))
                 continue
             head: Partial = partial_codec.load(record.value)

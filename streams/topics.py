@@ -16,7 +16,6 @@ from streams.settings import Settings
 
 log = structlog.get_logger("tidegate")
 
-WEEK_MS = 7 * 24 * 3600 * 1000
 STATE_MAX_BYTES = 4 << 20
 """Room for a partial or a decision of a very large pane."""
 
@@ -37,7 +36,8 @@ def topics(settings: Settings) -> list[Topic]:
     kept = {"retention.ms": str(settings.retention)}
     state = {"segment.ms": "3600000", "segment.bytes": str(64 << 20), "min.cleanable.dirty.ratio": "0.1"}
     large = {"max.message.bytes": str(STATE_MAX_BYTES)}
-    passing = {"retention.ms": str(WEEK_MS), **large}
+    # As long as telemetry: it is what tells where an order stood.
+    passing = {**kept, **large}
     # The broker's clock, not the writer's: what a record may do depends on when it was written.
     ordered = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(2 * MAX_BYTES)}
     p, g = settings.partitions, settings.gate_partitions

@@ -122,10 +122,7 @@ def switches(timeline: Timeline, index: int) -> Iterator[Order]:
 
 
 def all_switches(timeline: Timeline, until: int | None = None) -> list[Order]:
-    """The kill switches that are off in whatever revision is ever in force, each once, as ``switches``.
-
-    ``until``: of those in force before it, ms.
-    """
+    """The kill switches that are off in whatever revision is in force before ``until``, ms, each once."""
     in_force = sorted({timeline.index(start) for start in timeline.starts if until is None or start < until})
     return list({(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}.values())
 

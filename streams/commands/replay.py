@@ -23,9 +23,10 @@ from streams.commands.options import bars, lateness_option, pane_option
 from streams.commands.words import many, plain
 from streams.history import Extent, History, iso, moment
 from streams.manifests import load_trusted, read_files
+from streams.panes import Mark
 from streams.replay import Corrected, count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
-from streams.windows import Outcome, all_switches
+from streams.windows import Outcome, gate_of
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -146,15 +147,20 @@ def _from_topics(
             assert trusted is not None  # noqa: S101 - checked above
             timeline = past.read_timeline(history.records(settings.manifests_topic), settings, trusted)
         ordered = settings.operations_topic
-        operations = _counted(history.records(ordered, None, end) if history.has(ordered) else (), trusted, ordered)
-        placed = bool(operations or all_switches(timeline))
-        recorded = past.read_past(history, settings, click.echo, placed=placed)
+        # Of operations also those after --to: with telemetry behind they may stand before what was written earlier.
+        operations = _counted(history.records(ordered) if history.has(ordered) else (), trusted, ordered)
+        recorded = past.read_past(history, settings, click.echo)
         # A revision that is published ahead has turned no kill switch off yet.
         until = int(time.time() * 1000) if end is None else end
-        asked = Asked(timeline, operations, settings.clockwork, recorded, until)
+        asked = Asked(timeline, operations, settings.clockwork, recorded, until, part=end is not None)
         # After the decisions: what they rest on is then there.
         telemetry = history.extent(settings.telemetry_topic, None, end)
-        again = _taken_up(history, settings, asked, _chosen(kept, telemetry, asked, start), made.correct)
+        cut = _chosen(kept, telemetry, asked, start)
+        marks = [None if gate is None else gate.mark for gate in cut.gates]
+        if asked.orders():
+            past.place_orders(recorded, history, settings, marks, click.echo)
+            _tell_guesses(asked, marks)
+        again = _taken_up(history, settings, asked, cut, made.correct)
         rest = telemetry.after(again.positions)
         with bars() as progress, made:
             deciding = progress.add_task("deciding", total=rest.size)
@@ -162,9 +168,22 @@ def _from_topics(
             made.take(again.decide(history.read(rest), advance))
     made.tell()
     if compare == _TOPICS:
-        _conclude(again.difference(made.decisions, made.orders, part=end is not None), "the topics")
+        _conclude(again.difference(made.decisions, made.orders), "the topics")
     elif compare is not None:
         _compare(made, compare)
+
+
+def _tell_guesses(asked: Asked, gates: Sequence[Mark | None]) -> None:
+    guessed = 0
+    for order in asked.orders():
+        mark = gates[gate_of(order.flag, len(gates))]
+        had = mark is not None and asked.had(order, mark)
+        guessed += not (had or asked.past.whole or (order.flag, order.operation) in asked.past.exact)
+    if guessed:
+        click.echo(
+            f"{many(guessed, 'order')} that the gates' log no longer has, placed by the recorded decisions or by time: "
+            "what was decided around may differ"
+        )
 
 
 def _kept(history: History, settings: Settings, start: int | None) -> retained.Retained:

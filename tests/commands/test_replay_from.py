@@ -11,7 +11,7 @@ from gates.unit import Clockwork
 from schemas.errors import InputError, TopicError
 from schemas.operation import Operation
 from schemas.timeline import Timeline
-from streams import past
+from streams import past, retained
 from streams.again import Asked
 from streams.commands import replay
 from streams.commands.replay import _chosen, _kept, _taken_up
@@ -39,7 +39,7 @@ def test_the_first_time_that_is_named_is_one_that_is_taken(killed: bool) -> None
     gates = [
         [gate(one.mark.next, *one.mark.closed, operations_next=operations_next) for one in each] for each in KEPT.gates
     ]
-    kept, asked = Retained(gates, KEPT.windows, [1, 0]), Asked(Timeline(), {KILL: 4}, CLOCK, Past())
+    kept, asked = Retained(gates, KEPT.windows, [1, 0]), Asked(Timeline(), {KILL: 4}, CLOCK, Past(), 0)
     with pytest.raises(InputError) as refused:
         _chosen(kept, telemetry(1, 0), asked, 1_000)
     named = re.search(r"the first is --from (\S+)$", str(refused.value))
@@ -72,7 +72,7 @@ def test_states_are_taken_up() -> None:
     history.retain(window(7, 1), PartitionState.fresh(0, CLOCK, table, 7).dump())
     cut = _kept(history, SETTINGS, 1_000).earliest()
     assert cut is not None
-    asked = Asked(Timeline(), {}, CLOCK, Past())
+    asked = Asked(Timeline(), {}, CLOCK, Past(), 0)
     assert _taken_up(history, SETTINGS, asked, cut, lambda _: None).positions == {0: 7}
 
 
@@ -83,7 +83,7 @@ def test_a_state_of_another_version_is_named_with_the_way_out() -> None:
     cut = _kept(history, SETTINGS, 1_000).earliest()
     assert cut is not None
     with pytest.raises(InputError, match=r"gate 0 cannot be read.*--from after which"):
-        _taken_up(history, SETTINGS, Asked(Timeline(), {}, CLOCK, Past()), cut, lambda _: None)
+        _taken_up(history, SETTINGS, Asked(Timeline(), {}, CLOCK, Past(), 0), cut, lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,12 @@ def test_the_gates_log_is_asked_for_the_place_of_a_kill_switch_too(
 ) -> None:
     """Where no operation was ever given."""
 
-    def noted(*_: object, placed: bool) -> None:
-        raise InputError(f"asked: {placed}")
+    def noted(asked: bool) -> None:
+        raise InputError(f"asked: {asked}")
 
     (tmp_path / "m.yml").write_text(f"flags: {{s: {{kind: kill_switch, traffic: {{canary_weight: {weights}}}}}}}")
     monkeypatch.setattr(replay, "History", lambda _: nullcontext(Topics()))
-    monkeypatch.setattr(past, "read_past", noted)
+    monkeypatch.setattr(past, "place_orders", lambda *_: noted(True))
+    monkeypatch.setattr(retained, "load", lambda *_: noted(False))
     done = tidegate("replay", "--broker", "x:1", "--manifest", tmp_path / "m.yml", "--out", tmp_path / "out")
     assert done.line == f"tidegate: asked: {asked}"

@@ -11,7 +11,7 @@ from faust.types import TP
 from schemas.errors import TidegateError
 from streams.again import Again, Asked
 from streams.history import Extent
-from streams.past import read_orders, read_past
+from streams.past import place_orders, read_orders, read_past
 from streams.retained import Cut, find, load
 from tests.faults.traffic import CLOCKWORK, LATENESS, PANE, PANES, START, timeline
 
@@ -69,6 +69,10 @@ class Topics:
         return [record for run in self.read(self.extent(topic)) for record in run]
 
 
+def _nobody(_: str) -> None:
+    """Who is told what a person would be."""
+
+
 def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | None]:
     """How often the work was taken up in mid-history, and the first difference from what was recorded.
 
@@ -78,7 +82,8 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
     topics: Any = Topics(world)
     settings = world.settings
     operations, _ = read_orders(topics.records(settings.operations_topic), None)
-    asked = Asked(timeline(), operations, CLOCKWORK, read_past(topics, settings, lambda _: None, placed=True))
+    recorded = read_past(topics, settings, _nobody)
+    asked = Asked(timeline(), operations, CLOCKWORK, recorded, 1 << 53)
     taken_up = 0
     for number in range(AUDITS):
         kept = find(topics, settings, [0] * world.plan.partitions)
@@ -106,6 +111,8 @@ def _difference(
     topics: Any, world: "World", asked: Asked, cut: Cut, start: int | None, corrections: Collection[bytes]
 ) -> str | None:
     corrected: list[Any] = []
+    marks = [None if gate is None else gate.mark for gate in cut.gates]
+    place_orders(asked.past, topics, world.settings, marks, _nobody)
     again = Again(asked, *load(topics, world.settings, cut), corrected.append)
     rest = topics.extent(world.settings.telemetry_topic).after(again.positions)
     decisions, commands = [], []
@@ -119,4 +126,4 @@ def _difference(
     made = {correction.to_bytes() for correction in corrected if correction.corrected_at > had}
     if made != {value for value in corrections if msgspec.json.decode(value)["corrected_at"] > had}:
         return "other corrections"
-    return again.difference(decisions, commands, part=False)
+    return again.difference(decisions, commands)

@@ -26,10 +26,12 @@ from schemas.timeline import Revision, Timeline
 from streams.again import Again, Asked, PlacedGate
 from streams.columns import GroupTable
 from streams.commands.replay import _After, _reached
+from streams.history import Extent
 from streams.panes import PartitionState, Run, partial_codec
-from streams.past import Past, _gate_log
+from streams.past import Past, place_orders
 from streams.replay import by_unit
 from streams.retained import Agent, Cut, Entry, Retained, Shape
+from streams.settings import load_settings
 from streams.windows import GateState, Order, gate_of, order_codec, split, switches
 
 PANE = 10_000
@@ -306,14 +308,23 @@ class Live:
     def retained(self, firsts: Sequence[int] = (0, 0, 0)) -> Retained:
         return Retained(*self.kept, firsts)
 
-    def asked(self, begins: Sequence[int] | None = None) -> Asked:
-        """``begins``: the first offsets of the gates' logs that are still there."""
-        gone = begins or [0] * self.gates
-        log: Any = SimpleNamespace(read=lambda _: [e[begin:] for e, begin in zip(self.entries, gone, strict=True)])
+    def asked(self) -> Asked:
         values = by_unit(self.decisions)
         chains = {unit: [decision_from_bytes(line) for line in lines] for unit, lines in values.items()}
-        past = Past(chains, values, self.commands, _gate_log(log, log))
-        return Asked(self.timeline, self.operations, CLOCKWORK, past, self.now + 1)
+        return Asked(self.timeline, self.operations, CLOCKWORK, Past(chains, values, self.commands), self.now + 1)
+
+    def place(self, asked: Asked, cut: Cut, gone: Sequence[int]) -> None:
+        """Find where the orders stand in what is left of the gates' logs; ``gone``: the first offsets that are."""
+        kept = {
+            gate: (first, len(entries)) for gate, (first, entries) in enumerate(zip(gone, self.entries, strict=True))
+        }
+
+        def read(extent: Extent) -> list[list[Logged]]:
+            return [self.entries[gate][first:end] for gate, (first, end) in extent.bounds.items() if first < end]
+
+        history: Any = SimpleNamespace(has=lambda _: True, extent=lambda topic: Extent(topic, kept, kept), read=read)
+        marks = [None if gate is None else gate.mark for gate in cut.gates]
+        place_orders(asked.past, history, load_settings(), marks, print)
 
     def load(self, places: Sequence[Entry | None]) -> list[bytes | None]:
         return [None if place is None else self.blobs[place.parts[0]] for place in places]
@@ -347,6 +358,8 @@ class Taken:
 
 
 def again(live: Live, asked: Asked, cut: Cut, rng: random.Random) -> Taken:
+    """All of the gates' logs that is older than the checkpoints may be gone."""
+    live.place(asked, cut, [0 if gate is None else rng.choice([0, gate.mark.next]) for gate in cut.gates])
     corrected: list[Any] = []
     found = Again(asked, live.load(cut.gates), live.load(cut.windows), corrected.append)
     decisions, commands = [], []
@@ -354,7 +367,7 @@ def again(live: Live, asked: Asked, cut: Cut, rng: random.Random) -> Taken:
         decisions.append(decision.to_bytes())
         commands += [] if command is None else [command.to_bytes()]
     corrections = {c.to_bytes(): c.corrected_at for c in corrected}
-    return Taken(cut, decisions, commands, corrections, found.difference(decisions, commands, part=False))
+    return Taken(cut, decisions, commands, corrections, found.difference(decisions, commands))
 
 
 def latest(kept: Retained, asked: Asked, start: int) -> Cut | None:
@@ -434,7 +447,7 @@ def test_where_telemetry_is_gone_the_first_time_that_is_named_can_be_begun_at(se
 def test_also_without_the_gates_logs_nothing_was_decided_after_the_time_and_before_the_checkpoints(seed: int) -> None:
     """Kill switches are decided with the time of their revision, which the telemetry has not reached then."""
     live, rng = deployment(seed)
-    asked = live.asked([len(entries) for entries in live.entries])
+    asked = live.asked()
     switched = {order.operation.ts for order in asked.orders() if order.revision >= 0}
     for start in [*moments(live, rng), *(ts - 1 for ts in switched)]:
         cut = latest(live.retained(), asked, start)

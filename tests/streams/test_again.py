@@ -19,7 +19,7 @@ def asked(**exact: int) -> Asked:
     """``kill``, ``switch``: where the gates' log has them, as far as it is kept."""
     by = {"kill": KILL.by, "switch": SWITCH.operation}
     past = Past(exact={("f", by[name]): (8, offset) for name, offset in exact.items()})
-    return Asked(Timeline(), {KILL: 4}, Clockwork(10_000, 10_000, "t"), past)
+    return Asked(Timeline(), {KILL: 4}, Clockwork(10_000, 10_000, "t"), past, 0)
 
 
 class TestHad:

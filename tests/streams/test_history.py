@@ -155,7 +155,7 @@ class TestGateLog:
 
     def places(self, first: int, timestamp: int) -> dict[str, tuple[int, int]]:
         log = self.log(first, timestamp)
-        return {flag: place for (flag, _), place in _gate_log(log, log).items()}
+        return {flag: place for (flag, _), place in _gate_log(log, log, {}).items()}
 
     def test_an_order_stands_where_the_log_has_it_first(self) -> None:
         assert self.places(0, 96_000) == {"s": (7, 2), "f": (7, 3)}

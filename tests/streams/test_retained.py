@@ -101,7 +101,7 @@ class Topics:
     def has(self, topic: str) -> bool:
         return self.there and topic == SETTINGS.retained_topic
 
-    def extent(self, topic: str) -> Extent:
+    def extent(self, topic: str, *_: object) -> Extent:
         if topic == SETTINGS.telemetry_topic:
             return Extent(topic, {0: (self.first, 999)}, {0: (self.first, 999)})
         bounds = {partition: (log.begin, log.end) for partition, log in self.logs.items()}

@@ -22,7 +22,7 @@ WANTED: dict[str, tuple[int, str, int | None]] = {
     "public.late": (5, "delete", 3 * DAY),
     "public.dead-letter": (5, "delete", 3 * DAY),
     "app.window-checkpoints": (5, "compact", None),
-    "app.partials": (7, "delete", 7 * DAY),
+    "app.partials": (7, "delete", 3 * DAY),
     "app.gate-checkpoints": (7, "compact", None),
     "app.retained": (2, "delete", 3 * DAY),
     "public.decisions": (7, "delete", -1),
