@@ -7,6 +7,7 @@ record is a valid prefix of the work.
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 import aiokafka
@@ -61,8 +62,9 @@ async def write(send: Send, state: bytes, turn: int, generation: int) -> Awaitab
     digest, writer = hashlib.sha256(state).digest(), generation % WRITERS
     chunks = []
     if len(state) > CHUNK_BYTES:
-        for index, at in enumerate(range(0, len(state), CHUNK_BYTES)):
-            chunks.append(await send(b"chunk/%d/%d/%d" % (writer, turn % 2, index), state[at : at + CHUNK_BYTES]))
+        starts = range(0, len(state), CHUNK_BYTES)
+        for key, at in zip(_chunk_keys(b"%d" % writer, turn, len(starts)), starts, strict=True):
+            chunks.append(await send(key, state[at : at + CHUNK_BYTES]))
     offsets = [(await chunk).offset for chunk in chunks]
     return await send(b"state/%d" % writer, _encoder.encode(Closing(b"" if chunks else state, offsets, digest, turn)))
 
@@ -97,12 +99,15 @@ async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: 
     while begin < end:
         start = max(begin, end - back)
         records = await _records(reader, tp, start, end)
-        closing = [(offset, value) for offset, (key, value) in records.items() if key.startswith(b"state/")]
-        for offset, value in reversed(closing):
-            if (saved := await _whole(reader, tp, offset, value)) is not None:
-                return saved
-        if begin == 0 and start == begin and not closing:
-            # Compaction keeps the last record of a key: there was never a closing one, only chunks of the first.
+        closing = [(offset, key, value) for offset, (key, value) in records.items() if key.startswith(b"state/")]
+        lost = False
+        for offset, key, value in reversed(closing):
+            found = await _whole(reader, tp, offset, key, value)
+            if isinstance(found, Saved):
+                return found
+            lost |= found is Missing.LOST
+        if begin == 0 and start == begin and not lost:
+            # Compaction keeps the last record of a key: there was never a closing one here, only chunks of the first.
             return None
         if start == begin:
             raise StateError(f"{tp.topic}-{tp.partition}: records, but no whole checkpoint among them")
@@ -110,8 +115,21 @@ async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: 
     return None
 
 
-async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, value: bytes) -> Saved | None:
-    """The state of a closing record; None if later chunks with the same keys have taken the place of its own."""
+class Missing(Enum):
+    """Why a closing record has no chunks.
+
+    LOST: later ones with the same keys have taken their place. FOREIGN: they never were in this topic: it was deleted
+    and made again while the checkpoint was being written.
+    """
+
+    LOST = "lost"
+    FOREIGN = "foreign"
+
+
+async def _whole(
+    reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, key: bytes, value: bytes
+) -> Saved | Missing:
+    """The state of a closing record. Raises StateError if it is damaged."""
     where = f"{tp.topic}-{tp.partition} offset {offset}"
     try:
         closing = _decoder.decode(value)
@@ -119,13 +137,23 @@ async def _whole(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: 
         raise StateError(f"{where}: not a checkpoint: {error}") from None
     state = closing.state
     if closing.chunks:
+        if max(closing.chunks) >= offset:
+            return Missing.FOREIGN
         records = await _records(reader, tp, closing.chunks[0], closing.chunks[-1] + 1)
-        if not all(chunk in records for chunk in closing.chunks):
-            return None
+        keys = _chunk_keys(key.removeprefix(b"state/"), closing.turn, len(closing.chunks))
+        its = dict(zip(closing.chunks, keys, strict=True))
+        if any(records[chunk][0] != its[chunk] for chunk in its.keys() & records.keys()):
+            return Missing.FOREIGN
+        if its.keys() - records.keys():
+            return Missing.LOST
         state = b"".join(records[chunk][1] for chunk in closing.chunks)
     if hashlib.sha256(state).digest() != closing.sha256:
         raise StateError(f"{where}: the checkpoint is not whole")
     return Saved(state, closing.turn)
+
+
+def _chunk_keys(writer: bytes, turn: int, count: int) -> list[bytes]:
+    return [b"chunk/%s/%d/%d" % (writer, turn % 2, index) for index in range(count)]
 
 
 async def _records(

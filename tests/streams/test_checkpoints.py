@@ -259,6 +259,44 @@ class TestReading:
         assert read(log) == b"2" * 20
 
 
+@pytest.mark.usefixtures("small_chunks")
+class TestDeletedTopic:
+    """A topic that was deleted and made again while a worker was writing a checkpoint to the old one."""
+
+    def late(self, before: int, *states: bytes) -> Log:
+        """The end of a checkpoint whose chunks are in the old topic, after so many records there, and others' then."""
+        old = Log(end=before)
+        old.save(b"0" * 20, 1)
+        *_, (key, value) = old.records.values()
+        log = Log()
+        log.append(key, value)
+        for turn, state in enumerate(states, 2):
+            log.save(state, turn, generation=1)
+        return log
+
+    @pytest.mark.parametrize("before", [0, 1, 500])
+    def test_an_end_without_its_beginning_is_none(self, before: int, read: Read) -> None:
+        """Nothing was ever saved in the new one, so the worker begins anew."""
+        assert read(self.late(before)) is None
+
+    @pytest.mark.parametrize("before", [0, 1, 500])
+    def test_what_was_saved_in_the_new_one_counts(self, before: int, read: Read) -> None:
+        log = self.late(before, b"1" * 20, b"2" * 20)
+        assert read(log) == b"2" * 20
+        # It may also come behind them, and its chunks' offsets may be those of other records by now.
+        key, value = log.records.pop(0)
+        log.append(key, value)
+        assert read(log) == b"2" * 20
+
+    def test_nothing_but_its_chunks_and_other_half_checkpoints_is_none_either(self, read: Read) -> None:
+        log = self.late(2)
+        log.append(b"chunk/1/0/0", b"new")
+        log.append(b"chunk/1/0/1", b"new")
+        log.append(*log.records[0])
+        assert read(log) is None
+        assert read(log.compacted()) is None
+
+
 def closing(state: bytes = b"", chunks: Sequence[int] = (), sha256: bytes | None = None) -> bytes:
     digest = hashlib.sha256(state).digest() if sha256 is None else sha256
     return msgspec.msgpack.encode(Closing(state, list(chunks), digest))
@@ -283,7 +321,6 @@ class TestGarbage:
             closing(b"state") + b"x",
             closing(b"state", sha256=bytes(32)),
             closing(b"state", sha256=b""),
-            closing(chunks=[0, 1]),
             msgspec.msgpack.encode([b"state", [], "text"]),
             msgspec.msgpack.encode({"state": b"state"}),
             None,
