@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import logging
 import random
 import signal
 import sys
@@ -403,6 +404,8 @@ def main() -> int:
     parser.add_argument("fault", nargs="*", choices=[[], *LONG], help="all if none is named")
     parser.add_argument("--per-second", type=float, default=9_000)
     options = parser.parse_args()
+    # What the producer's client has to say of a broker that is away on purpose would fill the screen.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
     failed = 0
     print("| fault | events | restarts | recovery, s | peak MB | decisions / commands / corrections | SHA-256 |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
