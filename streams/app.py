@@ -83,6 +83,7 @@ class Worker:
             self.manifests = Follower(settings, settings.manifests_topic, self._take_manifest)
         self.keepers: dict[TP, Keeper] = {}
         self.failed: Exception | None = None
+        self.stopped = False
         self.assigned = asyncio.Event()
         self.sources = {settings.telemetry_topic, settings.partials_topic}
         self._runner: web.AppRunner | None = None
@@ -138,6 +139,10 @@ class Worker:
 
     async def fail(self, error: Exception) -> None:
         """End the process without another checkpoint: what comes after would rest on work that was not done."""
+        if self.stopped:
+            # Everything is saved, and what was begun since is begun again by whoever is next.
+            log.debug("not done", error=str(error))
+            return
         if self.failed is None:
             if isinstance(error, TopicAuthorizationFailedError):
                 error = AccessError(f"not allowed for this user, see docs/security.md for what a worker needs: {error}")
@@ -269,7 +274,7 @@ class Worker:
         The gate carries an order out where it stands in the log, so a crash repeats the same bytes. Before that, a
         crash puts it there once more; the gate drops what it has had.
         """
-        if self.failed:
+        if self.failed or self.stopped:
             return
         at = self.timeline.index(int(time.time() * 1000))
         switched = list(switches(self.timeline, at)) if at >= 0 else []
@@ -403,7 +408,7 @@ class Worker:
 
     async def _idle(self) -> None:
         """What has to happen although no record comes: late checkpoints, ticks, gauges."""
-        if self.failed:
+        if self.failed or self.stopped:
             return
         for keeper in list(self.keepers.values()):
             keeper.maybe_save()
@@ -456,6 +461,7 @@ class Worker:
 
     async def _shut_down(self, *_: Any, **__: Any) -> None:
         await self._save_all()
+        self.stopped = True
         if self._runner is not None:
             await self._runner.cleanup()
         log.info("stopped")
