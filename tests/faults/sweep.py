@@ -43,7 +43,7 @@ class Table:
     """Results counted by number of workers, with a line for all."""
 
     FAULTS = ("crashes", "terminations", "zombies", "rebalances", "lost confirmations", "ghosts", "stalls")
-    HEAD = ("workers", "seeds", *FAULTS, "mismatches")
+    HEAD = ("workers", "seeds", *FAULTS, "taken up", "mismatches")
 
     def __init__(self) -> None:
         self._rows: dict[str, Counter[str]] = {}
