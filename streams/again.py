@@ -95,6 +95,11 @@ class Asked:
         there = (order.flag, order.operation) in self.past.exact or not self.past.whole
         return there and not self.had(order, gate)
 
+    def guessed(self, gates: Sequence[Mark | None]) -> int:
+        """How many orders that are to come stand at no known place. ``gates``: how far those are that go on."""
+        waiting = (o for o in self.orders() if self.due(o, gates[gate_of(o.flag, len(gates))] or Mark(0, ())))
+        return sum((order.flag, order.operation) not in self.past.exact for order in waiting)
+
     def reached(self, gate: int, gates: int) -> Callable[[Mark], int]:
         """The last time, ms, at which a gate that is so far may have decided something: its panes', or an order's."""
         orders = [order for order in self.orders() if gate_of(order.flag, gates) == gate]

@@ -9,9 +9,9 @@ gate's, as what a gate has had is dropped, but not newer.
 import hashlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 from aiokafka.structs import RecordMetadata
@@ -92,6 +92,11 @@ class Retained:
     windows: Sequence[Sequence[Entry]]
     firsts: Sequence[int]
 
+    @classmethod
+    def none(cls, firsts: Sequence[int]) -> Self:
+        """Nothing was."""
+        return cls([[]], [[]] * len(firsts), firsts)
+
     @property
     def nothing(self) -> Cut:
         """Nothing is taken up."""
@@ -99,14 +104,15 @@ class Retained:
 
     def latest(self, fits: Sequence[Callable[[Mark], bool]]) -> Cut | None:
         """The latest of each gate that fits, with partitions to go with them; None where telemetry is gone for that."""
-        gates: list[Entry | None] = []
-        for places, its_fits in zip(self.gates, fits, strict=True):
-            gates.append(max((p for p in places if its_fits(p.mark)), key=lambda place: place.mark.next, default=None))
+        gates = [
+            _furthest(entry for entry in entries if its_fits(entry.mark))
+            for entries, its_fits in zip(self.gates, fits, strict=True)
+        ]
         windows: list[Entry | None] = []
-        for partition, (places, first) in enumerate(zip(self.windows, self.firsts, strict=True)):
+        for partition, (entries, first) in enumerate(zip(self.windows, self.firsts, strict=True)):
             known = min(NEVER if gate is None else gate.mark.closed[partition] for gate in gates)
-            older = (p for p in places if p.mark.closed[0] <= known and p.mark.next >= first)
-            found = max(older, key=lambda place: place.mark.next, default=None)
+            older = (entry for entry in entries if entry.mark.closed[0] <= known and entry.mark.next >= first)
+            found = _furthest(older)
             if found is None and first > 0:
                 return None
             windows.append(found)
@@ -114,12 +120,16 @@ class Retained:
 
     def earliest(self) -> Cut | None:
         """The earliest after which all telemetry is there."""
-        times = sorted({min(place.mark.closed) for places in self.gates for place in places})
+        times = sorted({min(entry.mark.closed) for entries in self.gates for entry in entries})
         at = bisect_left(times, True, key=lambda time: self._by(time) is not None)
         return self._by(times[at]) if at < len(times) else None
 
     def _by(self, time: int) -> Cut | None:
         return self.latest([lambda mark: min(mark.closed) <= time] * len(self.gates))
+
+
+def _furthest(entries: Iterable[Entry]) -> Entry | None:
+    return max(entries, key=lambda entry: entry.mark.next, default=None)
 
 
 def find(
@@ -129,13 +139,13 @@ def find(
 
     ``firsts``: the first offset there is of each telemetry partition. Raises TopicError if it is of another deployment.
     """
-    topic, nothing = settings.retained_topic, Retained([[]], [[]] * len(firsts), firsts)
+    topic = settings.retained_topic
     if not history.has(topic):
         tell(
             f"no retained checkpoints: topic {topic} is not there, or not readable for this user; its name begins with "
             "the workers' TIDEGATE_APPLICATION_ID"
         )
-        return nothing
+        return Retained.none(firsts)
     extent, entries, garbage = history.extent(topic), list[Entry](), 0
     first_part = extent.kept.get(PARTS, (0, 0))[0]
     for run in history.read(extent.only(INDEX)):
@@ -151,7 +161,7 @@ def find(
         tell(f"{garbage} records of {topic} are no retained checkpoints")
     if not entries:
         tell(f"no retained checkpoints: topic {topic} has none")
-        return nothing
+        return Retained.none(firsts)
     found = {entry.shape for entry in entries}
     own = Shape(settings.telemetry_topic, len(firsts), entries[-1].shape.gates, settings.pane, settings.lateness)
     if found != {own}:

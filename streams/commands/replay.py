@@ -1,18 +1,12 @@
 """``tidegate replay``: decide from files, or from the topics."""
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import IO
 
 import click
-import msgspec
 
-from schemas.correction import Correction
 from schemas.errors import InputError, StateError
 from schemas.operation import Operation
 from schemas.signed import TrustedKeys
@@ -20,13 +14,12 @@ from schemas.timeline import Timeline
 from streams import dumps, parquet, past, retained
 from streams.again import Again, Asked
 from streams.commands.options import bars, lateness_option, pane_option
+from streams.commands.outcomes import Made
 from streams.commands.words import many, plain
 from streams.history import Extent, History, iso, moment
 from streams.manifests import load_trusted, read_files
-from streams.panes import Mark
 from streams.replay import Corrected, count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
-from streams.windows import Outcome, gate_of
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -99,7 +92,7 @@ def command(
     for used in (*manifests, *paths, commands, corrections, compare, operations):
         if used is not None and _same(used, out):
             raise InputError(f"--out: {out} is used otherwise; decisions would be written over it")
-    made = _Made(out, commands, corrections, keep=compare is not None, after=start)
+    made = Made(out, commands, corrections, keep=compare is not None, after=start)
     if broker is not None:
         if paths or operations is not None:
             raise InputError("--broker reads the topics: leave out --events and --operations")
@@ -133,7 +126,7 @@ def _from_topics(
     manifests: tuple[Path, ...],
     start: int | None,
     end: int | None,
-    made: "_Made",
+    made: Made,
     compare: Path | None,
 ) -> None:
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
@@ -159,7 +152,12 @@ def _from_topics(
         marks = [None if gate is None else gate.mark for gate in cut.gates]
         if asked.orders():
             past.place_orders(recorded, history, settings, marks, click.echo)
-            _tell_guesses(asked, marks)
+            guessed = asked.guessed(marks)
+            if guessed:
+                click.echo(
+                    f"{many(guessed, 'order')} that the gates' log no longer has, placed by the recorded decisions or "
+                    "by time: what was decided around may differ"
+                )
         again = _taken_up(history, settings, asked, cut, made.correct)
         rest = telemetry.after(again.positions)
         with bars() as progress, made:
@@ -173,19 +171,6 @@ def _from_topics(
         _compare(made, compare)
 
 
-def _tell_guesses(asked: Asked, gates: Sequence[Mark | None]) -> None:
-    guessed = 0
-    for order in asked.orders():
-        mark = gates[gate_of(order.flag, len(gates))]
-        had = mark is not None and asked.had(order, mark)
-        guessed += not (had or asked.past.whole or (order.flag, order.operation) in asked.past.exact)
-    if guessed:
-        click.echo(
-            f"{many(guessed, 'order')} that the gates' log no longer has, placed by the recorded decisions or by time: "
-            "what was decided around may differ"
-        )
-
-
 def _kept(history: History, settings: Settings, start: int | None) -> retained.Retained:
     """What a replay from ``start`` may be taken up at; a replay of everything rests on no checkpoint, and reads none.
 
@@ -194,7 +179,7 @@ def _kept(history: History, settings: Settings, start: int | None) -> retained.R
     telemetry = history.extent(settings.telemetry_topic)
     firsts = [first for _, (first, _) in sorted(telemetry.kept.items())]
     if start is None and not telemetry.cut:
-        return retained.Retained([[]], [[]] * len(firsts), firsts)
+        return retained.Retained.none(firsts)
     return retained.find(history, settings, firsts, click.echo)
 
 
@@ -266,7 +251,7 @@ def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _compare(made: "_Made", other: Path) -> None:
+def _compare(made: Made, other: Path) -> None:
     try:
         difference = first_difference(made.written, made.after.of(_values(other)))
     except InputError as error:
@@ -286,139 +271,3 @@ def _conclude(difference: str | None, other: str) -> None:
         return
     click.echo(plain(f"differs from {other}: {difference}"))
     raise SystemExit(1)
-
-
-class _Output:
-    """Lines to a file that appears whole or not at all; None: to nowhere."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> "_Output":
-        if self._path is not None:
-            self._unfinished = self._path
-            # A device or pipe is written to; only a plain file can be replaced.
-            if self._path.is_file() or not self._path.exists():
-                self._unfinished = self._path.with_name(self._path.name + ".unfinished")
-            try:
-                self._file = self._unfinished.open("wb")
-            except OSError as error:
-                raise InputError(f"{self._path}: {error.strerror}") from None
-        return self
-
-    def write(self, record: bytes) -> None:
-        """Append a record as a line."""
-        if self._file is not None:
-            self._file.write(record + b"\n")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._file is not None and self._path is not None:
-            self._file.close()
-            if self._unfinished is self._path:
-                return
-            if kind is None:
-                self._unfinished.replace(self._path)
-            else:
-                self._unfinished.unlink()
-
-
-class _After:
-    """The decisions of each unit from its first that was made after a time, ms; None: all of them."""
-
-    def __init__(self, time: int | None) -> None:
-        self.time = time
-        self._begun: set[str] = set()
-
-    def take(self, unit: str, decided_at: int) -> bool:
-        """Whether the unit's next decision is one of them."""
-        if self.time is not None and decided_at > self.time:
-            self._begun.add(unit)
-        return self.time is None or unit in self._begun
-
-    def of(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """Those among decisions that were read, each once. Raises InputError for a line that is none."""
-        after = _After(self.time)
-        known: set[bytes] = set()
-        for line in lines:
-            if line in known:
-                # A worker that begins anew sends older ones again, also after the first that is after the time.
-                continue
-            known.add(line)
-            try:
-                head = msgspec.json.decode(line, type=_Decided)
-            except (msgspec.MsgspecError, UnicodeError) as error:
-                raise InputError(f"not a decision: {error}") from None
-            if after.take(f"{head.flag}|{head.region}", head.decided_at):
-                yield line
-
-
-class _Decided(msgspec.Struct):
-    flag: str
-    region: str
-    decided_at: int
-
-
-class _Made:
-    """Outcomes on their way to files, counted; if they are to be compared, kept in memory too.
-
-    ``after``: only what was decided after this time, ms, is written.
-    """
-
-    def __init__(
-        self, out: Path, commands: Path | None, corrections: Path | None, *, keep: bool, after: int | None = None
-    ) -> None:
-        self._files = _Output(out), _Output(commands), _Output(corrections)
-        self._keep, self.after = keep, _After(after)
-        self._verdicts: Counter[str] = Counter()
-        self._ordered = self._corrected = 0
-        self.decisions: list[bytes] = []
-        self.orders: list[bytes] = []
-        self.written: list[bytes] = []
-
-    def __enter__(self) -> "_Made":
-        self._stack = ExitStack()
-        with ExitStack() as stack:
-            for file in self._files:
-                stack.enter_context(file)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, at)
-
-    def take(self, outcomes: Iterator[Outcome]) -> None:
-        """Write all of them that are after the time."""
-        for decision, order in outcomes:
-            wanted = self.after.take(decision.key, decision.decided_at)
-            if not (wanted or self._keep):
-                continue
-            record, command = decision.to_bytes(), None if order is None else order.to_bytes()
-            if self._keep:
-                self.decisions.append(record)
-                self.orders += [] if command is None else [command]
-            if wanted:
-                self._verdicts[decision.verdict] += 1
-                self._write(record, command)
-
-    def _write(self, record: bytes, command: bytes | None) -> None:
-        decisions, commands, _ = self._files
-        decisions.write(record)
-        if self._keep:
-            self.written.append(record)
-        if command is not None:
-            self._ordered += 1
-            commands.write(command)
-
-    def correct(self, correction: Correction) -> None:
-        """Write a correction."""
-        if self.after.time is None or correction.corrected_at > self.after.time:
-            self._files[2].write(correction.to_bytes())
-            self._corrected += 1
-
-    def tell(self) -> None:
-        """Say how many there were."""
-        told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
-        click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._ordered} commands")
-        if self._corrected:
-            click.echo(f"{many(self._corrected, 'correction')}: late events would have changed a verdict")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streams.commands.replay import _After
+from streams.commands.outcomes import After
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, RAMP, healthy_pane, probes, tick, written
 
@@ -266,4 +266,4 @@ class TestCompare:
 def test_a_decision_that_a_worker_sent_again_is_not_after_a_time_that_it_was_before() -> None:
     """After a crash older ones stand once more behind the first that is after the time."""
     old, new = (b'{"flag":"f","region":"eu","decided_at":%d}' % at for at in (10, 20))
-    assert list(_After(15).of([old, new, old, new])) == [new]
+    assert list(After(15).of([old, new, old, new])) == [new]

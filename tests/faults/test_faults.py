@@ -124,7 +124,7 @@ BUGS: dict[str, tuple[Any, ...]] = {
     "audit: a partition taken up after the gates": (
         retained.Retained,
         "latest",
-        ("p.mark.closed[0] <= known and", ""),
+        ("entry.mark.closed[0] <= known and", ""),
     ),
     "audit: an order carried out again": (again.Asked, "had", ("order.offset < gate.operations_next", "False")),
     "audit: an order forgotten": (again.Asked, "had", ("order.offset < gate.operations_next", "True")),

@@ -25,7 +25,8 @@ from schemas.operation import Operation
 from schemas.timeline import Revision, Timeline
 from streams.again import Again, Asked, PlacedGate
 from streams.columns import GroupTable
-from streams.commands.replay import _After, _reached
+from streams.commands.outcomes import After
+from streams.commands.replay import _reached
 from streams.history import Extent
 from streams.panes import PartitionState, Run, partial_codec
 from streams.past import Past, place_orders
@@ -343,7 +344,7 @@ class Live:
 
 
 def after(lines: Sequence[bytes], start: int | None) -> dict[str, list[bytes]]:
-    return by_unit(_After(start).of(lines))
+    return by_unit(After(start).of(lines))
 
 
 @dataclass
