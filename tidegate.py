@@ -3,7 +3,7 @@
 from schemas.decision import Command, Decision, command_from_bytes, decision_from_bytes
 from schemas.errors import TidegateError
 from schemas.event import TelemetryEvent
-from schemas.manifest import load_manifest, read_manifest
+from schemas.load import load_manifest, read_manifest
 from streams.control import ControlConsumer
 from streams.manifests import load_trusted
 from streams.publisher import TelemetryPublisher

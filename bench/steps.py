@@ -9,7 +9,7 @@ import streams.panes
 from bench.load import MANIFEST, TOPIC_PARTITIONS, events
 from gates.digest import Digest
 from gates.unit import Clockwork
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import STEP, PartitionState, Run, partial_codec

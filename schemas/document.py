@@ -161,3 +161,21 @@ def dotted(at: Loc) -> str:
         else:
             path += "." * bool(path) + (part if part and part.isprintable() else json.dumps(part))
     return path
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the words of a message."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"the text {cut(value)}"
+        case int() | float():
+            return cut(str(value))[1:-1]
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+    return f"a {type(value).__name__}"

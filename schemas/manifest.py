@@ -1,21 +1,16 @@
-"""The flag manifest: the page's YAML in, resolved flags out.
+"""The flag manifest: its keys, their bounds and defaults, and the flags that they resolve to.
 
-Every default is the page's ("Feature Flags and Safe Launch"). A manifest that could be misread is
-refused with the YAML path of the first fault in file order and the way out: a misspelt rule that is
-silently ignored would be the worst failure of all.
+Every default is the page's ("Feature Flags and Safe Launch").
 """
 
-import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,16 +19,14 @@ from pydantic import (
     Field,
     PrivateAttr,
     Strict,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from schemas.canonical import sha256_of
-from schemas.document import Document, Fault, Loc, cut, dotted
-from schemas.errors import ManifestError
+from schemas.document import cut, kind_of
 from schemas.event import PINS
 
 FlagKind = Literal["kill_switch", "progressive_rollout", "quality_gated", "safety_guard", "cost_guard"]
@@ -41,7 +34,7 @@ HardKind = Literal["delta_s_p95_over", "coverage_under", "lambda_flip_rate_over"
 SoftKind = Literal["latency_p95_over_budget", "cost_per_solved_over_budget"]
 
 DEFAULT_STAGES = (0.05, 0.25, 0.50, 1.0)
-_KINDS = {"hard": get_args(HardKind), "soft": get_args(SoftKind)}
+KINDS = {"hard": get_args(HardKind), "soft": get_args(SoftKind)}
 SLACK = 1e-9
 """What weights may be off from summing to 1, for floating point."""
 
@@ -75,7 +68,7 @@ def parse_duration(text: object) -> int:
         bare = not isinstance(text, bool) and re.fullmatch(r"[0-9]{1,15}", str(text))
         example = f"{text}s" if bare else "90s, 15m or 1h"
         fix = f"write a whole number and its unit: {example}"
-        raise _fault(f"{_said(text)} is no duration", fix)
+        raise _fault(f"{kind_of(text)} is no duration", fix)
     length = int(match[1]) * _UNIT_MS[match[2]]
     if length > MAX_DURATION_MS:
         raise _fault(f"{text} is longer than 366 days", "write a shorter duration")
@@ -89,7 +82,7 @@ def parse_instant(text: object) -> int:
     except ValueError:
         when = None
     if not isinstance(when, datetime) or when.tzinfo is None:
-        raise _fault(f"{_said(text)} is no time with its offset", "write it like 2026-12-24T00:00:00Z")
+        raise _fault(f"{kind_of(text)} is no time with its offset", "write it like 2026-12-24T00:00:00Z")
     return round(when.timestamp() * 1000)
 
 
@@ -148,11 +141,11 @@ Instant = Annotated[
 ]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Scope(_Part):
+class Scope(Part):
     """What the flag covers; ``("all",)`` is everything."""
 
     tenants: Ids = ("all",)
@@ -163,7 +156,7 @@ class Scope(_Part):
     surfaces: Ids = ("all",)
 
 
-class Traffic(_Part):
+class Traffic(Part):
     """The ramp: the canary's weight, stage by stage."""
 
     baseline_weight: Share = Field(0.95, exclude=True)
@@ -209,7 +202,7 @@ class Traffic(_Part):
         return self.model_copy(update={"canary_weight": stages[0], "baseline_weight": baseline, "stages": stages})
 
 
-class Window(_Part):
+class Window(Part):
     """The evaluation window."""
 
     length_ms: Duration = Field(900_000, alias="length", json_schema_extra={"default": "15m"})
@@ -235,14 +228,14 @@ class Window(_Part):
         return self
 
 
-class DeltaS(_Part):
+class DeltaS(Part):
     """ΔS drift of the canary against the baseline."""
 
     median_max: Drift | None = 0.03
     p95_max: Drift | None = 0.10
 
 
-class Gates(_Part):
+class Gates(Part):
     """What must hold to graduate; a gate left out has the page's limit, null turns it off."""
 
     delta_s: Annotated[DeltaS, BeforeValidator(_delta_s_off, json_schema_input_type=DeltaS | None)] = DeltaS()
@@ -265,7 +258,7 @@ class Gates(_Part):
         }
 
 
-class HardRule(_Part):
+class HardRule(Part):
     """Aborts as soon as it fires."""
 
     kind: HardKind
@@ -279,7 +272,7 @@ class HardRule(_Part):
         return self
 
 
-class SoftRule(_Part):
+class SoftRule(Part):
     """Freezes the ramp; a second strike rolls back."""
 
     kind: SoftKind
@@ -290,7 +283,7 @@ class SoftRule(_Part):
 Rule = HardRule | SoftRule
 
 
-class AbortRules(_Part):
+class AbortRules(Part):
     """When the ramp stops; a list left out is the page's, an empty one is none."""
 
     hard: tuple[HardRule, ...] = (
@@ -311,7 +304,7 @@ class AbortRules(_Part):
         return self
 
 
-class QualityGain(_Part):
+class QualityGain(Part):
     """When a failed cost gate is waived: how dear it may be, and what quality must have gained."""
 
     max_cost_uplift: Uplift = 0.30
@@ -319,7 +312,7 @@ class QualityGain(_Part):
     coverage_gain: Share = 0.05
 
 
-class Policy(_Part):
+class Policy(Part):
     """How to judge where the page leaves a choice."""
 
     on_gate_fail: Literal["rollback", "hold"] = "rollback"
@@ -337,7 +330,7 @@ class Policy(_Part):
     """sha256: the arm must follow from the sticky id."""
 
 
-class Flag(_Part):
+class Flag(Part):
     """One flag; what is left out has the page's value, or ours where the page is silent."""
 
     kind: FlagKind = "progressive_rollout"
@@ -445,7 +438,7 @@ PAGE = Flag.model_validate({})
 """A flag with nothing written: the page's targets and rules."""
 
 
-class FreezeWindow(_Part):
+class FreezeWindow(Part):
     """A time in which nothing is promoted: aborts, rollbacks and kills go on."""
 
     start: Annotated[Instant, Field(alias="from")]
@@ -463,7 +456,7 @@ class FreezeWindow(_Part):
         return self
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """A manifest file: flags by name, in file order."""
 
     freeze_windows: tuple[FreezeWindow, ...] = ()
@@ -481,164 +474,3 @@ def _duration(ms: int) -> str:
     """The shortest way to write a duration in the manifest."""
     units = reversed(_UNIT_MS.items())
     return next(f"{ms // size}{unit}" for unit, size in units if ms % size == 0)
-
-
-def _said(value: object) -> str:
-    """What a value is, in the words of a message."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return str(value).lower()
-        case str():
-            return f"the text {cut(value)}"
-        case int() | float():
-            return cut(str(value))[1:-1]
-        case dict():
-            return "a mapping"
-        case list():
-            return "a list"
-    return f"a {type(value).__name__}"
-
-
-def _models(annotation: Any) -> Iterator[type[_Part]]:
-    if isinstance(annotation, type) and issubclass(annotation, _Part):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)
-
-
-def _known(at: Loc) -> list[str]:
-    """The keys that the mapping at a path may have."""
-    model: type[_Part] = Manifest
-    for i, part in enumerate(at):
-        # The part after `flags` is a name of the user's.
-        if isinstance(part, str) and i != 1:
-            fields = {field.alias or name: field for name, field in model.model_fields.items()}
-            model = next(_models(fields[part].annotation))
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _nearest(word: object, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else ()
-    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
-
-
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "less_than_equal": ("le", "at most"),
-    "greater_than": ("gt", "above"),
-}
-_NO_FLAGS = ("there are no flags", "write flags: and below it a flag's name and its keys")
-
-
-def _explain(error: ErrorDetails, document: Document) -> Fault:
-    """Path, problem and way out of one of pydantic's errors."""
-    at, value, context = error["loc"], error["input"], error.get("ctx", {})
-    if at and at[-1] == "[key]":
-        at = at[:-1]
-    key = at[-1] if at else ""
-    section = at[2] if len(at) > 2 else ""
-    said = _said(value)
-    match error["type"]:
-        case "manifest":
-            return Fault((*at, *context["at"]), context["problem"], context["fix"])
-        case _ if at == ("flags",) and not value:
-            return Fault(at, *_NO_FLAGS)
-        case "missing" if at == ("flags",):
-            return Fault(at, *_NO_FLAGS)
-        case "missing" if key == "value":
-            page = [rule.value for rule in PAGE.abort_rules.hard if rule.kind == value.get("kind")]
-            fix = f"write value: {page[0]:.10g}, the page's, or another" if page else "write value: N"
-            return Fault(at, "a hard rule needs a value", fix)
-        case "missing" if at[0] == "freeze_windows":
-            return Fault(at, "missing", f"write {key}: beside the others")
-        case "missing":
-            return Fault(at, "missing", f"write {key}: and one of {', '.join(_KINDS[str(at[3])])}")
-        case "extra_forbidden":
-            what = "gate" if section == "gates" else "key"
-            return Fault(at, f"unknown {what}", _nearest(key, _known(at[:-1])))
-        case "literal_error":
-            for severity, kinds in _KINDS.items():
-                if section == "abort_rules" and value in kinds:
-                    return Fault(at, f"{value} is a {severity} rule", f"move it to {severity}")
-            what = "rule kind" if section == "abort_rules" else str(key)
-            known = re.findall(r"'([^']*)'", context["expected"])
-            return Fault(at, f"unknown {what}, {said}", _nearest(value, known))
-        case "greater_than_equal" | "less_than_equal" | "greater_than" as kind:
-            bound, words = _BOUNDS[kind]
-            fix = f"write a number that is {words} {context[bound]:.10g}"
-            return Fault(at, f"{said} is out of range", fix)
-        case "too_short":
-            return Fault(at, "an empty list", "list at least one, or leave the key out")
-        case "string_too_short":
-            return Fault(at, "an empty text", "write something, or leave it out")
-        case "string_type":
-            written = document.text(at)
-            fix = f"quote it: {cut(written)}" if written else "write text in quotes"
-            return Fault(at, f"expected text, got {said}", fix)
-        case "bool_type":
-            return Fault(at, f"expected true or false, got {said}", "write true or false")
-        case "int_type":
-            return Fault(at, f"expected a whole number, got {said}", "write digits without quotes")
-        case "finite_number":
-            return Fault(at, f"{said} is not finite", "write a finite number")
-        case "float_type":
-            off = ", or null to turn the gate off" if section == "gates" else ""
-            return Fault(at, f"expected a number, got {said}", f"write digits without quotes{off}")
-        case "tuple_type":
-            one = cut(value) if isinstance(value, str) else "..."
-            return Fault(at, f"expected a list, got {said}", f"write [{one}]")
-        case "model_type" | "mapping_type" | "dict_type":
-            fix = "write keys below it, or {} for the defaults"
-            return Fault(at, f"expected a mapping, got {said}", fix)
-        case other:
-            return Fault(at, f"{error['msg']} ({other})", "see docs/manifest.md")
-
-
-def load_manifest(text: str | bytes, *, pane_ms: int = 10_000, name: str = "manifest") -> Manifest:
-    """Read a manifest; ``pane_ms`` is the worker's pane, of which windows are multiples.
-
-    ``name`` stands in messages where no YAML path can: for text that is not YAML, or empty. Raises
-    ManifestError for the first fault in file order, and nothing else, whatever the text.
-    """
-    try:
-        document = Document(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
-    except UnicodeDecodeError as error:
-        problem, fix = f"not UTF-8 at byte {error.start}", "save the file as UTF-8"
-        raise ManifestError(name, problem, fix) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "this file"
-        said = ", ".join(" ".join(part.split()) for part in (error.context, error.problem) if part)
-        raise ManifestError(name, f"not valid YAML: {said}", f"mend {where}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        problem = f"not valid YAML: {' '.join(str(error).split())}"
-        raise ManifestError(name, problem, "remove what does not belong in a text file") from None
-    except RecursionError:
-        problem, fix = "nested too deeply", "a manifest is at most six levels deep"
-        raise ManifestError(name, problem, fix) from None
-    faults = document.faults
-    if document.value is None and not faults:
-        raise ManifestError(name, "the manifest is empty", _NO_FLAGS[1])
-    try:
-        manifest = Manifest.model_validate(document.value, context={"pane_ms": pane_ms})
-        if not faults:
-            return manifest
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        # A list whose only item was refused counts as too short, too.
-        real = (one for one in details if one["type"] != "too_short" or not one["input"])
-        faults = faults + [_explain(one, document) for one in real]
-    first = min(faults, key=lambda fault: document.rank(fault.at))
-    raise ManifestError(dotted(first.at) or name, first.problem, first.fix)
-
-
-def read_manifest(path: str | Path, *, pane_ms: int = 10_000) -> Manifest:
-    """``load_manifest`` of a file; a file that cannot be read is a ManifestError too."""
-    try:
-        text = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ManifestError(str(path), f"cannot be read: {reason}", "name a readable file") from None
-    return load_manifest(text, pane_ms=pane_ms, name=str(path))

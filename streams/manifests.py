@@ -10,7 +10,7 @@ from aiokafka import ConsumerRecord
 
 from schemas.canonical import canonical
 from schemas.errors import InputError, ManifestError, Refusal
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.signed import PrivateKey, TrustedKeys, is_signed, open_signed, read_trusted, sign
 from schemas.timeline import Revision, Timeline
 from streams.follow import Follower

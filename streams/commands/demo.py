@@ -19,7 +19,8 @@ from rich.text import Text
 
 from schemas.decision import Command, Decision
 from schemas.errors import InputError, TidegateError
-from schemas.manifest import Flag, read_manifest
+from schemas.load import read_manifest
+from schemas.manifest import Flag
 from schemas.timeline import Timeline
 from streams.broker import embedded_broker
 from streams.commands.publish import send

@@ -14,7 +14,8 @@ from rich.text import Text
 from gates.power import Catch, catch, certainty, judged_gates
 from gates.rules import QUALITY_GATES, SLACK, SOFT_GATES
 from schemas.errors import SettingsError
-from schemas.manifest import MAX_DURATION_MS, Flag, HardRule, read_manifest
+from schemas.load import read_manifest
+from schemas.manifest import MAX_DURATION_MS, Flag, HardRule
 from streams.commands.options import pane_option
 from streams.commands.screen import percent
 from streams.settings import load_settings

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from schemas.errors import InputError
-from schemas.manifest import load_manifest, parse_duration
+from schemas.load import load_manifest
+from schemas.manifest import parse_duration
 from schemas.signed import read_private
 from streams.loop import shown
 from streams.manifests import NUMBER_MAX, read_file, sign_revision

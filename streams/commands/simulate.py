@@ -16,7 +16,8 @@ from rich.text import Text
 from gates.unit import first_weight
 from schemas.decision import Command, Decision
 from schemas.errors import InputError, SettingsError
-from schemas.manifest import Flag, parse_duration, read_manifest
+from schemas.load import read_manifest
+from schemas.manifest import Flag, parse_duration
 from streams.commands.screen import order, outcome, percent, plain_gates, problems
 from streams.loop import Loop, latest_start, shown
 from streams.scenarios import SCENARIOS, told_scenarios

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from schemas.decision import Verdict, command_from_bytes, decision_from_bytes
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from streams.commands.screen import VERDICT_STYLE, engaged_after, gate_rows, outcome, state, state_bar
 from streams.scenarios import SCENARIOS
 from tests.streams.play import play

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.operation import Operation, read_operation
 from schemas.signed import open_signed, read_private, read_trusted
 from streams.commands import kill as kill_command

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from gates.unit import Clockwork
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.timeline import Revision, Timeline
 
 PANE, LATENESS = 10_000, 5_000

@@ -24,7 +24,8 @@ from gates.unit import Clockwork, Unit, begin
 from gates.window import PaneUnit
 from schemas.decision import Command, Decision, GateResult, OperationBy, RuleResult
 from schemas.event import ToolCall
-from schemas.manifest import Flag, load_manifest
+from schemas.load import load_manifest
+from schemas.manifest import Flag
 
 PANE = 10_000
 WINDOW = 60_000

@@ -5,7 +5,8 @@ from textwrap import indent
 
 import pytest
 
-from schemas.manifest import Flag, load_manifest
+from schemas.load import load_manifest
+from schemas.manifest import Flag
 from tests.gates.build import PANE, WINDOW, Drive, Event, flag, healthy, requests
 
 BROKEN = healthy(error=True)

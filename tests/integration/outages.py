@@ -27,7 +27,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicP
 from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.correction import Correction
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.timeline import Timeline
 from streams.replay import by_unit, first_difference, replay
 from streams.settings import Settings, load_settings

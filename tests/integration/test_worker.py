@@ -15,7 +15,7 @@ from aiokafka.admin import NewTopic
 
 from gates.unit import Clockwork
 from schemas.correction import Correction
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.timeline import Timeline
 from streams.replay import by_unit, partition_of, replay
 from streams.settings import Settings

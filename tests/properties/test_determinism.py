@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gates.unit import Clockwork
-from schemas.manifest import Flag, load_manifest
+from schemas.load import load_manifest
+from schemas.manifest import Flag
 from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import PartitionState, Run, partial_codec

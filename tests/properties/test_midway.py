@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from gates import unit
 from gates.unit import Clockwork
 from schemas.decision import decision_from_bytes
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.operation import Operation
 from schemas.timeline import Revision, Timeline
 from streams.again import Again, Asked, PlacedGate

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schemas import event, generate
 from schemas.decision import command_from_bytes, decision_from_bytes, seal_decision
 from schemas.errors import EventError
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.signed import Kind, PrivateKey, sign
 from tests.schemas.test_decision import command, decision
 from tests.schemas.test_manifest import PAGE_YAML, bodies, nest

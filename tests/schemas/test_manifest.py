@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from schemas.canonical import canonical
 from schemas.errors import ManifestError
 from schemas.event import PINS
+from schemas.load import load_manifest, read_manifest
 from schemas.manifest import (
     PAGE,
     Flag,
     Manifest,
     QualityGain,
-    load_manifest,
     parse_duration,
-    read_manifest,
 )
 
 PAGE_YAML = Path(__file__).parent / "data" / "feature_flags.yml"

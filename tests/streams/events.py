@@ -9,7 +9,8 @@ import msgspec
 from gates.sums import Sums
 from gates.unit import Clockwork
 from gates.window import PaneUnit
-from schemas.manifest import Flag, load_manifest
+from schemas.load import load_manifest
+from schemas.manifest import Flag
 from schemas.timeline import Timeline
 from streams.columns import GroupTable
 from streams.panes import Partial, PartitionState, Run, Step, partial_codec

@@ -7,7 +7,8 @@ from pathlib import Path
 from gates.unit import Clockwork
 from schemas.decision import Command, Decision
 from schemas.event import TelemetryEvent, encode
-from schemas.manifest import Flag, load_manifest
+from schemas.load import load_manifest
+from schemas.manifest import Flag
 from schemas.timeline import Timeline
 from streams.panes import Run
 from streams.replay import Pipeline, partition_of

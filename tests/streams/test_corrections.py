@@ -14,7 +14,7 @@ from schemas.canonical import sha256_of
 from schemas.correction import Correction, correction_from_bytes
 from schemas.decision import Command, Decision
 from schemas.errors import EventError
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.timeline import Timeline
 from streams import panes
 from streams.columns import GroupTable

@@ -10,7 +10,8 @@ from aiokafka import AIOKafkaProducer
 from schemas.decision import Command, Decision
 from schemas.errors import InputError, TopicError
 from schemas.event import TelemetryEvent, parse
-from schemas.manifest import Flag, load_manifest
+from schemas.load import load_manifest
+from schemas.manifest import Flag
 from schemas.timeline import Timeline
 from streams.broker import embedded_broker
 from streams.loop import Loop, latest_start

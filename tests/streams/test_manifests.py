@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from schemas.errors import InputError, Refusal, SignatureError
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.operation import Operation
 from schemas.signed import PrivateKey, key_id, sign
 from schemas.timeline import Timeline

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.operation import Operation
 from schemas.timeline import Revision, Timeline
 from streams.columns import GroupTable

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from schemas.errors import InputError
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from schemas.timeline import Timeline
 from streams import parquet
 from streams.dumps import dump_line

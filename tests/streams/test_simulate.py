@@ -9,7 +9,7 @@ from gates.evidence import DETECTORS
 from schemas.decision import Command, Weights
 from schemas.errors import InputError
 from schemas.event import encode
-from schemas.manifest import load_manifest
+from schemas.load import load_manifest
 from streams.scenarios import LABEL_DELAY, SCENARIOS
 from streams.simulate import Arrival, Router, read_trace
 from tests.streams.play import CLOCKWORK, Play, play, trace
