@@ -4,18 +4,16 @@ One detector a problem, listed in ``DETECTORS``. A detector looks at the window 
 blocks a promote and never suppresses an abort.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import msgspec
 
-from gates.bounds import log_odds_sample_ratio
 from gates.metrics import ArmMetrics
+from gates.regions import Regions
 from gates.rules import SLACK, rounded
-from gates.sums import PinSet, shared
+from gates.sums import PinSet
 from gates.unit import Unit
 from gates.window import CLIENT, EXAMPLES, REQUEST_SOURCES, Arm, Finds
 from schemas.decision import Problem
@@ -27,10 +25,6 @@ STORM_SHARE, STORM_EVENTS = 0.05, 5
 """429s of the canary: points over the baseline and the stage before, and how many at least."""
 ORPHANS_MAX = 0.01
 """Share of a window's sticky ids that may be without an exposure: exposures may be late or lost like any event."""
-REGIONS_SHOWN = 32
-"""Regions told of by name: telemetry may invent any number, and every region's decision would list all of them."""
-RATIO_ALPHA, RATIO_OFF = 0.001, 0.05
-"""Level of the sample-ratio test, and the share of its weight that an arm must be off by."""
 
 Pins = dict[str, str]
 
@@ -40,7 +34,7 @@ class Evidence:
     """What the detectors may look at.
 
     ``baseline_is_pinned``: the baseline of an earlier window stands in, as no traffic is left for it.
-    ``hashes``: by region of the flag, the manifest hashes that its current window's events came from.
+    ``regions``: the manifest hashes that the events of the flag's regions came from.
     """
 
     flag: Flag
@@ -48,7 +42,7 @@ class Evidence:
     canary: ArmMetrics
     baseline: ArmMetrics
     baseline_is_pinned: bool
-    hashes: Mapping[str, Mapping[str, int]]
+    regions: Regions
 
     @property
     def arms(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
@@ -118,11 +112,14 @@ def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def sticky_violation(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Sticky ids that were served in both arms within the stage."""
-    ids, level = shared(seen.unit.stage_ids["canary"], seen.unit.stage_ids["baseline"])
-    if len(ids) > seen.flag.policy.sticky_violations_max:
+    """Sticky ids that were served in both arms, more of them than the policy allows by number and by share."""
+    policy, level = seen.flag.policy, seen.unit.assignments.level
+    ids, share = seen.unit.assignments.bounces()
+    if len(ids) << level > policy.sticky_violations_max and share > policy.sticky_violation_share_max + SLACK:
         yield {
             "ids": len(ids),
+            "share": rounded(share),
+            "limit": policy.sticky_violation_share_max,
             "xxh3": [f"{i:016x}" for i in ids[:EXAMPLES].tolist()],
             "followed": f"1 id in {1 << level}",
         }
@@ -204,17 +201,20 @@ def assignment_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def sample_ratio_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """The arms' shares of sticky ids are not the stage's weights."""
-    if seen.unit.ratio is not None:
-        yield dict(seen.unit.ratio)
+    """The arms' shares of sticky ids are not the stage's weights, or were not and too little was seen since."""
+    found = seen.unit.assignments
+    if found.ratio is not None:
+        yield dict(found.ratio)
+    elif found.unsound is not None:
+        yield found.unsound | {"ids_since": found.seen, "ids_needed": found.needed}
 
 
 def region_divergence(seen: Evidence) -> Iterator[dict[str, Any]]:
     """Regions of the flag assign under different manifests."""
-    told = {region: sorted(found) for region, found in sorted(seen.hashes.items()) if found}
-    if len(told) > 1 and len({name for found in told.values() for name in found}) > 1:
-        more = {"of": len(told)} if len(told) > REGIONS_SHOWN else {}
-        yield {"regions": dict(islice(told.items(), REGIONS_SHOWN)), **more}
+    told = seen.regions.diverging(seen.unit.region, seen.unit.window.detail.hashes)
+    if told is not None:
+        more = {"of": told.count} if told.count > len(told.shown) else {}
+        yield {"regions": told.shown, **more}
 
 
 def orphan_telemetry(seen: Evidence) -> Iterator[dict[str, Any]]:
@@ -233,32 +233,6 @@ def _told(found: Finds, what: str) -> Iterator[dict[str, Any]]:
 def rate_limited(arm: ArmMetrics) -> float:
     """Share of an arm's requests that met a 429."""
     return arm.served["rate_limited"] / arm.rows if arm.rows else 0.0
-
-
-def sample_ratio(flag: Flag, unit: Unit) -> tuple[float, dict[str, Any] | None]:
-    """Log odds of the stage's ids against its weights, and the finding if they and the finished stages' refute them.
-
-    Source: Lindon & Malek 2022; look at every pane.
-    """
-    weight = flag.ramp_stages[unit.stage]
-    if not 0 < weight < 1:
-        return 0.0, None
-    canary, baseline = unit.stage_ids["canary"], unit.stage_ids["baseline"]
-    level = max(canary.level, baseline.level)
-    counts = len(canary.within(level)), len(baseline.within(level))
-    shares = weight, 1 - weight
-    odds, n = log_odds_sample_ratio(counts, shares), sum(counts)
-    total = unit.odds + odds
-    off = any(abs(count - share * n) >= RATIO_OFF * share * n for count, share in zip(counts, shares, strict=True))
-    if total < -math.log(RATIO_ALPHA) or not off:
-        return odds, None
-    return odds, {
-        "ids": {"canary": counts[0], "baseline": counts[1]},
-        "share": rounded(counts[0] / n),
-        "weight": weight,
-        "log_odds": rounded(total, 6),
-        "followed": f"1 id in {1 << level}",
-    }
 
 
 Detector = Callable[[Evidence], Iterator[dict[str, Any]]]

@@ -3,6 +3,7 @@
 from gates.machine import Machine
 from gates.ramp import Ramp
 from gates.records import Judgement, Reading, unfired
+from gates.regions import Regions
 from gates.rules import QUALITY_GATES, SLACK, rounded
 from gates.unit import Clockwork, Unit
 from gates.window import PaneUnit
@@ -17,6 +18,8 @@ REASON_FAILURES_MAX = 0.01
 
 class QualityGate(Ramp):
     """Open only while ΔS, coverage and λ are inside their bounds in the current window; closed at first."""
+
+    staged = False
 
     @property
     def stages(self) -> tuple[float, ...]:
@@ -74,7 +77,7 @@ class QualityGate(Ramp):
         if judgement.action is not None:
             self._let_move(decision.decided_at)
         if at is None:
-            self._next_window()
+            self._next_window(judgement)
 
 
 class Guard(Machine):
@@ -113,7 +116,7 @@ class Guard(Machine):
         elif judgement.verdict == "restore":
             self.unit.engaged = False
         if at is None:
-            self._next_window()
+            self._next_window(judgement)
 
 
 class CostGuard(Guard):
@@ -207,6 +210,6 @@ KINDS: dict[str, type[Machine]] = {
 }
 
 
-def machine(flag: Flag, unit: Unit, clockwork: Clockwork, peers: "dict[str, Machine] | None" = None) -> Machine:
+def machine(flag: Flag, unit: Unit, clockwork: Clockwork, regions: Regions | None = None) -> Machine:
     """The state machine of a flag's kind over a unit's state."""
-    return KINDS[flag.kind](flag, unit, clockwork, peers)
+    return KINDS[flag.kind](flag, unit, clockwork, regions)

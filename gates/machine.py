@@ -10,11 +10,13 @@ from typing import Literal
 
 import msgspec
 
+from gates.assignments import Assignments
 from gates.digest import SKETCH
-from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread, sample_ratio
+from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread
 from gates.forecast import forecast
 from gates.metrics import read_arms
 from gates.records import Judgement, Reading, exemplars, summaries, unfired, weights
+from gates.regions import Regions
 from gates.rules import Comparison
 from gates.sums import IdSample, shared
 from gates.unit import GUARDS, Clockwork, Closed, Unit, first_weight
@@ -48,17 +50,18 @@ Outcome = tuple[Decision, Command | None]
 class Machine(ABC):
     """One unit's state machine; ``unit`` is its whole state.
 
-    ``peers``: the running machines by ``flag|region``, to compare the regions of a flag.
+    ``regions``: what the regions of the flag assign by, kept together by their machines.
     """
 
     windowed = True
     """Whether windows are decided at all."""
+    staged = False
+    """Whether sticky ids and pins are followed over windows, for as long as a stage or the rollout lasts."""
 
-    def __init__(
-        self, flag: Flag, unit: Unit, clockwork: Clockwork, peers: "Mapping[str, Machine] | None" = None
-    ) -> None:
+    def __init__(self, flag: Flag, unit: Unit, clockwork: Clockwork, regions: Regions | None = None) -> None:
         self.flag, self.unit, self.clockwork = flag, unit, clockwork
-        self.peers = {} if peers is None else peers
+        self.regions = Regions() if regions is None else regions
+        self._note_region()
         self.corrections: list[Correction] = []
         self._rereads: list[Problem] | None = None
 
@@ -73,9 +76,10 @@ class Machine(ABC):
         return None if self.asleep or not self.windowed else self.unit.window.end
 
     def wake(self, start: int) -> None:
-        """Go on after sleep, with a window from ``start``, ms."""
+        """Go on after sleep, with a window from ``start``, ms, or what is left of a settling span."""
         self.unit.idle = 0
-        self.unit.window = Window(start, start + self.flag.window.length_ms)
+        self.unit.start_at(start, self.flag)
+        self.unit.moving_until = self.clockwork.stage_start(start, self.flag.window.settle_ms)
 
     def begun(self) -> Iterator[Outcome]:
         """What follows from a new revision of the manifest taking over a unit: its first stage's weights."""
@@ -89,30 +93,38 @@ class Machine(ABC):
 
     def cut(self, at: int) -> Iterator[Outcome]:
         """End the unit at ``at`` ms, as its flag has changed: a window under two manifests is not judged."""
+        found = Problem(problem="window_unstable", detail={"manifest": self.unit.manifest_hash, "changed_at": at})
+        reasons = ["latched"] if self.unit.latched or self.unit.cut else ["window_unstable"]
+        yield from self._end_window(at, reasons, [found])
+
+    def _end_window(self, at: int, reasons: list[str], found: Sequence[Problem] = ()) -> Iterator[Outcome]:
+        """Say of the window that runs at ``at`` ms what it showed, and that it is not judged."""
         unit = self.unit
         if self.asleep or not self.windowed:
             return
         self._correct(at)
         if at <= unit.window.start or unit.settling:
             return
-        found = Problem(problem="window_unstable", detail={"manifest": unit.manifest_hash, "changed_at": at})
         reading = self._read()
         gates, rules, problems_ = self._judged(reading, None)
-        reasons = ["latched"] if unit.latched or unit.cut else ["window_unstable"]
-        judgement = Judgement("hold", reasons, reading, gates, list(map(unfired, rules)), [*problems_, found])
-        yield self._decide(judgement, at)
+        judgement = Judgement("hold", reasons, reading, gates, list(map(unfired, rules)), [*problems_, *found])
+        yield self._record(judgement, at)
 
-    def operate(self, operation: OperationBy) -> Outcome:
-        """Carry out an operator's action, at once."""
-        unit = self.unit
+    def operate(self, operation: OperationBy, at: int) -> Iterator[Outcome]:
+        """Carry out an operator's action, at once; ``at``: the end of the last pane that is closed, ms.
+
+        A rearm ends the window that runs, and the new rollout's first one begins after lateness and settling, as
+        after a promote: nothing that was served before the rearm is evidence for it.
+        """
+        unit, flag, at = self.unit, self.flag, max(at, self.unit.window.start)
         if operation.kind == "kill":
-            outcome = self._standing("kill", ["kill"], operation.ts, 0.0, operation)
+            yield self._standing("kill", ["kill"], operation.ts, 0.0, operation)
             self._latch()
-            return outcome
-        if unit.settling:
-            unit.window.end = max(unit.window.end, unit.window.start + self.flag.window.length_ms)
-        unit.restart()
-        return self._standing("rearm", ["rearm"], operation.ts, first_weight(self.flag), operation)
+            return
+        yield from self._end_window(at, ["rearm"])
+        unit.restart(flag, at, self.clockwork.stage_start(max(operation.ts, at), flag.window.settle_ms))
+        self._note_region()
+        yield self._standing("rearm", ["rearm"], operation.ts, first_weight(flag), operation)
 
     def add(self, partition: int, seen: PaneUnit) -> None:
         """Take in what one partition saw of the pane that is about to close; in partition order."""
@@ -129,7 +141,9 @@ class Machine(ABC):
         for name, sums in traffic.items():
             self._count_orphans(sums.sticky)
             if not (unit.settling or unit.latched):
-                unit.stage_ids[name].merge(sums.sticky)
+                unit.assignments.see(name, sums.sticky)
+        if seen.detail is not None and seen.detail.hashes:
+            self.regions.note(unit.region, unit.window.detail.hashes)
         for window in [unit.window] if unit.closed is None else [unit.closed.window, unit.window]:
             window.left_out += seen.left_out
             for pane, late in seen.behind.items():
@@ -149,7 +163,7 @@ class Machine(ABC):
         if self.asleep or not self.windowed:
             return
         if end <= unit.moving_until:
-            unit.forget_ids()
+            self._forget_ids(end)
             unit.window.detail.misplaced = {}
         self._test_ratio()
         self._correct(end)
@@ -159,6 +173,7 @@ class Machine(ABC):
             yield decision, command
             unit.closed = None if before.latched or before.cut else _closed(before, decision)
             self._correct(end)
+            self._note_region()
             return
         if not (unit.latched or unit.cut):
             early = self.judge_pane()
@@ -166,6 +181,10 @@ class Machine(ABC):
                 yield self._decide(early, end)
         if end == unit.window.end:
             self._start_stage(end)
+            self._note_region()
+
+    def _note_region(self) -> None:
+        self.regions.note(self.unit.region, self.unit.window.detail.hashes or self.unit.hashes)
 
     @abstractmethod
     def judge_window(self) -> Judgement:
@@ -198,6 +217,7 @@ class Machine(ABC):
             strike=closed.strike,
             engaged=closed.engaged,
             pinned=closed.pinned,
+            locked=closed.locked,
             latched=False,
             cut=False,
             settling=False,
@@ -235,16 +255,17 @@ class Machine(ABC):
 
     def _test_ratio(self) -> None:
         unit = self.unit
-        if unit.ratio is None and self.flag.kind == "progressive_rollout" and not (unit.settling or unit.latched):
-            _, unit.ratio = sample_ratio(self.flag, unit)
+        if self.flag.kind == "progressive_rollout" and not (unit.settling or unit.latched):
+            unit.assignments.test_ratio(self.stages[unit.stage])
 
     def _start_stage(self, start: int) -> None:
         unit = self.unit
         if not unit.latched:
-            unit.stage += 1
+            unit.stage = unit.coming
         # An abort while the stage settled cut the span that ends here, not the window that begins.
         unit.settling = unit.cut = False
         unit.turn(start, start + self.flag.window.length_ms)
+        unit.assignments.start = start
 
     # Reading
 
@@ -267,12 +288,8 @@ class Machine(ABC):
         return False
 
     def _evidence(self, reading: Reading) -> Evidence:
-        flag, own = self.flag, self.unit
-        regions = [peer.unit for peer in self.peers.values() if peer.flag.name == flag.name]
-        # Where another region's window has just ended, it is that one which stands beside this one's.
-        hashes = {unit.region: unit.window.detail.hashes or unit.hashes for unit in regions}
-        hashes[own.region] = own.window.detail.hashes
-        return Evidence(flag, own, reading.canary, reading.baseline, reading.pinned is not None, hashes)
+        pinned = reading.pinned is not None
+        return Evidence(self.flag, self.unit, reading.canary, reading.baseline, pinned, self.regions)
 
     def _judged(
         self, reading: Reading, alpha: float | None
@@ -285,7 +302,7 @@ class Machine(ABC):
         return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), found
 
     def _drift_rule(self, evidence: Evidence) -> list[RuleResult]:
-        """Pin drift as a hard rule, where the policy says so."""
+        """Pin drift as a hard rule, where the policy says so; looked at with every pane."""
         if self.flag.policy.on_pin_drift != "abort":
             return []
         drifts = sum(1 for _ in pins_drifted(evidence))
@@ -304,7 +321,15 @@ class Machine(ABC):
 
     def _decide(self, judgement: Judgement, at: int | None) -> Outcome:
         """Write the records of a judgement and move the unit on; ``at``: the window is still open."""
-        unit, window = self.unit, self.unit.window
+        decision, command = self._record(judgement, at)
+        if at is None:
+            self.unit.last_window = (self.unit.window.start, self.unit.window.end)
+        self.moved(judgement, decision, at)
+        return decision, command
+
+    def _record(self, judgement: Judgement, at: int | None) -> Outcome:
+        """Write the records of a judgement."""
+        window = self.unit.window
         decided_at = window.end if at is None else at
         waits = (
             forecast(
@@ -339,35 +364,42 @@ class Machine(ABC):
             command = self._command(
                 decision, judgement.action, judgement.severity, judgement.weight, effective, fired[0] if fired else None
             )
-        if at is None:
-            unit.last_window = (window.start, window.end)
-        self.moved(judgement, decision, at)
         return decision, command
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
         """Move the unit on after a decision; ``at``: the window is still open."""
         if at is None:
-            self._next_window()
+            self._next_window(judgement)
 
-    def _next_window(self) -> None:
+    def _next_window(self, judgement: Judgement) -> None:
         unit, ended = self.unit, self.unit.window
         unit.number += 1
         unit.idle = 0 if ended.accepted else unit.idle + 1
         unit.cut = False
         unit.turn(ended.end, ended.end + self.flag.window.length_ms)
+        if self.staged:
+            held = any(problem.problem == "sticky_violation" for problem in judgement.problems)
+            unit.assignments = unit.assignments.next_window(ended.end, held_for_bounces=held)
+        else:
+            self._forget_ids(ended.end)
+            unit.lock(self.flag)
 
     def _stage_start(self) -> int:
         return self.clockwork.stage_start(self.unit.window.end, self.flag.window.settle_ms)
 
     def _let_move(self, at: int) -> None:
         """Weights change at ``at`` ms, within a window: whoever moves until they are applied everywhere may."""
-        self.unit.forget_ids()
+        self._forget_ids(at)
         self.unit.moving_until = self.clockwork.stage_start(at, self.flag.window.settle_ms)
+
+    def _forget_ids(self, at: int) -> None:
+        """Follow sticky ids anew from ``at`` ms on, in the same stage."""
+        self.unit.assignments = Assignments(at, odds=self.unit.assignments.odds)
 
     def _latch(self) -> None:
         unit = self.unit
         unit.latched, unit.engaged = True, False
-        unit.forget_ids()
+        unit.assignments = Assignments(unit.window.start)
         unit.earlier_canary = IdSample()
 
     def _standing(
@@ -479,9 +511,9 @@ class Machine(ABC):
 
     def _warnings(self) -> list[Warning]:
         unit, window = self.unit, self.unit.window
-        back, _ = shared(unit.earlier_canary, unit.stage_ids["baseline"])
+        back, _ = shared(unit.earlier_canary, unit.assignments.baseline)
         misspelt = sum(s["lambda_misspelt"] for a in (window.canary, window.baseline) for s in a.sources.values())
-        level = max(sample.level for sample in unit.stage_ids.values())
+        level = unit.assignments.level
         counts = {
             "unpinned": len(self.flag.unpinned),
             "lambda_spelling": misspelt,
@@ -513,5 +545,6 @@ def _closed(before: Unit, decision: Decision) -> Closed:
         strike=before.strike,
         engaged=before.engaged,
         pinned=before.pinned,
+        locked=before.locked,
         told=decision.verdict,
     )

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from gates.bounds import alpha_for_window
-from gates.evidence import rate_limited, sample_ratio
+from gates.evidence import rate_limited
 from gates.machine import Machine
 from gates.records import Judgement
 from gates.rules import SOFT_GATES, Comparison
@@ -16,6 +16,8 @@ ENDING = ("abort", "rollback")
 
 class Ramp(Machine):
     """A unit of a progressive rollout."""
+
+    staged = True
 
     @property
     def shadowed(self) -> bool:
@@ -98,19 +100,17 @@ class Ramp(Machine):
         if at is not None:
             return
         if judgement.verdict != "promote":
-            self._next_window()
+            self._next_window(judgement)
             return
         ended, start = unit.window, self._stage_start()
         unit.number += 1
         unit.green, unit.idle = 0, 0
         if self.stages[unit.stage + 1] >= 1:
             unit.pinned = Pinned(ended.baseline, ended.start, ended.end, decision.hash)
-        odds, _ = sample_ratio(self.flag, unit)
-        unit.odds += odds
         unit.rate_limited = rate_limited(judgement.reading.canary)
-        unit.earlier_canary.merge(unit.stage_ids["canary"])
-        unit.forget_ids()
+        unit.earlier_canary.merge(unit.assignments.canary)
+        unit.assignments = unit.assignments.next_stage(start, self.stages[unit.stage])
         unit.turn(ended.end, start)
-        unit.settling = True
+        unit.settling, unit.coming = True, unit.stage + 1
         if start == ended.end:
             self._start_stage(start)

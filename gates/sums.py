@@ -106,6 +106,11 @@ class IdSample:
             self._ids = self._thin(self._ids)
         self.add(other.ids)
 
+    def drop(self, ids: Ids) -> None:
+        """Forget some hashes, ascending."""
+        known = self.ids
+        self._ids = known[~np.isin(known, ids, assume_unique=True)]
+
     @property
     def level(self) -> int:
         """One hash in 2^level is kept."""

@@ -1,10 +1,10 @@
 """One unit's state: a (flag, region), staged on its own, window by window."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
+from gates.assignments import Assignments
 from gates.sums import IdSample
 from gates.window import Arm, Window
 from schemas.decision import Problem, Verdict
@@ -55,27 +55,26 @@ class Closed(msgspec.Struct, array_like=True):
     strike: bool
     engaged: bool
     pinned: Pinned | None
+    locked: dict[str, dict[str, str]]
     told: Verdict
     seen: int = 0
-
-
-def _no_ids() -> dict[str, IdSample]:
-    return {"baseline": IdSample(), "canary": IdSample()}
 
 
 class Unit(msgspec.Struct, array_like=True):
     """Everything that a unit remembers from pane to pane.
 
-    ``weight``: the canary's, as last commanded. ``number``: windows since the rollout began, from 1, for the shares of
-    alpha. ``green``: windows in a row that were fit to promote. ``strike``: a first freeze counts until the next green
-    window. ``settling``: ``window`` is the span between a promote and the new stage, judged by the abort rules alone.
-    ``cut``: the window was ended early by an abort. ``engaged``: a quality gate is open, a guard has stepped in.
-    ``idle``: windows in a row without an event. ``exposed``: ids that an assignment was ever reported for.
-    ``odds``: of the sample-ratio test over finished stages. ``ratio``: what the test found in this stage.
-    ``rate_limited``: the canary's share of 429s when the last stage ended. ``last_window``: the last one decided.
-    ``moving_until``: weights changed within a window, and ids may move between the arms in panes that end by then, ms.
-    ``hashes``: rows of the window before by manifest hash. ``closed``: the last window, while late events may correct
-    it: until the next one is decided.
+    ``weight``: the canary's, as last commanded. ``locked``: by arm, the pins that its requests must have; those that
+    the manifest does not name are the first that were seen. ``number``: windows since the rollout began, from 1, for
+    the shares of alpha. ``green``: windows in a row that were fit to promote. ``strike``: a first freeze counts until
+    the next green window. ``settling``: ``window`` is the span before the next stage or the new rollout, judged by the
+    abort rules alone; ``coming`` is the stage that begins after it. ``cut``: the window was ended early by an abort.
+    ``engaged``: a quality gate is open, a guard has stepped in. ``idle``: windows in a row without an event.
+    ``assignments``: what the span has shown of sticky ids. ``earlier_canary``: ids of the canary in stages before.
+    ``exposed``: ids that an assignment was ever reported for. ``rate_limited``: the canary's share of 429s when the
+    last stage ended. ``last_window``: the last one decided. ``moving_until``: ids may move between the arms in panes
+    that end by then, ms: weights have changed, or services may not have applied the first ones yet. ``fresh_from``:
+    an operator or a revision ended all evidence from before then, ms. ``hashes``: rows of the window before by
+    manifest hash. ``closed``: the last window, while late events may correct it: until the next one is decided.
     """
 
     region: str
@@ -86,6 +85,7 @@ class Unit(msgspec.Struct, array_like=True):
     stage: int = 0
     number: int = 1
     settling: bool = False
+    coming: int = 0
     green: int = 0
     strike: bool = False
     latched: bool = False
@@ -94,15 +94,14 @@ class Unit(msgspec.Struct, array_like=True):
     idle: int = 0
     seq: int = 0
     previous_hash: str | None = None
-    stage_ids: dict[str, IdSample] = msgspec.field(default_factory=_no_ids)
+    assignments: Assignments = msgspec.field(default_factory=lambda: Assignments(0))
     earlier_canary: IdSample = msgspec.field(default_factory=IdSample)
     exposed: IdSample = msgspec.field(default_factory=IdSample)
-    odds: float = 0.0
-    ratio: dict[str, Any] | None = None
     rate_limited: float | None = None
     last_window: tuple[int, int] | None = None
     pinned: Pinned | None = None
     moving_until: int = 0
+    fresh_from: int = 0
     hashes: dict[str, int] = msgspec.field(default_factory=dict)
     closed: Closed | None = None
 
@@ -111,17 +110,30 @@ class Unit(msgspec.Struct, array_like=True):
         """Whether the unit waits for an event: its windows stand still."""
         return self.idle >= ASLEEP_AFTER
 
-    def restart(self) -> None:
-        """Back to the first stage of a new rollout, on the same windows and the same chain of records."""
-        self.stage, self.number, self.green, self.odds = 0, 1, 0, 0.0
-        self.settling = self.strike = self.latched = self.engaged = False
-        self.ratio = self.rate_limited = self.pinned = None
-        self.earlier_canary = IdSample()
-        self.forget_ids()
+    def restart(self, flag: Flag, at: int, fresh_from: int) -> None:
+        """Begin a new rollout of ``flag`` at its first stage, on the same chain of records.
 
-    def forget_ids(self) -> None:
-        """Follow sticky ids from the start, as in a new stage."""
-        self.stage_ids = _no_ids()
+        What was seen up to ``at``, ms, is forgotten, and nothing before ``fresh_from`` is evidence.
+        """
+        self.stage, self.number, self.green = 0, 1, 0
+        self.strike = self.latched = self.engaged = self.cut = False
+        self.rate_limited = self.pinned = self.closed = None
+        self.earlier_canary = IdSample()
+        self.lock(flag)
+        self.fresh_from = fresh_from
+        if not self.asleep:
+            self.start_at(at, flag)
+
+    def lock(self, flag: Flag) -> None:
+        """Hold the arms to the manifest's pins, and the others to what is seen first from now on."""
+        self.locked = {"baseline": dict(flag.baseline_versions), "canary": dict(flag.versions)}
+
+    def start_at(self, start: int, flag: Flag) -> None:
+        """Begin a window at ``start``, ms; or a settling span, where there can be no evidence yet."""
+        self.settling = start < self.fresh_from
+        self.coming = self.stage
+        self.turn(start, self.fresh_from if self.settling else start + flag.window.length_ms)
+        self.assignments = Assignments(start)
 
     def turn(self, start: int, end: int) -> None:
         """Go over to a new window."""
@@ -129,28 +141,35 @@ class Unit(msgspec.Struct, array_like=True):
         self.window = Window(start, end)
 
 
-def begin(flag: Flag, region: str, start: int, before: Unit | None = None) -> Unit:
+def begin(flag: Flag, region: str, start: int, clockwork: Clockwork, before: Unit | None = None) -> Unit:
     """A unit at its first stage, its first window starting at ``start``, ms.
 
-    ``before`` is the unit under an earlier revision of the manifest: its chain of records goes on, and a guard that
-    had stepped in stays in until it has seen a clean window.
+    ``before`` is the unit under an earlier revision of the manifest: its chain of records goes on, what ended its
+    evidence still does, and a guard that had stepped in stays in until it has seen a clean window.
     """
-    return Unit(
+    unit = Unit(
         region=region,
         manifest_hash=flag.manifest_hash,
-        window=Window(start, start + flag.window.length_ms),
+        window=Window(start, start),
         weight=before.weight if before else first_weight(flag),
         engaged=before.engaged if before else False,
-        locked={"baseline": dict(flag.baseline_versions), "canary": dict(flag.versions)},
+        locked={},
         seq=before.seq if before else 0,
         previous_hash=before.previous_hash if before else None,
         last_window=before.last_window if before else None,
+        exposed=before.exposed if before else IdSample(),
+        fresh_from=before.fresh_from if before else 0,
     )
+    unit.lock(flag)
+    unit.start_at(start, flag)
+    # Services may take as long to apply the first weights as any later ones.
+    unit.moving_until = clockwork.stage_start(start, flag.window.settle_ms)
+    return unit
 
 
-def dormant(flag: Flag, region: str, before: Unit | None = None) -> Unit:
+def dormant(flag: Flag, region: str, clockwork: Clockwork, before: Unit | None = None) -> Unit:
     """A unit that no event has reached yet: it sleeps until its first one."""
-    unit = begin(flag, region, 0, before)
+    unit = begin(flag, region, 0, clockwork, before)
     unit.idle = ASLEEP_AFTER
     return unit
 

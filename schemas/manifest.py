@@ -324,6 +324,7 @@ class Policy(Part):
     quality_source: Literal["gold_if_present", "gold", "traffic"] = "gold_if_present"
     lambda_source: Literal["probes", "traffic"] = "probes"
     sticky_violations_max: Annotated[int, Strict(), Field(ge=0, le=1_000_000_000)] = 0
+    sticky_violation_share_max: Share = 0.001
     early_abort_alpha: Annotated[Number, Field(gt=0, le=0.5)] = 0.05
     """Chance that a healthy canary is ever aborted before a window's end, in the whole rollout."""
     assignment: Literal["reported", "sha256"] = "reported"

@@ -38,14 +38,14 @@ class PlacedGate(GateState):
             if at > done:
                 yield from super()._advance(done, at)
                 done = at
-            yield from self._carry_out(order)
+            yield from self._carry_out(order, at)
         yield from super()._advance(done, closed)
 
     def finish(self) -> Iterator[Outcome]:
         """Carry out the orders that are still to come."""
         for _, order in self.orders:
             if self.until is None or order.operation.ts < self.until:
-                yield from self._carry_out(order)
+                yield from self._carry_out(order, min(self._state.closed))
         self.orders = []
 
     @property

@@ -1,5 +1,6 @@
 """What another manifest would have decided: B looks wherever A looks, on the evidence that A's ramp produced."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 
 from gates.guards import machine
 from gates.machine import Machine
+from gates.regions import Regions
 from gates.sums import IdSample
 from gates.unit import Clockwork, Unit, begin
 from schemas.decision import Decision, GateResult, RuleResult
@@ -111,15 +113,15 @@ class Shadow:
         self._green, self._strike, self._engaged = 0, False, False
         self.stopped: Decision | None = None
 
-    def look(self, unit: Unit, end: int, peers: dict[str, Machine]) -> Decision | None:
+    def look(self, unit: Unit, end: int, regions: Regions) -> Decision | None:
         """B's decision at the end of a pane, on A's state before A decides; None where it says nothing."""
         if self.stopped is not None:
             return None
         # Of what B's copy shares with A's unit, a promote would change this in place.
         earlier = IdSample(unit.earlier_canary.level, unit.earlier_canary.ids)
         own = {"green": self._green, "strike": self._strike, "engaged": self._engaged}
-        mine = replace(unit, earlier_canary=earlier, closed=None, **own)
-        outcome = next(machine(self.flag, mine, self._clockwork, peers).close(end), None)
+        mine = replace(unit, earlier_canary=earlier, assignments=replace(unit.assignments), closed=None, **own)
+        outcome = next(machine(self.flag, mine, self._clockwork, regions).close(end), None)
         self._green, self._strike, self._engaged = mine.green, mine.strike, mine.engaged
         if outcome is None:
             return None
@@ -143,6 +145,7 @@ class Beside:
         self._closed = [NEVER] * partitions
         self._waiting: dict[int, dict[int, Partial]] = {}
         self._machines: dict[str, Machine] = {}
+        self._regions: defaultdict[str, Regions] = defaultdict(Regions)
         self._shadows: dict[str, Shadow] = {}
         self.decisions: Callable[[Decision], None] = lambda _: None
 
@@ -169,7 +172,8 @@ class Beside:
             if name not in self._machines:
                 flag_name, region = name.split("|", 1)
                 flag = self._a[flag_name]
-                self._machines[name] = machine(flag, begin(flag, region, start), self._clockwork, self._machines)
+                unit = begin(flag, region, start, self._clockwork)
+                self._machines[name] = machine(flag, unit, self._clockwork, self._regions[flag_name])
                 if flag_name in self._b:
                     self._shadows[name] = Shadow(self._b[flag_name], self._clockwork)
             elif self._machines[name].asleep:
@@ -185,7 +189,7 @@ class Beside:
     def _close(self, name: str, ramp: Machine, end: int) -> Iterator[Window]:
         shadow, window, cut = self._shadows.get(name), ramp.unit.window, ramp.unit.cut
         weight = 0.0 if ramp.unit.latched else ramp.stages[ramp.unit.stage]
-        theirs = shadow.look(ramp.unit, end, self._machines) if shadow else None
+        theirs = shadow.look(ramp.unit, end, ramp.regions) if shadow else None
         outcomes = list(ramp.close(end))
         ours = outcomes[0][0] if outcomes else None
         if ours is not None:

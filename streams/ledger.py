@@ -316,7 +316,7 @@ def acting(links: Sequence[Link]) -> Iterator[bool | None]:
             continue
         if before is not None and facts.manifest_hash != before.manifest_hash and not _guards(before, facts):
             engaged = False
-        elif before is not None and _guards(facts) and facts.start > before.end:
+        elif before is not None and before.closed and _guards(facts) and facts.start > before.end:
             # The flag may have been out of the manifest for a while, and its guard with it.
             engaged = None
         yield _asks(facts, engaged)

@@ -260,7 +260,7 @@ def sham_rollout(
     history: History, unit: str, flag: Flag, clockwork: Clockwork, start: int, order: Ints, effect: Effect | None
 ) -> Rollout:
     """One rollout from ``start`` ms on, decided by the flag's own state machine; ``order``: of the buckets."""
-    state = begin(flag, unit.split("|", 1)[1], start)
+    state = begin(flag, unit.split("|", 1)[1], start, clockwork)
     ramp = machine(flag, state, clockwork)
     path: list[tuple[str, list[str], int]] = []
     while len(path) < WINDOWS_MAX and state.window.end <= history.end:

@@ -13,6 +13,7 @@ import msgspec
 
 from gates.guards import machine
 from gates.machine import Machine
+from gates.regions import Regions
 from gates.sums import StateCodec
 from gates.unit import GUARDS, Clockwork, Unit, begin, dormant
 from schemas.correction import Correction
@@ -140,6 +141,7 @@ class GateState:
         self._timeline = timeline
         self._clockwork = clockwork
         self._ramps: dict[str, Machine] = {}
+        self._regions: dict[str, Regions] = {}
         self._corrections: list[Correction] = []
         self._scheduled: deque[Order] = deque()
         self._applied = max((i for i, r in enumerate(timeline.revisions) if r.number <= snapshot.revision), default=-1)
@@ -285,7 +287,7 @@ class GateState:
             if order.offset < state.operations_next:
                 return
             state.operations_next = order.offset + 1
-        yield from self._carry_out(order)
+        yield from self._carry_out(order, min(state.closed))
 
     def _switched_off(self, order: Order) -> bool:
         """Whether it is a kill switch of a revision that was carried out before, or that a later one has overtaken."""
@@ -306,7 +308,7 @@ class GateState:
     def finish(self) -> Iterator[Outcome]:
         """Carry out the orders that are still scheduled."""
         while self._scheduled:
-            yield from self._carry_out(self._scheduled.popleft())
+            yield from self._carry_out_due(NEVER, min(self._state.closed))
 
     def _follows(self, offset: int) -> bool:
         """Whether the entry at ``offset`` is the next one, which it then was; False for one from before."""
@@ -332,7 +334,7 @@ class GateState:
                 return
             end = min(ends + changes)
             while self._scheduled and self._scheduled[0].operation.ts < end * pane_ms + state.lateness_ms:
-                yield from self._carry_out(self._scheduled.popleft())
+                yield from self._carry_out_due(done, end)
             if end in ends:
                 yield from self._merge(end - 1, state.waiting.pop(end - 1, {}))
                 for _, ramp in sorted(self._ramps.items()):
@@ -340,6 +342,12 @@ class GateState:
             if end in changes:
                 yield from self._revise(end * pane_ms)
             done = end
+
+    def _carry_out_due(self, done: int, end: int) -> Iterator[Outcome]:
+        """Carry out the next scheduled order, which came when panes from ``done`` up to ``end`` were closed."""
+        order = self._scheduled.popleft()
+        at = (order.operation.ts - self._state.lateness_ms) // self._state.pane_ms
+        yield from self._carry_out(order, min(max(at, done), end))
 
     def _merge(self, pane: int, partials: dict[int, Partial]) -> Iterator[Outcome]:
         start = pane * self._state.pane_ms
@@ -363,21 +371,24 @@ class GateState:
         if flag is None:
             return
         before = self._state.retired.pop(name, None)
-        ramp = self._run(name, flag, begin(flag, region, start, before))
+        ramp = self._run(name, flag, begin(flag, region, start, self._clockwork, before))
         kill = self._state.kills.get(flag_name)
         if kill is not None:
-            yield ramp.operate(kill.operation)
+            yield from ramp.operate(kill.operation, start)
         elif before is not None:
             yield from ramp.begun()
 
     def _run(self, name: str, flag: Flag, unit: Unit) -> Machine:
         self._state.units[name] = unit
-        self._ramps[name] = machine(flag, unit, self._clockwork, self._ramps)
+        regions = self._regions.setdefault(flag.name, Regions())
+        self._ramps[name] = machine(flag, unit, self._clockwork, regions)
         self._ramps[name].corrections = self._corrections
         return self._ramps[name]
 
     def _retire(self, name: str) -> None:
-        self._ramps.pop(name, None)
+        ramp = self._ramps.pop(name, None)
+        if ramp is not None:
+            ramp.regions.note(ramp.unit.region, ())
         self._state.retired[name] = self._state.units.pop(name)
 
     def _revise(self, at: int) -> Iterator[Outcome]:
@@ -394,6 +405,8 @@ class GateState:
         for name, ramp in sorted(self._ramps.items()):
             if changed(ramp.flag.name, ramp.unit.manifest_hash):
                 yield from ramp.cut(at)
+                settle = revision.flags.get(ramp.flag.name, ramp.flag).window.settle_ms
+                ramp.unit.fresh_from = self._clockwork.stage_start(at, settle)
                 ramp.unit.engaged = ramp.unit.engaged and ramp.flag.kind in GUARDS
                 self._retire(name)
             else:
@@ -404,7 +417,8 @@ class GateState:
             if changed(flag_name, kill.manifest_hash) and not since:
                 del state.kills[flag_name]
 
-    def _carry_out(self, order: Order) -> Iterator[Outcome]:
+    def _carry_out(self, order: Order, closed: int) -> Iterator[Outcome]:
+        """Carry out an order that stands where all source partitions have closed the panes below ``closed``."""
         by, kills = order.operation, self._state.kills
         flags = self._candidates(order)
         if not flags:
@@ -414,7 +428,7 @@ class GateState:
         else:
             kills.pop(order.flag, None)
         for name in sorted(self._units_of(order.flag, flags)):
-            yield self._ramps[name].operate(by)
+            yield from self._ramps[name].operate(by, closed * self._state.pane_ms)
 
     def _candidates(self, order: Order) -> list[Flag]:
         """The flag as the windows are judged by now, and as it is when the order is given, if telemetry is behind."""
@@ -433,5 +447,5 @@ class GateState:
         for unit in sorted(units - self._ramps.keys()):
             region = unit.split("|", 1)[1]
             flag = named.get(region, flags[0])
-            self._run(unit, flag, dormant(flag, region, self._state.retired.pop(unit, None)))
+            self._run(unit, flag, dormant(flag, region, self._clockwork, self._state.retired.pop(unit, None)))
         return units

@@ -16,8 +16,8 @@ import numpy as np
 import xxhash
 
 from gates.guards import machine
-from gates.machine import Machine
 from gates.metrics import read_arms
+from gates.regions import Regions
 from gates.rules import Comparison
 from gates.sums import CONVERGED, COUNTERS, COVERAGE_BITS, FLIPPED, WORST, StateCodec, Sums, Worst, cost_parts
 from gates.unit import Clockwork, Unit, begin
@@ -30,6 +30,8 @@ from schemas.manifest import Flag
 PANE = 10_000
 WINDOW = 60_000
 CLOCKWORK = Clockwork(pane_ms=PANE, lateness_ms=10_000, topic="tidegate.telemetry")
+APPLIED = 2 * PANE
+"""Lateness and settle after the first pane: services apply the first weights until then, and ids may move."""
 PINNED = {
     "MODEL_VER": "m",
     "PROMPT_VER": "p",
@@ -331,10 +333,10 @@ class Drive:
         restore: bool = False,
         unit: Unit | None = None,
         region: str = "us",
-        peers: dict[str, Machine] | None = None,
+        regions: Regions | None = None,
     ) -> None:
-        self.flag, self.clockwork, self.restore, self.peers = rules, clockwork, restore, peers
-        self.ramp = machine(rules, unit or begin(rules, region, start, before), clockwork, peers)
+        self.flag, self.clockwork, self.restore, self.regions = rules, clockwork, restore, regions
+        self.ramp = machine(rules, unit or begin(rules, region, start, clockwork, before), clockwork, regions)
         self.now = start
         self.offset = 0
         self.decisions: list[Decision] = []
@@ -365,7 +367,7 @@ class Drive:
         self.now += self.clockwork.pane_ms
         made = self.took(self.ramp.close(self.now))
         if self.restore:
-            self.ramp = machine(self.flag, _units.load(_units.dump(self.ramp.unit)), self.clockwork, self.peers)
+            self.ramp = machine(self.flag, _units.load(_units.dump(self.ramp.unit)), self.clockwork, self.regions)
         return made
 
     def pane(self, events: Sequence[Event] = (), *, late: int = 0, dead_letters: int = 0) -> list[Decision]:
@@ -387,7 +389,7 @@ class Drive:
     def operate(self, kind: Literal["kill", "rearm"], ts: int | None = None) -> Decision:
         """An operator's action, ordered now unless ``ts`` says otherwise."""
         by = OperationBy(kind=kind, ts=self.now if ts is None else ts, actor="ada", reason="why not")
-        return self.took([self.ramp.operate(by)])[-1]
+        return self.took(self.ramp.operate(by, self.now))[-1]
 
     def command(self) -> Command:
         """The last command; it must belong to the last decision."""

@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gates.guards import machine
-from gates.machine import Machine
-from gates.sums import KEYS_CAP, SAMPLE_CAP, Effects
-from gates.unit import begin
+from gates.bounds import log_odds_sample_ratio
+from gates.regions import Regions
+from gates.sums import KEYS_CAP, SAMPLE_CAP, Effects, IdSample
 from gates.window import HASHES_CAP, NAMESPACES_CAP, Detail
 from schemas.decision import Decision
 from schemas.event import ToolCall
 from tests.gates.build import (
-    CLOCKWORK,
+    APPLIED,
     PANE,
     PINNED,
     WINDOW,
@@ -267,12 +267,47 @@ def test_gold_and_shadow_rows_violate_nothing(arm: str, source: str) -> None:
     assert "sticky_violation" not in window([*healthy(), *gold])
 
 
-def test_a_violation_reaches_over_the_windows_of_a_stage_and_stays_one_for_it() -> None:
-    """An id in one arm in one window and in the other in the next; every later window of the stage is unsound."""
+def test_a_violation_reaches_over_the_windows_of_a_stage_and_is_held_against_one() -> None:
+    """An id in one arm in one window and in the other in the next; the window after that is sound again."""
     drive = Drive(flag("window: {length: 1m, hold_windows: 5}"))
     assert found(drive.window([*healthy(), Event("baseline", sticky="mover")])) == {}
     assert set(found(drive.window([*healthy(), Event("canary", sticky="mover")]))) == {"sticky_violation"}
-    assert set(found(drive.window(healthy()))) == {"sticky_violation"}
+    assert found(drive.window([*healthy(), Event("canary", sticky="mover")])) == {}
+    assert set(found(drive.window([*healthy(), Event("baseline", sticky="mover")]))) == {"sticky_violation"}
+
+
+@pytest.mark.parametrize("kind", ["cost_guard", "safety_guard", "quality_gated"])
+def test_an_id_that_changed_arms_is_held_against_one_window_of_a_kind_without_stages(kind: str) -> None:
+    """Each window is judged by itself: who bounced in an earlier one holds nothing back."""
+    drive = Drive(flag(f"kind: {kind}"))
+    steady = [dataclasses.replace(event, reason="ok", mode="full") for event in healthy()]
+    both = [Event(arm, sticky="both") for arm in ("baseline", "canary")]
+    assert set(found(drive.window([*steady, *both]))) == {"sticky_violation"}
+    assert drive.window(steady).verdict == ("open" if kind == "quality_gated" else "pass")
+    assert found(drive.window([*steady, Event("canary", sticky="both")])) == {}
+
+
+def test_one_id_of_very_many_that_changed_arms_is_no_violation() -> None:
+    """sticky_violation_share_max: 0.1 % of the ids followed, by default."""
+    for n, violates in ((900, True), (1_100, False)):
+        drive = Drive(flag())
+        drive.until(APPLIED)
+        crowd_ = [Event("baseline", sticky=f"b{i}") for i in range(n * 95 // 100)]
+        crowd_ += [Event("canary", sticky=f"c{i}") for i in range(n - len(crowd_) - 7)]
+        both = [Event(arm, sticky="both") for arm in ("baseline", "canary")]
+        drive.pane([*crowd_, *both])
+        assert ("sticky_violation" in found(drive.window(healthy()))) is violates
+
+
+def test_the_number_of_violations_let_pass_is_scaled_where_ids_are_sampled() -> None:
+    """Eight ids seen of one in two are sixteen: more than fifteen, not more than sixteen."""
+    for most, violates in ((15, True), (16, False)):
+        drive = Drive(flag(f"policy: {{sticky_violations_max: {most}, sticky_violation_share_max: 0}}"))
+        drive.until(APPLIED)
+        low, high = [np.arange(1, n, dtype=np.uint64) << np.uint64(40) for n in (9, SAMPLE_CAP + 2)]
+        drive.unit.assignments.baseline = IdSample(1, high[10:])
+        drive.unit.assignments.bounced.add(low)
+        assert ("sticky_violation" in found(drive.window(healthy()))) is violates
 
 
 def test_moving_from_baseline_to_canary_at_a_ramp_is_legal() -> None:
@@ -324,9 +359,10 @@ def test_violations_up_to_the_manifest_s_number_are_let_pass() -> None:
 def test_beyond_the_cap_one_id_in_two_is_followed_and_the_decision_says_so() -> None:
     """Of many violations among very many ids enough are seen; up to the cap every one is."""
     for crowd, seen, sampled in ((SAMPLE_CAP - 100, {16}, None), (SAMPLE_CAP + 1, set(range(1, 16)), 2)):
-        drive = Drive(flag())
+        drive = Drive(flag("policy: {sticky_violation_share_max: 0}"))
+        drive.until(APPLIED)
         for arm in ("canary", "baseline"):
-            drive.unit.stage_ids[arm].add(ids(f"{arm}-{i}" for i in range(crowd)))
+            getattr(drive.unit.assignments, arm).add(ids(f"{arm}-{i}" for i in range(crowd)))
         both = [Event(arm, sticky=f"both-{i}") for i in range(16) for arm in ("canary", "baseline")]
         decision = drive.window([*healthy(), *both])
         assert found(decision)["sticky_violation"][0]["ids"] in seen
@@ -764,8 +800,9 @@ def test_a_share_that_is_off_by_less_than_5_percent_of_its_weight_is_let_be() ->
     """only when the share is off by ≥ 5 % of its weight: however many ids prove it."""
     for canary, mismatch in ((48_000, False), (56_000, True)):
         drive = Drive(flag("traffic: {canary_weight: 0.5, baseline_weight: 0.5}"))
-        drive.unit.stage_ids["canary"].add(ids(f"c{i}" for i in range(canary)))
-        drive.unit.stage_ids["baseline"].add(ids(f"b{i}" for i in range(50_000)))
+        drive.until(APPLIED)
+        drive.unit.assignments.canary.add(ids(f"c{i}" for i in range(canary)))
+        drive.unit.assignments.baseline.add(ids(f"b{i}" for i in range(50_000)))
         assert ("sample_ratio_mismatch" in found(drive.window(healthy()))) is mismatch
 
 
@@ -790,16 +827,89 @@ def test_the_odds_of_finished_stages_add_up_each_with_its_own_weights() -> None:
     assert "sample_ratio_mismatch" in found(single.window(crowd(330, 770)))
 
 
-def test_a_ratio_once_refuted_stays_so_for_its_stage() -> None:
-    """The test is sequential: later ids do not take its finding back."""
+def test_a_ratio_once_refuted_is_held_against_its_window_whatever_comes_in_it() -> None:
+    """The test is sequential: later ids of the window do not take its finding back."""
     drive = Drive(flag())
+    drive.until(APPLIED)
     drive.pane(crowd(400, 3600))
     later = [Event("baseline", sticky=f"later{i}") for i in range(4100)]
     assert "sample_ratio_mismatch" in found(drive.window([*healthy(), *later]))
-    assert "sample_ratio_mismatch" in found(drive.window(healthy()))
+
+
+def test_a_stage_whose_shares_are_right_again_promotes_once_as_many_ids_have_shown_it() -> None:
+    """A finding over 4,000 ids stands until the next 4,000; it says how many are in so far."""
+    drive = Drive(flag())
+    drive.until(APPLIED)
+    drive.pane(crowd(400, 3600))
+    (first,) = found(drive.window(healthy()))["sample_ratio_mismatch"]
+    n = sum(first["ids"].values())
+    right = [Event("canary", sticky=f"rc{i}") for i in range(100)]
+    right += [Event("baseline", sticky=f"rb{i}") for i in range(1900)]
+    (second,) = found(drive.window([*healthy(), *right]))["sample_ratio_mismatch"]
+    assert (second["ids_since"], second["ids_needed"]) == (2008, n)
+    assert {name: second[name] for name in first} == first
+    more = [dataclasses.replace(event, sticky=f"more-{event.sticky}") for event in right]
+    assert drive.window([*healthy(), *more]).verdict == "promote"
+
+
+def test_a_stage_whose_shares_stay_wrong_is_never_promoted() -> None:
+    """The test goes on finding it, and between its findings the last one stands."""
+    drive = Drive(flag())
+    for n in range(12):
+        events = [Event("canary", sticky=f"c{n}-{i}") for i in range(100)]
+        events += [Event("baseline", sticky=f"b{n}-{i}") for i in range(900)]
+        assert "sample_ratio_mismatch" in found(drive.window([*healthy(), *events])) or n == 0
+
+
+def test_a_rollout_that_begins_before_services_apply_its_weight_goes_on() -> None:
+    """Twenty seconds of baseline only, the first 2,000 ids of a rollout, are no mismatch: the first stage settles."""
+    drive = Drive(flag())
+    drive.pane([Event("baseline", sticky=f"a{i}") for i in range(1000)])
+    drive.pane([Event("baseline", sticky=f"b{i}") for i in range(1000)])
+    assert drive.window(healthy()).verdict == "promote"
+
+
+@pytest.mark.parametrize("late", [1, 3, 12])
+def test_a_rollout_whose_weight_is_applied_later_still_goes_on_after_it(late: int) -> None:
+    """Some windows of baseline only are held, and then it is as if it had begun there."""
+    drive = Drive(flag())
+    for n in range(late):
+        alone = [Event("baseline", sticky=f"b{n}-{i}") for i in range(1000)]
+        assert drive.window(alone).verdict == "hold"
+    verdicts = []
+    for n in range(late + 4):
+        events = [Event("canary", sticky=f"rc{n}-{i}") for i in range(50)]
+        events += [Event("baseline", sticky=f"rb{n}-{i}") for i in range(950)]
+        verdicts.append(drive.window([*healthy(), *events]).verdict)
+    assert "promote" in verdicts
+
+
+def test_a_restart_forgets_the_odds_of_the_stages_before() -> None:
+    """A rearm begins a new test: half the proof before it and half after it are none."""
+    drive = Drive(flag())
+    assert drive.window(crowd(88, 1100)).verdict == "promote"
+    assert drive.unit.assignments.odds > 0
     drive.operate("rearm")
-    drive.until(drive.unit.window.end)
-    assert found(drive.window(healthy())) == {}
+    assert drive.unit.assignments.odds == 0
+
+
+def test_the_odds_of_every_finished_stage_count() -> None:
+    """summed over stages: the third begins with what the first and the second gave, not with the second alone."""
+    drive = Drive(flag())
+    drive.window(crowd(60, 1100))
+    drive.window(crowd(290, 830))
+    first = log_odds_sample_ratio((64, 1104), (0.05, 0.95))
+    second = log_odds_sample_ratio((294, 834), (0.25, 0.75))
+    assert drive.unit.assignments.odds == pytest.approx(first + second)
+
+
+def test_an_id_of_any_earlier_canary_back_in_the_baseline_is_told() -> None:
+    """Not only one of the stage just before."""
+    drive = Drive(flag())
+    drive.window([*healthy(), Event("canary", sticky="first")])
+    drive.window([*healthy(), Event("canary", sticky="second")])
+    decision = drive.window([*healthy(), *(Event("baseline", sticky=sticky) for sticky in ("first", "second"))])
+    assert {w.code: w.count for w in decision.warnings}["canary_back_in_baseline"] == 2
 
 
 # region_divergence
@@ -807,12 +917,8 @@ def test_a_ratio_once_refuted_stays_so_for_its_stage() -> None:
 
 def regions(*names: str, body: str = "") -> dict[str, Drive]:
     """Regions of one flag, decided side by side as one gate decides them."""
-    peers: dict[str, Machine] = {}
-    drives = {}
-    for name in names:
-        drives[name] = Drive(flag(body), region=name, peers=peers)
-        peers[f"f|{name}"] = drives[name].ramp
-    return drives
+    side_by_side = Regions()
+    return {name: Drive(flag(body), region=name, regions=side_by_side) for name in names}
 
 
 def together(drives: dict[str, Drive], events: Mapping[str, Sequence[Event]]) -> dict[str, Decision]:
@@ -848,14 +954,6 @@ def test_one_region_alone_does_not_diverge() -> None:
     """Two hashes in one region are no two regions."""
     (decision,) = together(regions("eu"), {"eu": [*of_hash("h1"), *of_hash("h2")]}).values()
     assert found(decision) == {}
-
-
-def test_regions_of_another_flag_are_not_compared() -> None:
-    """regions of one flag: a peer of another flag may run under what it likes."""
-    other = machine(flag(name="g"), begin(flag(name="g"), "us", 0), CLOCKWORK)
-    other.unit.window.detail.see_hash("h2", 1)
-    drive = Drive(flag(), region="eu", peers={"g|us": other})
-    assert drive.window(of_hash("h1")).verdict == "promote"
 
 
 @pytest.mark.parametrize("source", ["traffic", "gold", "shadow"])

@@ -95,7 +95,7 @@ def test_an_early_abort_has_not_decided_its_window() -> None:
 
 def test_a_unit_without_telemetry_is_killed_all_the_same() -> None:
     """one per region that the manifest names or telemetry has shown: a region that sent nothing yet, too."""
-    drive = Drive(flag(), unit=dormant(flag(), "us"))
+    drive = Drive(flag(), unit=dormant(flag(), "us", CLOCKWORK))
     assert drive.ramp.asleep
     drive.operate("kill", 7)
     assert drive.commanded() == [("kill", 0)]
@@ -104,7 +104,7 @@ def test_a_unit_without_telemetry_is_killed_all_the_same() -> None:
 
 def test_telemetry_that_comes_after_a_kill_finds_the_unit_latched() -> None:
     """A region that was killed before its first event promotes nothing when it comes."""
-    drive = Drive(flag(), start=30_000, unit=dormant(flag(), "us"))
+    drive = Drive(flag(), start=30_000, unit=dormant(flag(), "us", CLOCKWORK))
     drive.operate("kill", 7)
     drive.ramp.wake(30_000)
     decision = drive.window(healthy())
@@ -263,26 +263,76 @@ def test_after_a_rearm_the_unit_restarts_at_its_first_stage(end: str) -> None:
     assert [d.stage.canary_weight for d in ramp] == [0.05, 0.25, 0.5, 1]
 
 
-def test_a_rearm_takes_effect_in_the_window_that_is_open() -> None:
-    """by the same rule: at once, so the window that runs is decided for the first stage."""
+def test_a_rearm_ends_the_window_that_is_open() -> None:
+    """It is said of it what it showed, as `hold` with reason `rearm`; the next begins after lateness and settling."""
     drive = Drive(flag())
     drive.window(healthy(coverage=0.65))
-    drive.pane()
+    drive.pane(healthy())
     drive.operate("rearm")
+    held, rearm = drive.decisions[-2:]
+    assert (held.verdict, held.reasons, rearm.verdict) == ("hold", ["rearm"], "rearm")
+    assert (held.window.start, held.window.end, held.window.closed) == (WINDOW, 2 * WINDOW, False)
+    assert (held.decided_at, held.arms["canary"].requests, held.stage.canary_weight) == (drive.now, 46, 0)
     decision = drive.window(healthy())
-    assert (decision.verdict, decision.window.start, decision.stage.index) == ("promote", WINDOW, 0)
+    assert (decision.verdict, decision.stage.index) == ("promote", 0)
+    assert decision.window.start == WINDOW + PANE + SETTLED
 
 
-def test_a_rearm_never_takes_effect_for_a_window_that_an_early_abort_cut() -> None:
-    """never for a window that an early abort cut: it stays latched, the next one is the first of the new ramp."""
+def test_a_rearm_ends_no_window_of_which_no_pane_has_closed() -> None:
+    """Nothing was seen, nothing is said; the new window begins after settling all the same."""
     drive = Drive(flag())
-    (abort,) = drive.pane(BROKEN)
+    drive.window(healthy(coverage=0.65))
     drive.operate("rearm")
-    assert drive.commanded() == [("abort", 0), ("rearm", 0.05)]
-    assert [drive.pane(BROKEN) for _ in range(3)] == [[]] * 3
-    cut = drive.window(healthy())
-    assert (cut.verdict, cut.reasons, cut.window.start) == ("hold", ["latched"], abort.window.start)
-    assert drive.window(healthy()).verdict == "promote"
+    assert [decision.verdict for decision in drive.decisions] == ["rollback", "rearm"]
+    assert drive.window(healthy()).window.start == WINDOW + SETTLED
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5_000, 123_456, 10 * WINDOW])
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_no_window_that_began_before_an_operation_is_evidence_for_what_follows_it(kind: str, ahead: int) -> None:
+    """Telemetry may be behind: what was served before the rearm is in no window that is judged after it."""
+    drive = Drive(flag(f"kind: {kind}"))
+    drive.window(reasoned())
+    drive.operate("kill")
+    drive.pane(reasoned())
+    ts = drive.now + ahead
+    drive.operate("rearm", ts)
+    while not drive.decisions[-1].window.closed or drive.decisions[-1].verdict == "rearm":
+        drive.pane(reasoned())
+    assert drive.decisions[-1].window.start >= ts
+    assert drive.decisions[-1].window.start % PANE == 0
+    assert "latched" not in drive.decisions[-1].reasons
+
+
+def test_a_rearm_ends_the_window_that_an_early_abort_cut() -> None:
+    """What was served before the abort counts for nothing after the rearm, and the canary is watched at once."""
+    drives = [Drive(flag()), Drive(flag())]
+    for drive in drives:
+        drive.pane(BROKEN)
+        drive.operate("rearm")
+        assert [decision.verdict for decision in drive.decisions] == ["abort", "hold", "rearm"]
+    good, bad = drives
+    assert good.window(healthy()).verdict == "promote"
+    assert [decision.verdict for decision in bad.pane(BROKEN)] == ["abort"]
+
+
+@pytest.mark.parametrize("before", ["nothing", "abort", "rollback", "kill", "promote", "settling"])
+def test_after_a_rearm_the_abort_rules_are_looked_at_with_every_pane(before: str) -> None:
+    """From the first served row after any operation: a canary that fails is stopped in the pane that shows it."""
+    for waits in range(9):
+        drive = Drive(flag())
+        drive.window(healthy(coverage=0.65) if before == "rollback" else healthy())
+        if before == "settling":
+            drive.pane()
+        elif before != "promote":
+            drive.until(drive.unit.window.end)
+        if before == "abort":
+            drive.pane(BROKEN)
+        if before == "kill":
+            drive.operate("kill")
+        drive.operate("rearm")
+        drive.until(drive.now + waits * PANE)
+        assert [decision.verdict for decision in drive.pane(BROKEN)] == ["abort"]
 
 
 def test_a_window_after_a_settling_span_that_an_abort_cut_is_not_cut_itself() -> None:
@@ -310,27 +360,28 @@ def test_a_rearm_in_the_middle_of_a_ramp_starts_it_over() -> None:
     assert (decision.verdict, decision.stage.index) == ("promote", 0)
 
 
-def test_a_rearm_while_a_stage_settles_starts_a_window_there() -> None:
-    """The span between the stages becomes the first window of the new ramp."""
+def test_a_rearm_while_a_stage_settles_begins_a_new_settling_span() -> None:
+    """The span between the stages is judged by nothing but the abort rules, before and after the rearm."""
     drive = Drive(flag())
     drive.window(healthy())
     drive.pane()
     drive.operate("rearm")
+    assert [decision.verdict for decision in drive.decisions] == ["promote", "rearm"]
     decision = drive.window(healthy())
     assert (decision.verdict, decision.stage.index) == ("promote", 0)
-    assert (decision.window.start, decision.window.end) == (WINDOW, 2 * WINDOW)
+    assert (decision.window.start, decision.window.end) == (WINDOW + PANE + SETTLED, 2 * WINDOW + PANE + SETTLED)
 
 
-def test_a_rearm_while_a_long_settling_runs_gives_no_window_that_is_over_already() -> None:
-    """Where settling takes longer than a window, the first window lasts until it would have ended."""
+def test_a_settling_span_ends_however_often_it_is_begun_again() -> None:
+    """Every rearm begins one, and the last of them is over after lateness and settle."""
     drive = Drive(flag("window: {length: 1m, settle: 5m}"))
     drive.window(healthy())
-    settled = drive.unit.window.end
-    drive.until(WINDOW + 3 * WINDOW)
-    drive.operate("rearm")
-    assert drive.unit.window.end == settled
+    for _ in range(4):
+        drive.pane()
+        drive.operate("rearm")
+    began = drive.now
     decision = drive.window(healthy())
-    assert (decision.window.start, decision.window.end, decision.decided_at) == (WINDOW, settled, settled)
+    assert (decision.verdict, decision.window.start) == ("promote", began + 310_000)
 
 
 def test_a_rearm_forgets_strikes_green_windows_and_the_pinned_baseline() -> None:
@@ -349,14 +400,22 @@ def test_a_rearm_forgets_strikes_green_windows_and_the_pinned_baseline() -> None
     assert found(decision) == ["insufficient_data", "no_pinned_baseline"]
 
 
-def test_a_rearm_keeps_what_the_arms_were_locked_to() -> None:
-    """Pins are locked from the first baseline event of the unit, and it is the same unit."""
+def test_a_rearm_forgets_what_the_arms_were_locked_to() -> None:
+    """A pin that both arms changed since is what the new rollout is held to; another change is a drift again."""
     drive = Drive(flag())
     drive.window(healthy())
+    redeployed = [dataclasses.replace(e, pins={**PINNED, "TOK_VER": "u"}) for e in healthy()]
+    assert found(drive.window(redeployed)) == ["pins_drifted"] * 2
     drive.operate("rearm")
-    moved = [dataclasses.replace(e, pins={**PINNED, "TOK_VER": "u"}) for e in healthy() if e.arm == "baseline"]
-    canary = [event for event in healthy() if event.arm == "canary"]
-    assert found(drive.window([*moved, *canary])) == ["pins_drifted"]
+    assert drive.window(redeployed).verdict == "promote"
+    assert found(drive.window(healthy())) == ["pins_drifted"] * 2
+
+
+def test_a_rearm_does_not_forget_the_manifest_s_pins() -> None:
+    """What the manifest names holds for every rollout of it."""
+    drive = Drive(flag("versions: {MODEL_VER: m2}"))
+    drive.operate("rearm")
+    assert set(found(drive.window(healthy()))) == {"pins_drifted"}
 
 
 def test_ids_may_move_while_a_rearm_is_applied_and_no_longer() -> None:
@@ -365,13 +424,12 @@ def test_ids_may_move_while_a_rearm_is_applied_and_no_longer() -> None:
     drive.window(healthy(coverage=0.65))
     drive.pane([Event("baseline", sticky="mover")])
     drive.operate("rearm", drive.now + 1_000)
-    drive.pane([Event("baseline", sticky="mover"), Event("canary", sticky="mover")])
-    drive.pane([Event("baseline", sticky="mover"), Event("canary", sticky="mover")])
-    drive.pane([Event("baseline", sticky="mover"), Event("canary", sticky="mover")])
+    for _ in range(3):
+        drive.pane([Event("baseline", sticky="mover"), Event("canary", sticky="mover")])
+    assert not drive.unit.settling
     drive.pane([Event("canary", sticky="mover")])
     assert drive.window(healthy()).verdict == "promote"
     drive.operate("rearm")
-    drive.until(drive.unit.window.end)
     both = [Event("baseline", sticky="mover"), Event("canary", sticky="mover")]
     assert found(drive.window([*healthy(), *both])) == ["sticky_violation"]
 
@@ -445,7 +503,7 @@ def test_a_latched_unit_s_cut_window_is_latched() -> None:
 def test_where_no_window_is_open_there_is_none_to_cut(moment: str) -> None:
     """A change at a window's start, between stages or while a unit sleeps is in no window."""
     rules = flag("kind: kill_switch" if moment == "switch" else "")
-    drive = Drive(rules, unit=dormant(rules, "us") if moment == "asleep" else None)
+    drive = Drive(rules, unit=dormant(rules, "us", CLOCKWORK) if moment == "asleep" else None)
     if moment in ("start", "settling"):
         drive.window(healthy(coverage=0.65 if moment == "start" else 0.8))
     if moment == "settling":
@@ -463,7 +521,7 @@ def test_a_new_revision_commands_its_first_weights_where_they_differ() -> None:
     assert (decision.verdict, decision.reasons, decision.operation) == ("rearm", ["manifest_revision"], None)
     assert (command.weights.canary, command.previous_weights.canary, command.seq) == (0.1, 0.25, 2)
     assert decision.previous_hash == drive.decisions[-1].hash
-    same = Drive(flag("traffic: {stages: [0.05, 1.0]}"), before=begin(flag(), "us", 0))
+    same = Drive(flag("traffic: {stages: [0.05, 1.0]}"), before=begin(flag(), "us", 0, CLOCKWORK))
     assert list(same.ramp.begun()) == []
 
 
@@ -492,7 +550,7 @@ def test_ids_may_move_while_a_new_revision_s_weights_are_applied() -> None:
 
 def test_a_revision_that_turns_a_kill_switch_on_again_rearms_it() -> None:
     """A switch that was killed by canary_weight 0 comes back with a new revision's weight."""
-    killed = begin(flag("kind: kill_switch\ntraffic: {canary_weight: 0}"), "us", 0)
+    killed = begin(flag("kind: kill_switch\ntraffic: {canary_weight: 0}"), "us", 0, CLOCKWORK)
     assert killed.weight == 0
     later = Drive(flag("kind: kill_switch\ntraffic: {canary_weight: 0.5, baseline_weight: 0.5}"), before=killed)
     later.took(later.ramp.begun())
@@ -504,7 +562,7 @@ def test_a_revision_that_turns_a_kill_switch_on_again_rearms_it() -> None:
 
 def test_a_unit_without_events_sleeps_and_an_operation_does_not_wake_it() -> None:
     """After 1,000 windows in a row without an event a unit is not decided until its next one."""
-    drive = Drive(flag(), unit=dormant(flag(), "us"))
+    drive = Drive(flag(), unit=dormant(flag(), "us", CLOCKWORK))
     assert (drive.ramp.deadline, drive.unit.idle) == (None, ASLEEP_AFTER)
     drive.operate("kill", 5)
     drive.operate("rearm", 6)
@@ -512,7 +570,16 @@ def test_a_unit_without_events_sleeps_and_an_operation_does_not_wake_it() -> Non
     assert drive.pane() == []
     drive.ramp.wake(PANE)
     decision = drive.window(healthy())
-    assert (decision.verdict, decision.window.start) == ("promote", PANE)
+    assert (decision.verdict, decision.window.start) == ("promote", 3 * PANE)
+
+
+def test_a_unit_that_wakes_long_after_a_rearm_has_settled() -> None:
+    """Its first window begins with its first event."""
+    drive = Drive(flag(), unit=dormant(flag(), "us", CLOCKWORK))
+    drive.operate("rearm", 6)
+    drive.until(9 * PANE)
+    drive.ramp.wake(9 * PANE)
+    assert drive.window(healthy()).window.start == 9 * PANE
 
 
 def test_the_span_in_which_ids_may_move_follows_lateness_and_settle() -> None:

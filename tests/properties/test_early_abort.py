@@ -147,7 +147,7 @@ def test_a_ramp_at_its_limits_is_aborted_early_with_a_chance_of_at_most_alpha() 
     runs, stopped = 200, 0
     aborted: list[str] = []
     for run in range(runs):
-        ramp, naive = Ramp(FLAG, begin(FLAG, "us", 0), CLOCKWORK), False
+        ramp, naive = Ramp(FLAG, begin(FLAG, "us", 0, CLOCKWORK), CLOCKWORK), False
         for decision in aborts(ramp, np.random.default_rng((SEED, run)), AT_THE_LIMITS):
             naive = naive or naive_interval(ramp)
             if decision is not None:
@@ -191,7 +191,7 @@ def test_a_burst_of_errors_is_found_within_few_panes() -> None:
     panes = []
     for run in range(200):
         rng = np.random.default_rng((SEED, run))
-        ramp = Ramp(FLAG, begin(FLAG, "us", 0), CLOCKWORK)
+        ramp = Ramp(FLAG, begin(FLAG, "us", 0, CLOCKWORK), CLOCKWORK)
         course = [*units_of(rng, 4, HEALTHY), *units_of(rng, 3, Canary(errors=0.25))]
         for pane, seen in enumerate(course, 1):
             ramp.add(0, seen)
@@ -218,7 +218,7 @@ def test_a_burst_of_errors_is_found_within_few_panes() -> None:
 def test_each_of_the_other_rules_finds_what_is_badly_broken_before_the_window_ends(broken: Canary, rule: str) -> None:
     """Coverage at 40 %, half of λ flipped, ΔS up by 0.6: aborted in the first window, by its own rule."""
     for run in range(20):
-        ramp = Ramp(FLAG, begin(FLAG, "us", 0), CLOCKWORK)
+        ramp = Ramp(FLAG, begin(FLAG, "us", 0, CLOCKWORK), CLOCKWORK)
         first = next((d for d in aborts(ramp, np.random.default_rng((SEED, run)), broken) if d is not None), None)
         assert first is not None
         assert (first.reasons, first.stage.index) == ([rule], 0)

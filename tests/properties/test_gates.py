@@ -10,7 +10,7 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from schemas.decision import Decision
-from tests.gates.build import PINNED, WINDOW, Drive, Event, flag, healthy, probes, requests
+from tests.gates.build import APPLIED, PINNED, WINDOW, Drive, Event, flag, healthy, probes, requests
 
 NO_RULES = "abort_rules: {hard: []}\npolicy: {quality_gain: off}"
 FLAG = flag(NO_RULES)
@@ -216,15 +216,14 @@ N = 400
 
 
 def driven(problems: Sequence[str], canary: dict[str, Any], *, early: bool) -> tuple[Drive, Decision | None]:
-    """One window with these problems in it, in its first pane or its last; the decision made there, if any."""
+    """One window with these problems in one pane, once ids are followed or at its end; the decision there, if any."""
     events = healthy(N if canary else 40, **canary)
     counts: dict[str, int] = {}
     for problem in sorted(problems, key=lambda name: name not in NEEDS_BASELINE):
         events, more = PROBLEMS[problem][1](events)
         counts |= more
     drive = Drive(flag())
-    if not early:
-        drive.until(WINDOW - 10_000)
+    drive.until(APPLIED if early else WINDOW - 10_000)
     made = drive.pane(events, **counts)
     return drive, made[-1] if made else None
 

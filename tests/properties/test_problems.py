@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gates.evidence import DETECTORS
-from gates.guards import machine
-from gates.machine import Machine
-from gates.unit import begin
+from gates.regions import Regions
 from schemas.decision import Decision
 from schemas.event import ToolCall
 from schemas.manifest import Flag
 from tests.gates.build import (
-    CLOCKWORK,
+    APPLIED,
     PANE,
     PINNED,
     WINDOW,
@@ -80,16 +78,13 @@ def no_baseline(events: list[Event]) -> list[Event]:
 
 def off_share(drive: Drive) -> None:
     """Ten percent of very many ids, where the weight is five."""
-    drive.unit.stage_ids["canary"].add(ids(f"c{i}" for i in range(1_000)))
-    drive.unit.stage_ids["baseline"].add(ids(f"b{i}" for i in range(9_000)))
+    drive.unit.assignments.canary.add(ids(f"c{i}" for i in range(1_000)))
+    drive.unit.assignments.baseline.add(ids(f"b{i}" for i in range(9_000)))
 
 
 def other_region(drive: Drive) -> None:
     """A region that assigns under another manifest, in a window that stays open."""
-    peer = machine(drive.flag, begin(drive.flag, "eu", 0), CLOCKWORK)
-    peer.unit.window.detail.see_hash("h2", 1)
-    peers: dict[str, Machine] = {"f|eu": peer, "f|us": drive.ramp}
-    drive.ramp = machine(drive.flag, drive.unit, CLOCKWORK, peers)
+    drive.ramp.regions.note("eu", ["h2"])
 
 
 def own_pins(arm: str, **changes: str) -> Event:
@@ -110,7 +105,9 @@ PROBLEMS = {
     "a pin missing": Problem("pins_missing", [PINLESS]),
     "drift in the canary": Problem("pins_drifted", [own_pins("canary", MODEL_VER="n")]),
     "drift in the baseline": Problem("pins_drifted", [own_pins("baseline", TOK_VER="u")]),
-    "an id in both arms": Problem("sticky_violation", [Event("baseline", sticky="canary-0")]),
+    "ids in both arms": Problem(
+        "sticky_violation", [Event(arm, sticky=f"both-{i}") for i in range(20) for arm in ("baseline", "canary")]
+    ),
     "a shared cache": Problem(
         "cache_namespace_shared",
         [dataclasses.replace(own_pins("canary", MODEL_VER=m), namespace="ns", source="shadow") for m in ("m", "n")],
@@ -145,7 +142,7 @@ MOMENTS = ("pane", "window end")
 
 
 def play(problems: Sequence[Problem], rules: Sequence[str], moment: str) -> tuple[list[Decision], Drive]:
-    """A first window with some problems and some broken rules, all in one pane: the first one or the last."""
+    """A first window with some problems and some broken rules, all in one pane: once ids are followed or the last."""
     events = [*healthy(), *[event for rule in rules for event in HARD[rule]]]
     for problem in problems:
         events = [*events, *problem.events]
@@ -154,6 +151,7 @@ def play(problems: Sequence[Problem], rules: Sequence[str], moment: str) -> tupl
     policies = {problem.policy for problem in problems if problem.policy}
     policies |= {"on_pin_drift: abort"} if "pins_drifted" in rules else set()
     drive = Drive(flag(f"policy: {{{', '.join(sorted(policies))}}}"))
+    drive.until(APPLIED)
     for problem in problems:
         problem.prepare(drive)
     if moment == "window end":
@@ -258,9 +256,8 @@ FATES: Mapping[str, Sequence[Event]] = {
 def side_by_side(fates: Mapping[str, str], windows: int = 3) -> dict[str, list[bytes]]:
     """Regions of one flag in one gate, pane by pane; a region is healthy unless it has a fate."""
     rules: Flag = flag()
-    peers: dict[str, Machine] = {}
-    regions = {name: Drive(rules, region=name, peers=peers) for name in ("ap", "eu", "us")}
-    peers.update({f"f|{name}": drive.ramp for name, drive in regions.items()})
+    together = Regions()
+    regions = {name: Drive(rules, region=name, regions=together) for name in ("ap", "eu", "us")}
     for pane in range(windows * 9):
         for name, drive in regions.items():
             fate = fates.get(name, "healthy")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gates.assignments import RATIO_ALPHA, Assignments
 from gates.bounds import log_odds_sample_ratio
-from gates.evidence import RATIO_ALPHA, sample_ratio
 from gates.ramp import Ramp
 from gates.sums import COUNTERS, Sums
 from gates.unit import begin
@@ -69,8 +69,12 @@ def seen(ids: dict[str, Ids]) -> PaneUnit:
 
 
 def climb(rng: np.random.Generator, service: Service, weights: Sequence[float] = STAGES) -> tuple[int | None, int]:
-    """Distinct ids at the first alarm of a ramp, None without; and the stages that it went through."""
-    ramp, now, ids = Ramp(FLAG, begin(FLAG, "us", 0), CLOCKWORK), 0, 0
+    """Distinct ids at the first alarm of a ramp, None without; and the stages that it went through.
+
+    The services apply the first weight at once.
+    """
+    ramp, now, ids = Ramp(FLAG, begin(FLAG, "us", 0, CLOCKWORK), CLOCKWORK), 0, 0
+    ramp.unit.moving_until = 0
     for stage, weight in enumerate(weights):
         while ramp.unit.settling:
             now += PANE
@@ -80,7 +84,7 @@ def climb(rng: np.random.Generator, service: Service, weights: Sequence[float] =
             ids += service.new
             now += PANE
             made = list(ramp.close(now))
-            if ramp.unit.ratio is not None:
+            if ramp.unit.assignments.ratio is not None:
                 return ids, stage
         assert made[-1][0].verdict in ("promote", "pass")
     return None, len(weights)
@@ -88,19 +92,16 @@ def climb(rng: np.random.Generator, service: Service, weights: Sequence[float] =
 
 def looks(rng: np.random.Generator, service: Service, weights: Sequence[float] = STAGES) -> tuple[int | None, int]:
     """As ``climb``, without the records: the same ids, the same looks, two thousand times as often."""
-    unit, ids = begin(FLAG, "us", 0), 0
+    assignments, ids = Assignments(0), 0
     for stage, weight in enumerate(weights):
-        odds = 0.0
         for pane in panes(rng, service, weight):
             for arm, its in pane.items():
-                unit.stage_ids[arm].add(its)
+                getattr(assignments, arm).add(its)
             ids += service.new
-            odds, found = sample_ratio(FLAG, unit)
-            if found is not None:
+            assignments.test_ratio(weight)
+            if assignments.ratio is not None:
                 return ids, stage
-        unit.odds += odds
-        unit.stage = min(stage + 1, len(STAGES) - 1)
-        unit.forget_ids()
+        assignments = assignments.next_stage(0, weight)
     return None, len(weights)
 
 
@@ -164,12 +165,14 @@ def test_a_loss_that_one_stage_does_not_prove_is_proved_over_several() -> None:
 
 def test_the_odds_are_those_of_the_distinct_ids() -> None:
     """counts S of distinct sticky ids per arm: what an alarm tells is the formula's own value."""
-    ramp = Ramp(FLAG, begin(FLAG, "us", 0), CLOCKWORK)
+    ramp = Ramp(FLAG, begin(FLAG, "us", 0, CLOCKWORK), CLOCKWORK)
+    ramp.unit.moving_until = 0
     for pane in panes(np.random.default_rng(SEED), Service(new=4_000, bias=2.0), 0.05, 1):
         ramp.add(0, seen(pane))
     list(ramp.close(PANE))
-    assert ramp.unit.ratio is not None
-    told = ramp.unit.ratio["ids"]
+    found = ramp.unit.assignments.ratio
+    assert found is not None
+    told = found["ids"]
     odds = log_odds_sample_ratio((told["canary"], told["baseline"]), (0.05, 0.95))
-    assert ramp.unit.ratio["log_odds"] == pytest.approx(odds, abs=1e-6)
+    assert found["log_odds"] == pytest.approx(odds, abs=1e-6)
     assert told["canary"] + told["baseline"] == 4_000

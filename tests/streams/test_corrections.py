@@ -203,10 +203,11 @@ def test_a_flood_of_late_events_is_cut_and_the_rest_counted(monkeypatch: pytest.
 def test_other_problems_stay_as_they_were_found() -> None:
     """Missing pins in late events are seen; a sticky id that moved stays found."""
     watch = Watch()
+    watch.read(written([served("early", NOON - 2 * PANE, "baseline")]))
     both = [served("x", NOON + 9, arm, event_id=f"x{arm}", sticky_id="moved") for arm in ("canary", "baseline")]
     watch.read(written(both))
     watch.panes(0, 2)
-    assert watch.decisions[0].reasons == ["sticky_violation"]
+    assert watch.decisions[1].reasons == ["sticky_violation"]
     watch.late(1, status=500, versions=None)
     (correction,) = watch.corrections
     found = [problem.problem for problem in correction.evidence_problems]

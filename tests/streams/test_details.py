@@ -325,8 +325,9 @@ def test_the_window_of_these_tests_is_sound() -> None:
 
 @pytest.mark.parametrize("problem", FOUND)
 def test_a_problem_in_the_records_is_a_problem_of_the_decision(problem: str) -> None:
-    """From bytes to the decision that is held: one record with the fact, among others."""
-    decision = decide([*healthy_window()[:20], *FOUND[problem], *healthy_window()[20:]])[0]
+    """From bytes to the decision that is held: one record with the fact, among others of a rollout's second window."""
+    early = served("early", NOON - 2 * PANE, "baseline")
+    decision = decide([early, *healthy_window()[:20], *FOUND[problem], *healthy_window()[20:]])[1]
     assert decision.verdict == "hold"
     assert problem in decision.reasons
 

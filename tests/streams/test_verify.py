@@ -550,7 +550,7 @@ def test_something_that_is_no_decision_is_found_although_its_hash_fits() -> None
 @pytest.mark.parametrize(
     ("unit", "window", "decided_at", "said"),
     [
-        ("cost|", (290, 310, True), 310, "its window starts 20000 ms before the one before it ends"),
+        ("cost|", (300, 320, True), 320, "its window starts 20000 ms before the one before it ends"),
         ("cost|", (310, 330, True), 320, "decided outside its window"),
         ("cost|", (310, 330, False), 310, "decided outside its window"),
         ("switch|eu", (0, 20, True), 200, "its window is not the last one decided before it"),

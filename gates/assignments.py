@@ -1,0 +1,102 @@
+"""Which arm each sticky id was seen in over a span of evidence, and what was found of it there.
+
+A finding is held against the span in which it was made: once a window has been held for it, what follows is looked
+at again.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gates.bounds import log_odds_sample_ratio
+from gates.rules import rounded
+from gates.sums import Ids, IdSample
+
+RATIO_ALPHA, RATIO_OFF = 0.001, 0.05
+"""Level of the sample-ratio test, and the share of its weight that an arm must be off by."""
+
+
+class Assignments(msgspec.Struct, array_like=True):
+    """Sticky ids by the arm that they were last seen in.
+
+    ``start``: the first pane that counts, ms. ``bounced``: ids that changed arms and were not yet held against a
+    window. ``odds``: of the sample-ratio test over the stages before. ``ratio``: what the test found in this span.
+    ``unsound``: what it found in the span before, which stands until this one has shown ``needed`` ids without a
+    finding, as many as that one took.
+    """
+
+    start: int
+    baseline: IdSample = msgspec.field(default_factory=IdSample)
+    canary: IdSample = msgspec.field(default_factory=IdSample)
+    bounced: IdSample = msgspec.field(default_factory=IdSample)
+    odds: float = 0.0
+    ratio: dict[str, Any] | None = None
+    unsound: dict[str, Any] | None = None
+    needed: int = 0
+
+    def see(self, arm: str, ids: IdSample) -> None:
+        """Add the ids that one partition saw in an arm in one pane; baseline first."""
+        here, other = (self.baseline, self.canary) if arm == "baseline" else (self.canary, self.baseline)
+        moved = np.intersect1d(other.ids, ids.ids, assume_unique=True)
+        if len(moved):
+            self.bounced.add(moved)
+            other.drop(moved)
+        here.merge(ids)
+
+    @property
+    def level(self) -> int:
+        """One id in 2^level is followed."""
+        return max(self.baseline.level, self.canary.level, self.bounced.level)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The ids followed in canary and baseline."""
+        level = self.level
+        return len(self.canary.within(level)), len(self.baseline.within(level))
+
+    @property
+    def seen(self) -> int:
+        """How many ids there are, estimated where they are sampled."""
+        return sum(self.counts) << self.level
+
+    def bounces(self) -> tuple[Ids, float]:
+        """The ids that changed arms, of those followed, and their share."""
+        found, followed = self.bounced.within(self.level), sum(self.counts)
+        return found, len(found) / followed if followed else 0.0
+
+    def test_ratio(self, weight: float) -> float:
+        """Hold the arms' shares of ids against the canary's weight, with the spans before; give this span's log odds.
+
+        Source: Lindon & Malek 2022; look at every pane.
+        """
+        if not 0 < weight < 1:
+            return 0.0
+        counts, shares = self.counts, (weight, 1 - weight)
+        odds, n = log_odds_sample_ratio(counts, shares), sum(counts)
+        total = self.odds + odds
+        off = any(abs(count - share * n) >= RATIO_OFF * share * n for count, share in zip(counts, shares, strict=True))
+        if self.ratio is None and off and total >= -math.log(RATIO_ALPHA):
+            self.ratio = {
+                "ids": {"canary": counts[0], "baseline": counts[1]},
+                "share": rounded(counts[0] / n),
+                "weight": weight,
+                "log_odds": rounded(total, 6),
+                "followed": f"1 id in {1 << self.level}",
+            }
+        if self.seen >= self.needed:
+            self.unsound = None
+        return odds
+
+    def next_stage(self, start: int, weight: float) -> "Assignments":
+        """What the next stage of the same rollout begins with."""
+        return Assignments(start, odds=self.odds + self.test_ratio(weight))
+
+    def next_window(self, end: int, *, held_for_bounces: bool) -> "Assignments":
+        """What the window after one that ended at ``end`` ms goes on with: findings stay with the one they held."""
+        if self.ratio is not None:
+            return Assignments(end, unsound=self.ratio, needed=self.seen)
+        if held_for_bounces:
+            self.bounced = IdSample()
+        return self
