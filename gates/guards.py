@@ -71,8 +71,8 @@ class QualityGate(Ramp):
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
         """Remember whether the gate is open; a window in which it was closed early opens it no more."""
+        self._engage(judgement.verdict)
         if not self.unit.latched:
-            self.unit.engaged = judgement.verdict == "open"
             self.unit.cut = self.unit.cut or at is not None
         if judgement.action is not None:
             self._let_move(decision.decided_at)
@@ -111,10 +111,7 @@ class Guard(Machine):
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
         """Remember whether the guard has stepped in."""
-        if judgement.verdict == self.stepping_in:
-            self.unit.engaged = True
-        elif judgement.verdict == "restore":
-            self.unit.engaged = False
+        self._engage(judgement.verdict)
         if at is None:
             self._next_window(judgement)
 

@@ -19,8 +19,9 @@ from gates.records import Judgement, Reading, exemplars, summaries, unfired, wei
 from gates.regions import Regions
 from gates.rules import Comparison
 from gates.sums import IdSample, shared
-from gates.unit import GUARDS, Clockwork, Closed, Unit, first_weight
+from gates.unit import Clockwork, Closed, Unit, first_weight
 from gates.window import PaneUnit, Window
+from schemas.catalogue import GUARDS, MANIFEST_REVISION, VERDICTS
 from schemas.correction import Correction, Said, seal_correction
 from schemas.decision import (
     Action,
@@ -81,15 +82,14 @@ class Machine(ABC):
         self.unit.start_at(start, self.flag)
         self.unit.moving_until = self.clockwork.stage_start(start, self.flag.window.settle_ms)
 
-    def begun(self) -> Iterator[Outcome]:
+    def begun(self, before: Unit | None = None) -> Iterator[Outcome]:
         """What follows from a new revision of the manifest taking over a unit: its first stage's weights."""
         weight, flag = first_weight(self.flag), self.flag
-        stays_in = self.unit.engaged and flag.kind in GUARDS
-        steps_out, self.unit.engaged = self.unit.engaged and not stays_in, stays_in
+        steps_out = before is not None and before.kind in GUARDS and before.engaged and not self.unit.engaged
         if (self.unit.weight == weight and not steps_out) or (flag.kind == "kill_switch" and weight == 0):
             return
         action: Literal["close", "rearm"] = "close" if flag.kind == "quality_gated" else "rearm"
-        yield self._standing(action, ["manifest_revision"], self.unit.window.start, weight, None)
+        yield self._standing(action, [MANIFEST_REVISION], self.unit.window.start, weight, None)
 
     def cut(self, at: int) -> Iterator[Outcome]:
         """End the unit at ``at`` ms, as its flag has changed: a window under two manifests is not judged."""
@@ -395,6 +395,11 @@ class Machine(ABC):
     def _forget_ids(self, at: int) -> None:
         """Follow sticky ids anew from ``at`` ms on, in the same stage."""
         self.unit.assignments = Assignments(at, odds=self.unit.assignments.odds)
+
+    def _engage(self, verdict: Verdict) -> None:
+        left = VERDICTS[verdict].engaged
+        if left is not None:
+            self.unit.engaged = left
 
     def _latch(self) -> None:
         unit = self.unit

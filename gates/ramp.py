@@ -8,10 +8,8 @@ from gates.machine import Machine
 from gates.records import Judgement
 from gates.rules import SOFT_GATES, Comparison
 from gates.unit import Pinned
+from schemas.catalogue import VERDICTS
 from schemas.decision import Action, Decision, Verdict
-
-ENDING = ("abort", "rollback")
-"""Verdicts that take the canary to 0 and latch the unit."""
 
 
 class Ramp(Machine):
@@ -94,7 +92,7 @@ class Ramp(Machine):
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
         """Latch after an end, settle after a promote."""
         unit = self.unit
-        if judgement.verdict in ENDING:
+        if VERDICTS[judgement.verdict].ended:
             self._latch()
             unit.cut = at is not None
         if at is not None:

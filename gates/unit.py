@@ -7,10 +7,10 @@ import msgspec
 from gates.assignments import Assignments
 from gates.sums import IdSample
 from gates.window import Arm, Window
+from schemas.catalogue import engaged_under
 from schemas.decision import Problem, Verdict
 from schemas.manifest import Flag
 
-GUARDS = ("cost_guard", "safety_guard")
 ASLEEP_AFTER = 1000
 """Windows in a row without an event after which a unit is decided no more until one comes."""
 
@@ -63,21 +63,23 @@ class Closed(msgspec.Struct, array_like=True):
 class Unit(msgspec.Struct, array_like=True):
     """Everything that a unit remembers from pane to pane.
 
-    ``weight``: the canary's, as last commanded. ``locked``: by arm, the pins that its requests must have; those that
-    the manifest does not name are the first that were seen. ``number``: windows since the rollout began, from 1, for
-    the shares of alpha. ``green``: windows in a row that were fit to promote. ``strike``: a first freeze counts until
-    the next green window. ``settling``: ``window`` is the span before the next stage or the new rollout, judged by the
-    abort rules alone; ``coming`` is the stage that begins after it. ``cut``: the window was ended early by an abort.
-    ``engaged``: a quality gate is open, a guard has stepped in. ``idle``: windows in a row without an event.
-    ``assignments``: what the span has shown of sticky ids. ``earlier_canary``: ids of the canary in stages before.
-    ``exposed``: ids that an assignment was ever reported for. ``rate_limited``: the canary's share of 429s when the
-    last stage ended. ``last_window``: the last one decided. ``moving_until``: ids may move between the arms in panes
-    that end by then, ms: weights have changed, or services may not have applied the first ones yet. ``fresh_from``:
-    an operator or a revision ended all evidence from before then, ms. ``hashes``: rows of the window before by
-    manifest hash. ``closed``: the last window, while late events may correct it: until the next one is decided.
+    ``kind``: the flag's. ``weight``: the canary's, as last commanded. ``locked``: by arm, the pins that its requests
+    must have; those that the manifest does not name are the first that were seen. ``number``: windows since the
+    rollout began, from 1, for the shares of alpha. ``green``: windows in a row that were fit to promote. ``strike``:
+    a first freeze counts until the next green window. ``settling``: ``window`` is the span before the next stage or
+    the new rollout, judged by the abort rules alone; ``coming`` is the stage that begins after it. ``cut``: the
+    window was ended early by an abort. ``engaged``: a quality gate is open, a guard has stepped in. ``idle``: windows
+    in a row without an event. ``assignments``: what the span has shown of sticky ids. ``earlier_canary``: ids of the
+    canary in stages before. ``exposed``: ids that an assignment was ever reported for. ``rate_limited``: the canary's
+    share of 429s when the last stage ended. ``last_window``: the last one decided. ``moving_until``: ids may move
+    between the arms in panes that end by then, ms: weights have changed, or services may not have applied the first
+    ones yet. ``fresh_from``: an operator or a revision ended all evidence from before then, ms. ``hashes``: rows of
+    the window before by manifest hash. ``closed``: the last window, while late events may correct it: until the next
+    one is decided.
     """
 
     region: str
+    kind: str
     manifest_hash: str
     window: Window
     weight: float
@@ -149,10 +151,11 @@ def begin(flag: Flag, region: str, start: int, clockwork: Clockwork, before: Uni
     """
     unit = Unit(
         region=region,
+        kind=flag.kind,
         manifest_hash=flag.manifest_hash,
         window=Window(start, start),
         weight=before.weight if before else first_weight(flag),
-        engaged=before.engaged if before else False,
+        engaged=bool(before and engaged_under(before.engaged, before.kind, flag.kind, same_manifest=False)),
         locked={},
         seq=before.seq if before else 0,
         previous_hash=before.previous_hash if before else None,

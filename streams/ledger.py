@@ -12,25 +12,14 @@ from functools import lru_cache
 import msgspec
 
 from gates.rules import rounded
-from gates.unit import GUARDS
 from schemas.canonical import sha256_of
-from schemas.decision import Command, Verdict, Weights
+from schemas.catalogue import GUARDS, VERDICTS, engaged_after, engaged_under
+from schemas.decision import Command, Weights
 from schemas.document import cut
 from schemas.errors import EventError
 from streams.chain import Facts, Fault, Link, Placed, Torn, misplaced, parse_record
 
 _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Command))
-_ENGAGED: dict[Verdict, bool] = {
-    "open": True,
-    "fallback": True,
-    "degrade": True,
-    "close": False,
-    "restore": False,
-    "kill": False,
-    "rearm": False,
-    "pass": False,
-}
-"""Whether a quality gate is open, or a guard has stepped in, after a verdict; others leave that as it was."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -290,16 +279,15 @@ def _shown(value: str | None) -> str:
 
 def _weight_due(facts: Facts, before: float | None) -> float | None:
     """The canary's weight that follows from a decision, ``before`` it another; None where it does not say."""
-    match facts.verdict:
-        case "promote":
+    match VERDICTS[facts.verdict].canary:
+        case "next":
             return facts.next_weight
-        case "rearm":
-            return facts.weight
-        case "open":
-            return None
-        case "freeze" | "degrade" | "fallback" | "restore":
+        case "first":
+            # An open gate's weight stands in the decisions after it.
+            return None if facts.verdict == "open" else facts.weight
+        case "same":
             return before
-        case _:
+        case "none":
             return 0.0
 
 
@@ -314,21 +302,15 @@ def acting(links: Sequence[Link]) -> Iterator[bool | None]:
         if facts is None:
             yield None
             continue
-        if before is not None and facts.manifest_hash != before.manifest_hash and not _guards(before, facts):
-            engaged = False
-        elif before is not None and before.closed and _guards(facts) and facts.start > before.end:
-            # The flag may have been out of the manifest for a while, and its guard with it.
-            engaged = None
+        if before is not None:
+            same = facts.manifest_hash == before.manifest_hash
+            engaged = engaged_under(engaged, before.kind, facts.kind, same_manifest=same)
+            if same and before.closed and facts.kind in GUARDS and facts.start > before.end:
+                # The flag may have been another one for a while, and its guard with it.
+                engaged = None
         yield _asks(facts, engaged)
-        engaged = _ENGAGED.get(facts.verdict, engaged)
-        if facts.verdict == "hold" and not facts.closed and not _guards(facts):
-            # A revision cut the window: the unit begins anew.
-            engaged = False
+        engaged = engaged_after(engaged, facts.verdict, facts.kind, reasons=facts.reasons, closed=facts.closed)
         before = facts
-
-
-def _guards(*facts: Facts) -> bool:
-    return all(one.kind in GUARDS for one in facts)
 
 
 def _asks(facts: Facts, engaged: bool | None) -> bool | None:
@@ -336,4 +318,4 @@ def _asks(facts: Facts, engaged: bool | None) -> bool | None:
         return False
     if facts.standing or facts.verdict not in ("open", "close", "fallback", "degrade"):
         return True
-    return None if engaged is None else _ENGAGED[facts.verdict] != engaged
+    return None if engaged is None else VERDICTS[facts.verdict].engaged != engaged

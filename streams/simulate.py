@@ -25,6 +25,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from gates.unit import Clockwork, first_weight
+from schemas.catalogue import VERDICTS
 from schemas.decision import Command, Decision
 from schemas.errors import InputError
 from schemas.event import TelemetryEvent
@@ -85,11 +86,6 @@ def read_trace(path: Path) -> list[Arrival]:
     return [Arrival(int((moment - first).total_seconds() * 1000), *sizes) for moment, *sizes in rows]
 
 
-GUARDED = {"degrade": True, "fallback": True, "restore": False}
-"""Commands to a service with a guard, and whether it has stepped in then."""
-ENDED = ("rollback", "abort", "kill")
-
-
 class Router:
     """What a service's router does with commands: sticky arms by hash, weights that change at a moment of event time.
 
@@ -112,13 +108,13 @@ class Router:
 
     def guarded(self, unit: str, ts: int) -> bool:
         """Whether a guard has stepped in at ``ts``."""
-        actions = (command.action for command in self._in_effect(unit, ts))
-        return next((GUARDED[action] for action in actions if action in GUARDED), False)
+        left = (VERDICTS[command.action].engaged for command in self._in_effect(unit, ts))
+        return next((engaged for engaged in left if engaged is not None), False)
 
     def ended(self, unit: str) -> bool:
         """Whether the last command took the canary away for good."""
         commands = self._commands.get(unit)
-        return commands is not None and commands[-1].action in ENDED
+        return commands is not None and VERDICTS[commands[-1].action].ended is True
 
     def arm(self, flag: str, region: str, sticky_id: str, ts: int) -> Arm:
         """Where the id is served."""
@@ -215,10 +211,10 @@ class Simulation:
         """Follow a decision to the window after it; whether a command comes with it. An early abort ends no window."""
         site, verdict = self.sites[decision.key], decision.verdict
         commanded = verdict not in ("pass", "hold")
-        if verdict in ("open", "degrade", "fallback"):
-            commanded, site.engaged = not site.engaged, True
-        elif verdict in ("close", "restore"):
-            commanded, site.engaged = site.engaged, False
+        left = VERDICTS[verdict].engaged
+        if left is not None and commanded:
+            before, site.engaged = site.engaged, left
+            commanded = decision.operation is not None or before != left
         if decision.window.closed and decision.operation is None:
             start = decision.window.end
             if verdict == "promote":

@@ -15,7 +15,7 @@ from gates.guards import machine
 from gates.machine import Machine
 from gates.regions import Regions
 from gates.sums import StateCodec
-from gates.unit import GUARDS, Clockwork, Unit, begin, dormant
+from gates.unit import Clockwork, Unit, begin, dormant
 from schemas.correction import Correction
 from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
@@ -376,7 +376,7 @@ class GateState:
         if kill is not None:
             yield from ramp.operate(kill.operation, start)
         elif before is not None:
-            yield from ramp.begun()
+            yield from ramp.begun(before)
 
     def _run(self, name: str, flag: Flag, unit: Unit) -> Machine:
         self._state.units[name] = unit
@@ -407,7 +407,6 @@ class GateState:
                 yield from ramp.cut(at)
                 settle = revision.flags.get(ramp.flag.name, ramp.flag).window.settle_ms
                 ramp.unit.fresh_from = self._clockwork.stage_start(at, settle)
-                ramp.unit.engaged = ramp.unit.engaged and ramp.flag.kind in GUARDS
                 self._retire(name)
             else:
                 ramp.flag = revision.flags[ramp.flag.name]

@@ -25,8 +25,8 @@ from schemas.timeline import Timeline
 from streams.broker import embedded_broker
 from streams.commands.publish import send
 from streams.commands.screen import (
+    Standings,
     clock,
-    engaged_after,
     gates_table,
     order,
     outcome,
@@ -214,7 +214,7 @@ class Demo:
     console: Console = field(default_factory=lambda: Console(highlight=False))
     decisions: list[Decision] = field(default_factory=list)
     notes: list[Text] = field(default_factory=list)
-    engaged: dict[str, bool] = field(default_factory=dict)
+    standings: Standings = field(default_factory=Standings)
 
     def __post_init__(self) -> None:
         self.settings = load_settings(**self.given)
@@ -329,7 +329,7 @@ class Demo:
 
     def _stands(self, site: Site) -> Text:
         router, weight = self.simulation.router, self.simulation.weight(site)
-        bar = state_bar(self.flag, weight, engaged=self.engaged.get(site.unit, False), ended=router.ended(site.unit))
+        bar = state_bar(self.flag, weight, engaged=self.standings.engaged(site.unit), ended=router.ended(site.unit))
         return Text(f"{site.region:10} ").append(bar) if len(self.simulation.sites) > 1 else bar
 
     def _tell(self, what: Decision | Command | str) -> None:
@@ -342,7 +342,7 @@ class Demo:
             self._note([Text("  ").append(where).append(order(what)).append(self._delay(), style="dim")])
             return
         self.decisions.append(what)
-        self.engaged[what.key] = engaged_after(what, before=self.engaged.get(what.key, False))
+        self.standings.follow(what)
         self._note([where.append(outcome(what)), *(Text(f"  {line}", style="yellow") for line in problems(what))])
         if not self.console.is_terminal and what.gates:
             self.console.print(f"  {plain_gates(what)}", soft_wrap=True)

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gates.power import kind_gates
+from schemas.catalogue import engaged_after, engaged_under
 from schemas.decision import Command, Decision, GateResult, RuleResult
 from schemas.manifest import Flag
 from streams.commands.words import plain, problem_words
@@ -41,8 +42,6 @@ STATES = {
     "kill_switch": ("on", "killed"),
 }
 """What a flag that is no ramp is at rest, and what it is once it is engaged."""
-ENGAGED = {"open": True, "close": False, "fallback": True, "degrade": True, "restore": False, "pass": False}
-"""What a verdict leaves such a flag in; others leave it as it was."""
 _AT_LEAST = ("coverage_min", "tool_success_min")
 _SHARES = ("latency_p95_uplift_max", "error_rate_max", "tool_success_min", "cost_uplift_max")
 _CHANGES = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
@@ -179,11 +178,26 @@ def state(kind: str, weight: float, *, engaged: bool) -> str:
     return f"{STATES[kind][engaged]}, {canary}" if kind in STATES else canary
 
 
-def engaged_after(decision: Decision, *, before: bool) -> bool:
-    """Whether a flag is engaged after a decision, as it was ``before`` where that does not say."""
-    if decision.operation is not None:
-        return decision.kind == "kill_switch" and decision.verdict == "kill"
-    return ENGAGED.get(decision.verdict, before)
+class Standings:
+    """Where the units stand: the last decision of each, and whether it is engaged; see ``schemas/catalogue.py``."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, Decision] = {}
+        self._engaged: dict[str, bool] = {}
+
+    def follow(self, decision: Decision) -> None:
+        """Take in the next decision of a unit."""
+        unit, closed = decision.key, decision.window.closed
+        engaged, last = self._engaged.get(unit, False), self.last.get(unit)
+        if last is not None:
+            same = decision.manifest_hash == last.manifest_hash
+            engaged = bool(engaged_under(engaged, last.kind, decision.kind, same_manifest=same))
+        after = engaged_after(engaged, decision.verdict, decision.kind, reasons=decision.reasons, closed=closed)
+        self.last[unit], self._engaged[unit] = decision, bool(after)
+
+    def engaged(self, unit: str) -> bool:
+        """Whether a unit is engaged; one that nothing was decided of is not."""
+        return self._engaged.get(unit, False)
 
 
 def state_bar(flag: Flag, weight: float, *, engaged: bool, ended: bool = False) -> Text:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from schemas.decision import Decision, Weights, decision_from_bytes
 from schemas.errors import EventError
-from streams.commands.screen import engaged_after, gate_rows, order, outcome, plain_gates, problems, state, verdict
+from streams.commands.screen import Standings, gate_rows, order, outcome, plain_gates, problems, state, verdict
 from streams.commands.words import plain
 from streams.control import ControlConsumer
 from streams.loop import shown
@@ -40,8 +40,7 @@ class _Board:
 
     def __init__(self, flag: str | None) -> None:
         self._flag = flag
-        self.decisions: dict[str, Decision] = {}
-        self.engaged: dict[str, bool] = {}
+        self.standings = Standings()
         self._seen: set[str] = set()
         self.weights: Mapping[str, Weights] = {}
 
@@ -57,9 +56,13 @@ class _Board:
         if not self.shows(decision.flag) or decision.decision_id in self._seen:
             return None
         self._seen.add(decision.decision_id)
-        self.decisions[decision.key] = decision
-        self.engaged[decision.key] = engaged_after(decision, before=self.engaged.get(decision.key, False))
+        self.standings.follow(decision)
         return decision
+
+    @property
+    def decisions(self) -> Mapping[str, Decision]:
+        """The last decision of each unit."""
+        return self.standings.last
 
     def table(self) -> Table:
         """A row a unit."""
@@ -68,7 +71,7 @@ class _Board:
             weights = self.weights.get(unit)
             weight = weights.canary if weights else decision.stage.canary_weight
             where = Text(plain(decision.flag), style="bold").append(f"\n{plain(decision.region)}", style="not bold")
-            stands = state(decision.kind, weight, engaged=self.engaged[unit])
+            stands = state(decision.kind, weight, engaged=self.standings.engaged(unit))
             ramps = f"stage {decision.stage.index}, " if decision.kind == "progressive_rollout" else ""
             where.append(f"\n{ramps}{stands}", style="not bold")
             said = Text(f"{shown(decision.decided_at)}\n").append(verdict(decision))

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import msgspec
 import pytest
 
+from schemas.catalogue import VERDICTS, engaged_after
 from schemas.decision import Verdict, command_from_bytes, decision_from_bytes
 from schemas.load import load_manifest
-from streams.commands.screen import VERDICT_STYLE, engaged_after, gate_rows, outcome, state, state_bar
+from streams.commands.screen import VERDICT_STYLE, Standings, gate_rows, outcome, state, state_bar
 from streams.scenarios import SCENARIOS
 from tests.streams.play import play
 
@@ -96,9 +96,10 @@ def test_every_verdict_has_a_colour() -> None:
 )
 def test_a_flag_that_is_no_ramp_shows_its_state(name: str, states: list[str]) -> None:
     """As each decision leaves it, in words and in the bar."""
-    played, engaged, shown = play(name), False, []
+    played, standings, shown = play(name), Standings(), []
     for decision in played.decisions:
-        engaged = engaged_after(decision, before=engaged)
+        standings.follow(decision)
+        engaged = standings.engaged(decision.key)
         shown.append(state(decision.kind, 0.25, engaged=engaged).removesuffix(", canary 25 %"))
         assert f"[{shown[-1]}]" in state_bar(played.simulation.flag, 0.25, engaged=engaged).plain
     assert shown == states
@@ -106,11 +107,17 @@ def test_a_flag_that_is_no_ramp_shows_its_state(name: str, states: list[str]) ->
 
 def test_a_hold_leaves_a_guard_as_it_is_and_a_kill_closes_a_gate() -> None:
     """What cannot be judged changes nothing."""
-    (kill, _), (_, hold, _) = play("kill-switch").decisions, play("tool-loop").decisions
-    assert engaged_after(hold, before=True)
-    assert not engaged_after(hold, before=False)
-    closed = msgspec.structs.replace(kill, kind="quality_gated")
-    assert not engaged_after(closed, before=True)
+
+    def after(verdict: Verdict, kind: str, before: bool) -> bool | None:
+        return engaged_after(before, verdict, kind, reasons=[], closed=True)
+
+    assert after("hold", "cost_guard", True)
+    assert not after("hold", "cost_guard", False)
+    assert not after("kill", "quality_gated", True)
+
+
+def test_every_verdict_has_its_row() -> None:
+    assert VERDICTS.keys() == set(get_args(Verdict))
 
 
 def test_what_a_flag_does_not_decide_on_is_shown_as_that() -> None:

@@ -353,16 +353,17 @@ def stepped_in(*revisions: str | tuple[int, str]) -> Gate:
     return gate
 
 
-@pytest.mark.parametrize("other", ["safety_guard", "cost_guard"])
-def test_a_guard_that_stepped_in_stays_in_under_a_new_revision_until_a_clean_window(other: str) -> None:
-    gate = stepped_in(REASONED, (BOUNDARY, CHANGED + f"    kind: {other}\n"))
+def test_a_guard_that_stepped_in_stays_in_under_a_new_revision_until_a_clean_window() -> None:
+    gate = stepped_in(REASONED, (BOUNDARY, CHANGED + "    kind: safety_guard\n"))
     assert [command.action for command in gate.commands] == ["degrade", "restore"]
     assert gate.commands[1].manifest_hash == gate.timeline.revisions[1].flags["f"].manifest_hash
 
 
-def test_a_revision_that_makes_a_guard_another_kind_of_flag_ends_what_it_had_begun() -> None:
-    """Nobody would ever say ``restore``, so ``rearm`` does, although the weights are the same."""
-    gate = stepped_in(REASONED, (BOUNDARY, CHANGED))
+@pytest.mark.parametrize("kind", ["progressive_rollout", "cost_guard"])
+def test_a_revision_that_makes_a_guard_another_kind_of_flag_ends_what_it_had_begun(kind: str) -> None:
+    """What stepped in is there no more, and a guard of another kind has not: ``rearm``, though the weights are the
+    same."""
+    gate = stepped_in(REASONED, (BOUNDARY, CHANGED + f"    kind: {kind}\n"))
     first, second, *_ = gate.commands
     assert (first.action, second.action, second.reasons) == ("degrade", "rearm", ["manifest_revision"])
     assert second.weights == second.previous_weights
