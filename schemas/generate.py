@@ -88,10 +88,10 @@ def _signed(kind: str) -> dict[str, Any]:
     }
     return {
         "type": "string",
-        "pattern": f"^tidegate-signed/1 {kind} [0-9a-f]{{16}} ",
-        "description": f"The line `tidegate-signed/1 {kind} KEY_ID SIGNATURE`, and under it {inside[kind]}. "
-        "The Ed25519 signature is over `tidegate-signed/1 "
-        f"{kind}` and what is under the line.",
+        "pattern": f"^tidegate-signed/2 {kind} [A-Za-z0-9._-]+/[A-Za-z0-9._-]+ [0-9a-f]{{16}} ",
+        "description": f"The line `tidegate-signed/2 {kind} DEPLOYMENT KEY_ID SIGNATURE`, and under it {inside[kind]}. "
+        "DEPLOYMENT is the topic prefix, `/` and the application id of the workers that it is for. "
+        f"The Ed25519 signature is over `tidegate-signed/2 {kind} DEPLOYMENT` and what is under the line.",
     }
 
 

@@ -47,13 +47,15 @@ def parse_operation(text: bytes | str) -> Operation:
         raise InputError(f"not an operation: {error}") from None
 
 
-def read_operation(document: bytes | None, trusted: TrustedKeys | None) -> Operation:
+def read_operation(document: bytes | None, deployment: str, trusted: TrustedKeys | None) -> Operation:
     """The operation in a record's value; ``trusted`` None: bare JSON is taken, and nothing else.
+
+    ``deployment``: the one that it has to be signed for.
 
     Raises Refusal, SignatureError included, with the reason.
     """
     if trusted is not None:
-        payload, _ = open_signed(document, "operation", trusted)
+        payload, _ = open_signed(document, "operation", deployment, trusted)
     elif document is None or len(document) > MAX_BYTES:
         raise Refusal("not an operation: empty or too large")
     else:
@@ -64,8 +66,17 @@ def read_operation(document: bytes | None, trusted: TrustedKeys | None) -> Opera
         raise Refusal(str(error)) from None
 
 
-def check_time(operation: Operation, timestamp: int) -> None:
-    """Refuse an operation whose ``ts`` is ahead of its record's own ``timestamp``, ms, as telemetry is refused."""
+def check_time(operation: Operation, timestamp: int, max_age_ms: int) -> None:
+    """Refuse an operation whose ``ts`` does not fit its record's own ``timestamp``, ms.
+
+    It may be no more ahead than telemetry may, and no older than ``max_age_ms``: an old one that is written again is
+    nobody's order of today. Nothing here asks what time it is, so a replay refuses the same ones.
+    """
     ahead = operation.ts - timestamp
+    if -ahead > max_age_ms:
+        raise Refusal(
+            f"it was ordered {-ahead / 3_600_000:.1f} h before it was written, more than {max_age_ms / 3_600_000:g} h "
+            "(TIDEGATE_OPERATION_MAX_AGE); order it again"
+        )
     if ahead > FUTURE_MS:
         raise Refusal(f"its ts is {ahead / 1000:.0f} s ahead of its record: set the clock of the machine it came from")

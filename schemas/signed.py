@@ -1,11 +1,13 @@
 """Signed documents: manifest revisions and operations, alike in files and in records.
 
-The first line is ``tidegate-signed/1 KIND KEY_ID SIGNATURE``, the rest is the payload. The Ed25519 signature covers
-``tidegate-signed/1 KIND`` and the payload, so a document of one kind can never be taken for another. A key's id is
-the first 16 hexadecimal digits of the SHA-256 of its 32 public bytes.
+The first line is ``tidegate-signed/2 KIND DEPLOYMENT KEY_ID SIGNATURE``, the rest is the payload. The Ed25519
+signature covers ``tidegate-signed/2 KIND DEPLOYMENT`` and the payload, so a document of one kind can never be taken for
+another, nor one of a deployment for another's. A deployment is ``TOPIC_PREFIX/APPLICATION_ID``. A key's id is the first
+16 hexadecimal digits of the SHA-256 of its 32 public bytes.
 """
 
 import hashlib
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Literal
@@ -26,7 +28,8 @@ PrivateKey = Ed25519PrivateKey
 TrustedKeys = Mapping[str, Ed25519PublicKey]
 """Public keys by key id."""
 
-FORM = b"tidegate-signed/1"
+FORM = b"tidegate-signed/2"
+_ANY_FORM = b"tidegate-signed/"
 MAX_BYTES = 1 << 20
 
 
@@ -37,20 +40,26 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 def is_signed(document: bytes) -> bool:
     """Whether a document claims to be signed; says nothing of whether it is so."""
-    return document.startswith(FORM)
+    return document.startswith(_ANY_FORM)
 
 
-def sign(kind: Kind, payload: bytes, key: PrivateKey) -> bytes:
-    """The signed document. Raises SignatureError if it is larger than 1 MiB."""
-    signature = b64encode(key.sign(_covered(kind, payload)))
-    document = b"%s %s %s %s\n%s" % (FORM, kind.encode(), key_id(key.public_key()).encode(), signature, payload)
+def sign(kind: Kind, deployment: str, payload: bytes, key: PrivateKey) -> bytes:
+    """The signed document, for one ``deployment``. Raises SignatureError if it is larger than 1 MiB."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", deployment):
+        raise SignatureError(
+            f"nothing can be signed for {ascii(deployment)[1:-1]}: TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID "
+            "are made of letters, digits, `.`, `_` and `-`"
+        )
+    signature = b64encode(key.sign(_covered(kind, deployment, payload)))
+    words = FORM, kind.encode(), deployment.encode(), key_id(key.public_key()).encode(), signature
+    document = b" ".join(words) + b"\n" + payload
     if len(document) > MAX_BYTES:
         raise SignatureError(f"{len(document)} bytes are more than a signed document may have, {MAX_BYTES}; shorten it")
     return document
 
 
-def open_signed(document: bytes | None, kind: Kind, trusted: TrustedKeys) -> tuple[bytes, str]:
-    """Payload and key id of a document that one of the ``trusted`` keys signed as this ``kind``.
+def open_signed(document: bytes | None, kind: Kind, deployment: str, trusted: TrustedKeys) -> tuple[bytes, str]:
+    """Payload and key id of a document that one of the ``trusted`` keys signed as this ``kind`` for ``deployment``.
 
     The payload is not looked at before the signature holds. Raises SignatureError, with the way out, for anything else.
     """
@@ -59,34 +68,41 @@ def open_signed(document: bytes | None, kind: Kind, trusted: TrustedKeys) -> tup
         raise SignatureError(f"the document {size}; sign it anew")
     head, newline, payload = document.partition(b"\n")
     words = head.split(b" ")
-    if not newline or len(words) != 4 or words[0] != FORM:
+    if words[0] != FORM and is_signed(document):
+        raise SignatureError("signed by another version, which did not name the deployment it is for; sign it again")
+    if not newline or len(words) != 5 or words[0] != FORM:
         raise SignatureError("not a signed document; sign it with `tidegate sign`")
     if words[1] != kind.encode():
         raise SignatureError(f"signed as {_shown(words[1])}, not as {kind}; give a document of the right kind")
-    key = trusted.get(words[2].decode("latin-1"))
+    if words[2] != deployment.encode():
+        raise SignatureError(
+            f"signed for the deployment {_shown(words[2])}, and this is {deployment} "
+            "(TIDEGATE_TOPIC_PREFIX/TIDEGATE_APPLICATION_ID); sign it for this one"
+        )
+    key = trusted.get(words[3].decode("latin-1"))
     if key is None:
         known = ", ".join(sorted(trusted)) or "none"
         raise SignatureError(
-            f"signed with the key {_shown(words[2])}, which is not trusted (trusted: {known}); "
+            f"signed with the key {_shown(words[3])}, which is not trusted (trusted: {known}); "
             "sign with a trusted key or add its line to the trusted keys"
         )
     try:
-        signature = b64decode(words[3], validate=True)
+        signature = b64decode(words[4], validate=True)
         # Base64 has several spellings for the same bytes; only one is taken.
-        if b64encode(signature) != words[3]:
+        if b64encode(signature) != words[4]:
             raise ValueError
-        key.verify(signature, _covered(kind, payload))
+        key.verify(signature, _covered(kind, deployment, payload))
     except (ValueError, InvalidSignature):
         raise SignatureError("the signature does not fit: the document was changed or cut; sign it anew") from None
-    return payload, words[2].decode()
+    return payload, words[3].decode()
 
 
-def _covered(kind: str, payload: bytes) -> bytes:
-    return b"%s %s\n%s" % (FORM, kind.encode(), payload)
+def _covered(kind: str, deployment: str, payload: bytes) -> bytes:
+    return b"%s %s %s\n%s" % (FORM, kind.encode(), deployment.encode(), payload)
 
 
 def _shown(word: bytes) -> str:
-    return ascii(word[:40].decode("latin-1"))[1:-1] or "nothing"
+    return ascii(word[:80].decode("latin-1"))[1:-1] or "nothing"
 
 
 def public_line(key: Ed25519PublicKey, comment: str = "") -> str:

@@ -75,7 +75,7 @@ class Worker:
         self.timeline = timeline or Timeline()
         self.table = GroupTable(self.timeline)
         self.metrics = Metrics()
-        self.operations = OperationLog(trusted)
+        self.operations = OperationLog(settings, trusted)
         self.ordered = Follower(settings, settings.operations_topic, self._take_operation)
         self.manifests: Follower | None = None
         if timeline is None:

@@ -32,15 +32,15 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _decoder = msgspec.json.Decoder(_Payload)
 
 
-def sign_revision(manifest: str, number: int, effective_from: int, key: PrivateKey) -> bytes:
+def sign_revision(manifest: str, number: int, effective_from: int, deployment: str, key: PrivateKey) -> bytes:
     """The signed document of a revision; ``manifest``: the YAML, kept as it is; ``effective_from``: ms."""
     payload = canonical({"effective_from": effective_from, "manifest": manifest, "revision": number})
-    return sign("manifest", payload, key)
+    return sign("manifest", deployment, payload, key)
 
 
-def open_revision(document: bytes | None, trusted: TrustedKeys, pane_ms: int) -> Revision:
+def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys, pane_ms: int) -> Revision:
     """A revision on its own, whatever came before it. Raises Refusal with the reason."""
-    payload, signer = open_signed(document, "manifest", trusted)
+    payload, signer = open_signed(document, "manifest", deployment, trusted)
     try:
         found = _decoder.decode(payload)
         if not (1 <= found.revision <= NUMBER_MAX and 0 <= found.effective_from <= TIME_MAX):
@@ -57,20 +57,22 @@ def open_revision(document: bytes | None, trusted: TrustedKeys, pane_ms: int) ->
 
 
 def accept(
-    timeline: Timeline, document: bytes | None, timestamp: int, trusted: TrustedKeys, pane_ms: int, lead_ms: int
+    timeline: Timeline, document: bytes | None, timestamp: int, settings: Settings, trusted: TrustedKeys
 ) -> Revision:
     """The revision in a record that follows ``timeline``; ``timestamp``: the record's own, ms.
 
     Raises Refusal, with the reason, where the signature, the manifest, the number or the time is not right.
 
-    Why ``lead_ms``: a result can be computed again only if every worker knows a revision before it takes in the first
-    event that the revision is for. A revision is for events from ``effective_from`` on, which is at least
-    ``lead_ms`` after its record was written. No event lies more than 60 s ahead of its own record, so the first of
-    those events is written at least ``lead_ms`` − 60 s after the revision. By then each worker knows it: a worker reads
-    the manifests topic to its end before it takes partitions, and again before it takes in anything if it last did so
-    over 30 s ago. The first revision needs no lead: without one, workers wait and take no partitions.
+    Why there is a lead: a result can be computed again only if every worker knows a revision before it takes in the
+    first event that the revision is for. A revision is for events from ``effective_from`` on, which is at least
+    ``lead_ms``, the setting ``manifest_lead``, after its record was written. No event lies more than 60 s ahead of
+    its own record, so the first of those events is written at least ``lead_ms`` − 60 s after the revision. By then
+    each worker knows it: a worker reads the manifests topic to its end before it takes partitions, and again before
+    it takes in anything if it last did so over 30 s ago. The first revision needs no lead: without one, workers wait
+    and take no partitions.
     """
-    revision = open_revision(document, trusted, pane_ms)
+    pane_ms, lead_ms = settings.pane, settings.manifest_lead
+    revision = open_revision(document, settings.deployment, trusted, pane_ms)
     if not timeline.revisions:
         return revision
     last = timeline.revisions[-1]
@@ -101,9 +103,8 @@ class ManifestLog:
 
     def take(self, record: ConsumerRecord) -> Revision | Refusal:
         """Add a record's revision; one that is refused changes nothing."""
-        pane, lead = self._settings.pane, self._settings.manifest_lead
         try:
-            revision = accept(self.timeline, record.value, record.timestamp, self._trusted, pane, lead)
+            revision = accept(self.timeline, record.value, record.timestamp, self._settings, self._trusted)
         except Refusal as refusal:
             return refusal
         self.timeline = Timeline([*self.timeline.revisions, revision])
@@ -155,7 +156,7 @@ def load_trusted(path: Path) -> TrustedKeys:
     return read_trusted(read_file(path).decode(errors="replace"), str(path))
 
 
-def read_files(paths: Sequence[Path], trusted: TrustedKeys | None, pane_ms: int) -> Timeline:
+def read_files(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:
     """The timeline of signed revision files, in any order, or of a single YAML file, which is in force since ever.
 
     ``trusted`` None: there are no keys to verify with. Raises InputError, naming the file.
@@ -163,7 +164,7 @@ def read_files(paths: Sequence[Path], trusted: TrustedKeys | None, pane_ms: int)
     documents = [(path, read_file(path)) for path in paths]
     if len(documents) == 1 and not is_signed(documents[0][1]):
         path, text = documents[0]
-        return Timeline.of(load_manifest(text, pane_ms=pane_ms, name=str(path)).flags)
+        return Timeline.of(load_manifest(text, pane_ms=settings.pane, name=str(path)).flags)
     revisions = []
     for path, document in documents:
         if not is_signed(document):
@@ -171,7 +172,7 @@ def read_files(paths: Sequence[Path], trusted: TrustedKeys | None, pane_ms: int)
         if trusted is None:
             raise InputError(f"{path}: signed, and no keys to verify it with; give a file of trusted keys")
         try:
-            revisions.append(open_revision(document, trusted, pane_ms))
+            revisions.append(open_revision(document, settings.deployment, trusted, settings.pane))
         except Refusal as refusal:
             raise InputError(f"{path}: {refusal}") from None
     try:

@@ -6,6 +6,7 @@ from aiokafka import ConsumerRecord
 from schemas.errors import Refusal
 from schemas.operation import Operation, check_time, read_operation
 from schemas.signed import TrustedKeys
+from streams.settings import Settings
 from streams.windows import Order
 
 log = structlog.get_logger("tidegate")
@@ -14,16 +15,16 @@ log = structlog.get_logger("tidegate")
 class OperationLog:
     """What the records of the operations topic give, in order. ``trusted`` None: they are not signed."""
 
-    def __init__(self, trusted: TrustedKeys | None) -> None:
-        self._trusted = trusted
+    def __init__(self, settings: Settings, trusted: TrustedKeys | None) -> None:
+        self._settings, self._trusted = settings, trusted
         self._seen: dict[Operation, int] = {}
         self.orders: list[Order] = []
 
     def take(self, record: ConsumerRecord) -> Operation | None:
         """Add a record's operation; one that is refused is logged and changes nothing."""
         try:
-            operation = read_operation(record.value, self._trusted)
-            check_time(operation, record.timestamp)
+            operation = read_operation(record.value, self._settings.deployment, self._trusted)
+            check_time(operation, record.timestamp, self._settings.operation_max_age)
             if operation in self._seen:
                 raise Refusal(f"the record at offset {self._seen[operation]} once more; order it anew")
         except Refusal as refusal:

@@ -164,14 +164,16 @@ def read_timeline(records: Iterable[Recorded], settings: Settings, trusted: Trus
     return found.timeline
 
 
-def read_orders(records: Iterable[Recorded], trusted: TrustedKeys | None) -> tuple[dict[Operation, int], int]:
+def read_orders(
+    records: Iterable[Recorded], settings: Settings, trusted: TrustedKeys | None
+) -> tuple[dict[Operation, int], int]:
     """The operations that count, as workers take them, by offset in order, and how many records were refused."""
     taken: dict[Operation, int] = {}
     refused = 0
     for record in records:
         try:
-            operation = read_operation(record.value, trusted)
-            check_time(operation, record.timestamp)
+            operation = read_operation(record.value, settings.deployment, trusted)
+            check_time(operation, record.timestamp, settings.operation_max_age)
             if operation in taken:
                 raise Refusal("once more")
         except Refusal:

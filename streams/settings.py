@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     manifest_lead: Duration = Field(
         120_000, ge=100_000, description="a revision takes effect at the earliest this long after it was published"
     )
+    operation_max_age: Duration = Field(
+        86_400_000, ge=60_000, description="a kill or rearm whose record was written later than this is refused"
+    )
     topic_prefix: str = Field("tidegate", description="first part of the public topics' names")
     application_id: str = Field("tidegate", description="consumer group; first part of the internal topics' names")
     instance_id: str | None = Field(None, description="static group membership: a name of its own for each worker")
@@ -91,6 +94,11 @@ class Settings(BaseSettings):
         if self.heartbeat * 3 > self.session_timeout:
             raise ValueError("TIDEGATE_HEARTBEAT must be at most a third of TIDEGATE_SESSION_TIMEOUT")
         return self
+
+    @property
+    def deployment(self) -> str:
+        """What a signed document names, so that it counts in no other deployment."""
+        return f"{self.topic_prefix}/{self.application_id}"
 
     @property
     def telemetry_topic(self) -> str:

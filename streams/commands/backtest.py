@@ -86,7 +86,7 @@ def command(
     effects = [read_effect(text) for text in dict.fromkeys(regressions)]
     settings = load_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
-    flags = [read_files([path], trusted, settings.pane).revisions[-1].flags for path in manifests]
+    flags = [read_files([path], settings, trusted).revisions[-1].flags for path in manifests]
     clockwork = settings.clockwork
     paths = [*events, *more_events]
     if out is not None:

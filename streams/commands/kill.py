@@ -67,14 +67,14 @@ def give_order(
         raise InputError(f"not Unicode: {error}") from None
     document = operation.to_bytes()
     if key is not None:
-        document = sign("operation", document, read_private(read_file(key), str(key)))
+        document = sign("operation", settings.deployment, document, read_private(read_file(key), str(key)))
     elif not settings.unsigned_manifest or settings.trusted_keys:
         raise SettingsError(
             "no key: give --key FILE; workers with TIDEGATE_UNSIGNED_MANIFEST=true and no trusted keys take unsigned "
             "operations, and so does this command where it is set"
         )
     if settings.trusted_keys:
-        read_operation(document, load_trusted(settings.trusted_keys))
+        read_operation(document, settings.deployment, load_trusted(settings.trusted_keys))
     raise SystemExit(0 if asyncio.run(_order(settings, operation, document, seconds)) else 1)
 
 
@@ -90,7 +90,7 @@ async def _order(settings: Settings, operation: Operation, document: bytes, seco
             click.echo(f"what follows cannot be shown: {error}", err=True)
         timestamp = await send(settings, settings.operations_topic, operation.flag.encode(), document)
         try:
-            check_time(operation, timestamp)
+            check_time(operation, timestamp, settings.operation_max_age)
         except Refusal as refusal:
             click.echo(f"the {operation.kind} was written, but is refused: {refusal}", err=True)
             return False
@@ -98,8 +98,8 @@ async def _order(settings: Settings, operation: Operation, document: bytes, seco
         if not seconds or (decisions is not None and await _shown(decisions, operation, seconds)):
             return True
     click.echo(
-        f"no worker was seen to carry it out in {seconds:g} s, but the order stands: is a worker running, does its "
-        f"manifest name {plain(operation.flag)}, does it trust the key?",
+        f"no worker was seen to carry it out in {seconds:g} s, but the order stands: is a worker of "
+        f"{settings.deployment} running, did its manifest ever name {plain(operation.flag)}, does it trust the key?",
         err=True,
     )
     return False

@@ -36,7 +36,7 @@ def command(signed: Path, trusted_keys: Path | None, broker: str | None) -> None
 async def _publish(settings: Settings, document: bytes, trusted: TrustedKeys) -> bool:
     now = int(time.time() * 1000)
     before = await read_topic(settings, trusted)
-    revision = accept(before, document, now, trusted, settings.pane, settings.manifest_lead)
+    revision = accept(before, document, now, settings, trusted)
     await send(settings, settings.manifests_topic, record_key(revision), document)
     # What counts is what the workers read: another revision may have been quicker, or the broker's clock differ.
     taken = (await read_topic(settings, trusted)).revisions

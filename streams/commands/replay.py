@@ -108,7 +108,7 @@ def command(
     settings = load_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     timeline = _timeline(manifests, settings, trusted)
-    ordered = _operations(operations, trusted) if operations else []
+    ordered = _operations(operations, settings, trusted) if operations else []
     with bars() as progress, made:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)
@@ -141,7 +141,7 @@ def _from_topics(
             timeline = past.read_timeline(history.records(settings.manifests_topic), settings, trusted)
         ordered = settings.operations_topic
         # Of operations also those after --to: with telemetry behind they may stand before what was written earlier.
-        operations = _counted(history.records(ordered) if history.has(ordered) else (), trusted, ordered)
+        operations = _counted(history.records(ordered) if history.has(ordered) else (), settings, trusted, ordered)
         recorded = past.read_past(history, settings, click.echo)
         # A revision that is published ahead has turned no kill switch off yet.
         until = int(time.time() * 1000) if end is None else end
@@ -230,18 +230,20 @@ def _timeline(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | 
         if trusted is None:
             raise InputError(f"{paths[0]}: signed, and no keys to verify it with; give --trusted-keys")
         return past.read_timeline(dumps.records(paths[0]), settings, trusted)
-    return read_files(paths, trusted, settings.pane)
+    return read_files(paths, settings, trusted)
 
 
-def _operations(path: Path, trusted: TrustedKeys | None) -> list[Operation]:
+def _operations(path: Path, settings: Settings, trusted: TrustedKeys | None) -> list[Operation]:
     """From NDJSON, or from a dump of the operations topic, of which only those count that workers would take."""
     if dumps.is_dump(path):
-        return list(_counted(dumps.records(path), trusted, str(path)))
+        return list(_counted(dumps.records(path), settings, trusted, str(path)))
     return read_operations(path)
 
 
-def _counted(records: Iterable[dumps.Recorded], trusted: TrustedKeys | None, where: str) -> dict[Operation, int]:
-    operations, refused = past.read_orders(records, trusted)
+def _counted(
+    records: Iterable[dumps.Recorded], settings: Settings, trusted: TrustedKeys | None, where: str
+) -> dict[Operation, int]:
+    operations, refused = past.read_orders(records, settings, trusted)
     if refused:
         click.echo(f"{refused} records of {where} are no operations that count")
     return operations

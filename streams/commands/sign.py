@@ -24,18 +24,22 @@ from streams.settings import load_settings
 def command(manifest: Path, key: Path, revision: int, effective_from: str, out: Path) -> None:
     """Check MANIFEST and write it to OUT as a signed revision, for `tidegate publish`.
 
-    A revision takes effect at the start of a pane (TIDEGATE_PANE); now and now+… are rounded up to one.
+    It counts only in the deployment of TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID. A revision takes effect at
+    the start of a pane (TIDEGATE_PANE); now and now+… are rounded up to one.
     """
-    pane_ms = load_settings().pane
+    settings = load_settings()
+    pane_ms = settings.pane
     text = read_file(manifest)
     flags = load_manifest(text, pane_ms=pane_ms, name=str(manifest)).flags
     start = _start(effective_from, pane_ms)
-    document = sign_revision(text.decode("utf-8-sig"), revision, start, read_private(read_file(key), str(key)))
+    private = read_private(read_file(key), str(key))
+    document = sign_revision(text.decode("utf-8-sig"), revision, start, settings.deployment, private)
     try:
         out.write_bytes(document)
     except OSError as error:
         raise InputError(f"{out}: {error.strerror}") from None
-    click.echo(f"{out}: revision {revision}, in force from {shown(start)} ({start}) on; flags {', '.join(flags)}")
+    where = f"{out}: revision {revision} for {settings.deployment}"
+    click.echo(f"{where}, in force from {shown(start)} ({start}) on; flags {', '.join(flags)}")
 
 
 def _start(text: str, pane_ms: int) -> int:

@@ -34,7 +34,7 @@ def _from_file(path: Path, settings: Settings, trusted: TrustedKeys | None) -> T
         raise SettingsError(
             f"{path} is not signed: sign it with `tidegate sign`, or set TIDEGATE_UNSIGNED_MANIFEST=true to take it so"
         )
-    return read_files([path], trusted, settings.pane)
+    return read_files([path], settings, trusted)
 
 
 async def _try_address(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from streams.settings import Settings
 from tests.commands.invoke import tidegate
 from tests.streams.events import NOON, PANE, RAMP, healthy_pane, tick, written
 
+HERE = "tidegate/tidegate"
 YAML = "# ours, and kept so\nflags:\n  answer: {window: {length: 30s}}\n"
 
 
@@ -60,16 +61,29 @@ def test_sign_makes_a_revision_that_opens_with_the_public_line(when: str) -> Non
     """The YAML is in it as it was written."""
     assert sign("--revision", 7, "--effective-from", when).code == 0
     document, trusted = Path("signed").read_bytes(), read_trusted(Path("key.pub").read_text())
-    revision = open_revision(document, trusted, PANE)
+    revision = open_revision(document, HERE, trusted, PANE)
     assert (revision.number, revision.effective_from) == (7, NOON)
     assert revision.flags == load_manifest(YAML).flags
-    assert json.loads(open_signed(document, "manifest", trusted)[0])["manifest"] == YAML
+    assert json.loads(open_signed(document, "manifest", HERE, trusted)[0])["manifest"] == YAML
+
+
+def test_what_is_signed_for_another_deployment_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Production takes no revision that staging was given, whoever copies it."""
+    monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", "staging")
+    assert "for staging/tidegate" in sign("--revision", 7, "--effective-from", NOON).out
+    monkeypatch.delenv("TIDEGATE_TOPIC_PREFIX")
+    Path("log.ndjson").write_bytes(tick(NOON) or b"")
+    done = replay("signed", more=("--trusted-keys", "key.pub"))
+    assert done.code == 2
+    assert "signed: signed for the deployment staging/tidegate, and this is tidegate/tidegate" in done.line
+    monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", "staging")
+    assert replay("signed", more=("--trusted-keys", "key.pub")).code == 0
 
 
 def test_sign_rounds_a_time_from_now_up_to_a_pane() -> None:
     for when in ("now", "now+10m"):
         assert sign("--revision", 1, "--effective-from", when).code == 0
-        revision = open_revision(Path("signed").read_bytes(), read_trusted(Path("key.pub").read_text()), PANE)
+        revision = open_revision(Path("signed").read_bytes(), HERE, read_trusted(Path("key.pub").read_text()), PANE)
         assert revision.effective_from % PANE == 0
 
 
@@ -128,7 +142,7 @@ def test_an_order_is_signed_and_says_who_and_why(kind: str, sent: list[tuple[Ope
     assert (done.code, done.err) == (0, "")
     ((operation, document),) = sent
     assert (operation.kind, operation.flag, operation.reason, operation.actor) == (kind, "answer", "it löst", "Ada")
-    assert read_operation(document, read_trusted(Path("key.pub").read_text())) == operation
+    assert read_operation(document, HERE, read_trusted(Path("key.pub").read_text())) == operation
 
 
 def test_the_actor_is_the_user_if_nobody_is_named(
@@ -146,7 +160,7 @@ def test_without_a_key_nothing_goes_out_unless_that_is_how_it_is_set(
     assert (done.code, "no key: give --key FILE" in done.line) == (2, True)
     monkeypatch.setenv("TIDEGATE_UNSIGNED_MANIFEST", "true")
     assert tidegate("kill", "answer", "--reason", "because").code == 0
-    assert read_operation(sent[0][1], None) == sent[0][0]
+    assert read_operation(sent[0][1], HERE, None) == sent[0][0]
     monkeypatch.setenv("TIDEGATE_TRUSTED_KEYS", "key.pub")
     assert tidegate("kill", "answer", "--reason", "because").code == 2
     assert len(sent) == 1
@@ -194,8 +208,8 @@ def out() -> list[dict[str, Any]]:
 
 def test_replay_takes_signed_revisions_at_their_times() -> None:
     key, boundary = read_private(Path("key").read_bytes()), NOON + 3 * PANE
-    Path("one").write_bytes(sign_revision(RAMP, 1, NOON, key))
-    Path("two").write_bytes(sign_revision(RAMP.replace("20s", "30s"), 2, boundary, key))
+    Path("one").write_bytes(sign_revision(RAMP, 1, NOON, HERE, key))
+    Path("two").write_bytes(sign_revision(RAMP.replace("20s", "30s"), 2, boundary, HERE, key))
     assert "no keys to verify it with" in replay("one", "two").line
     assert replay("two", "one", more=("--trusted-keys", "key.pub")).code == 0
     hashes = {decision["manifest_hash"]: decision["decided_at"] for decision in reversed(out())}

@@ -81,7 +81,7 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
     rng = random.Random(f"audit {world.plan.seed}")
     topics: Any = Topics(world)
     settings = world.settings
-    operations, _ = read_orders(topics.records(settings.operations_topic), None)
+    operations, _ = read_orders(topics.records(settings.operations_topic), settings, None)
     recorded = read_past(topics, settings, _nobody)
     asked = Asked(timeline(), operations, CLOCKWORK, recorded, 1 << 53)
     taken_up = 0

@@ -98,8 +98,8 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     """24,000 events, a signed manifest from its topic, a kill in mid-window: replay, compare, mid-history, export."""
     trusted, revision = tmp_path / "trusted", tmp_path / "revision"
     start = (int(time.time() * 1000) - 900_000) // settings.pane * settings.pane
-    revision.write_bytes(sign_revision(MANIFEST, 1, start, key))
-    timeline = read_files([revision], load_trusted(trusted), settings.pane)
+    revision.write_bytes(sign_revision(MANIFEST, 1, start, settings.deployment, key))
+    timeline = read_files([revision], settings, load_trusted(trusted))
     asyncio.run(write(settings, settings.manifests_topic, revision.read_bytes(), b"revision-0000000001"))
     events = list(future_telemetry(start, 240))
     half = watermark(settings, timeline, events[:17_500])
@@ -125,7 +125,9 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
         wait_for(lambda: taken_up(settings, half), 60)
         # Its time is where it stands in the log, so that a replay from files puts it there too.
         kill = Operation(actor="Ada", flag="answer", kind="kill", reason="bad", ts=half + settings.lateness)
-        asyncio.run(write(settings, settings.operations_topic, sign("operation", kill.to_bytes(), key)))
+        asyncio.run(
+            write(settings, settings.operations_topic, sign("operation", settings.deployment, kill.to_bytes(), key))
+        )
         asyncio.run(write(settings, settings.operations_topic, kill.to_bytes()))
         wait_for(lambda: len(asyncio.run(written(settings, settings.control_topic))) == 2)
         wait_for(lambda: b'"kill"' in asyncio.run(written(settings, settings.control_topic))["answer|us"][-1])

@@ -38,8 +38,9 @@ KILL_SECONDS = 20.0
 """What these tests wait for a kill: room for a slow machine. It takes a fraction of a second."""
 
 
-def operation(kind: str, reason: str = "it is bad") -> Operation:
-    return Operation(actor="Ada", flag="answer", kind=kind, reason=reason, ts=int(time.time() * 1000))  # type: ignore[arg-type]
+def operation(kind: str, reason: str = "it is bad", *, hours_ago: int = 0) -> Operation:
+    ts = int(time.time() * 1000) - hours_ago * 3_600_000
+    return Operation(actor="Ada", flag="answer", kind=kind, reason=reason, ts=ts)  # type: ignore[arg-type]
 
 
 async def write(settings: Settings, topic: str, value: bytes, key: bytes = b"answer") -> None:
@@ -151,19 +152,21 @@ def metric(address: str, name: str) -> float:
 
 @pytest.mark.kafka
 def test_a_forged_operation_kills_nothing(settings: Settings, manifest: Path, tmp_path: Path, key: PrivateKey) -> None:
-    """Unsigned, signed by a stranger, cut, or an operation's words signed as a manifest: only the real one counts."""
+    """Unsigned, a stranger's, cut, signed as a manifest, for another cluster or long ago: only the real one counts."""
     trusted = tmp_path / "trusted"
     trusting = {"TIDEGATE_TRUSTED_KEYS": str(trusted), "TIDEGATE_SIGNING_KEY": str(tmp_path / "key.pem")}
     worker = WorkerProcess(settings, manifest, "worker", tmp_path, environment=trusting)
     payload = operation("kill", "forged").to_bytes()
     forged = [
         payload,
-        sign("operation", payload, PrivateKey.generate()),
-        sign("operation", payload, key)[:-1],
-        sign("manifest", payload, key),
+        sign("operation", settings.deployment, payload, PrivateKey.generate()),
+        sign("operation", settings.deployment, payload, key)[:-1],
+        sign("manifest", settings.deployment, payload, key),
+        sign("operation", f"staging/{settings.application_id}", payload, key),
+        sign("operation", settings.deployment, operation("kill", "old", hours_ago=25).to_bytes(), key),
         b"",
     ]
-    real = sign("operation", operation("kill", "real").to_bytes(), key)
+    real = sign("operation", settings.deployment, operation("kill", "real").to_bytes(), key)
     with running(worker):
         for document in forged:
             asyncio.run(write(settings, settings.operations_topic, document))
@@ -237,10 +240,10 @@ def test_revisions_take_effect_at_their_boundary_and_replay_the_same(
     now = int(time.time() * 1000)
     boundary = -(-(now + settings.manifest_lead + 60_000) // settings.pane) * settings.pane
     documents = {
-        "one": sign_revision(MANIFEST, 1, now // settings.pane * settings.pane, key),
-        "two": sign_revision(MANIFEST.replace("60s", "40s"), 2, boundary, key),
-        "late": sign_revision(MANIFEST, 3, now // settings.pane * settings.pane, key),
-        "forged": sign_revision(MANIFEST, 3, boundary, PrivateKey.generate()),
+        "one": sign_revision(MANIFEST, 1, now // settings.pane * settings.pane, settings.deployment, key),
+        "two": sign_revision(MANIFEST.replace("60s", "40s"), 2, boundary, settings.deployment, key),
+        "late": sign_revision(MANIFEST, 3, now // settings.pane * settings.pane, settings.deployment, key),
+        "forged": sign_revision(MANIFEST, 3, boundary, settings.deployment, PrivateKey.generate()),
     }
     for name, document in documents.items():
         (tmp_path / name).write_bytes(document)
@@ -268,7 +271,7 @@ def test_revisions_take_effect_at_their_boundary_and_replay_the_same(
         asyncio.run(send_at(settings, future_telemetry(boundary - 90_000, 240)))
         file = tmp_path / "telemetry.ndjson"
         asyncio.run(dump(settings, file))
-        timeline = read_files([tmp_path / "two", tmp_path / "one"], load_trusted(trusted), settings.pane)
+        timeline = read_files([tmp_path / "two", tmp_path / "one"], settings, load_trusted(trusted))
         outcomes = list(replay([file], timeline, PARTITIONS, settings.clockwork))
         await_written(settings, settings.decisions_topic, by_unit(d.to_bytes() for d, _ in outcomes), 60)
         await_written(settings, settings.control_topic, by_unit(c.to_bytes() for _, c in outcomes if c), 30)

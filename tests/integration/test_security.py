@@ -143,7 +143,7 @@ def story(stage: Stage) -> Story:
     named = environment | {"TIDEGATE_INSTANCE_ID": "worker-1"}
     restarted = WorkerProcess(settings, None, "worker-1", folder, environment=named)
     start = (int(time.time() * 1000) - 900_000) // settings.pane * settings.pane
-    signed.write_bytes(sign_revision(MANIFEST, 1, start, key))
+    signed.write_bytes(sign_revision(MANIFEST, 1, start, settings.deployment, key))
     worker.start()
     try:
         published = stage.run("operator", "publish", signed, "--trusted-keys", trusted)
@@ -355,7 +355,7 @@ def test_a_command_that_may_not_says_which_topic(
     key = PrivateKey.generate()
     pane = 10_000
     ahead = (int(time.time() * 1000) + 600_000) // pane * pane
-    signed.write_bytes(sign_revision(MANIFEST, 2, ahead, key))
+    signed.write_bytes(sign_revision(MANIFEST, 2, ahead, stage.settings(user).deployment, key))
     keys = folder / "second-trusted"
     keys.write_text(public_line(key.public_key()) + "\n" + story.trusted.read_text())
     named = {"BROKER": stage.broker, "OUT": folder / "out", "SIGNED": signed, "KEY": folder / "key.pem"}

@@ -9,10 +9,11 @@ from schemas.decision import OperationBy
 from schemas.errors import InputError, Refusal, SignatureError
 from schemas.operation import Operation, check_time, parse_operation, read_operation
 from schemas.signed import key_id, sign
-from tests.schemas.test_signed import KEY, OTHER, TRUSTED
+from tests.schemas.test_signed import HERE, KEY, OTHER, TRUSTED
 
 GIVEN: dict[str, Any] = {"actor": "Ada", "flag": "answer", "kind": "kill", "reason": "it löst", "ts": 1_700_000_000_000}
 KILL = Operation(**GIVEN)
+DAY = 86_400_000
 
 
 def test_the_payload_is_canonical_json() -> None:
@@ -61,33 +62,45 @@ def test_what_is_no_operation_at_all_is_an_input_error(text: bytes) -> None:
 
 def test_with_trusted_keys_only_a_signed_operation_is_read() -> None:
     payload = KILL.to_bytes()
-    assert read_operation(sign("operation", payload, KEY), TRUSTED) == KILL
-    for forged in (payload, None, sign("operation", payload, OTHER), sign("manifest", payload, KEY)):
+    assert read_operation(sign("operation", HERE, payload, KEY), HERE, TRUSTED) == KILL
+    for forged in (payload, None, sign("operation", HERE, payload, OTHER), sign("manifest", HERE, payload, KEY)):
         with pytest.raises(SignatureError):
-            read_operation(forged, TRUSTED)
+            read_operation(forged, HERE, TRUSTED)
 
 
 def test_a_signed_payload_that_is_no_operation_is_refused() -> None:
     """A trusted key may sign nonsense; it is refused, not a crash."""
     for payload in (b"", b"nonsense", b"[" * 100_000):
         with pytest.raises(Refusal, match="not an operation"):
-            read_operation(sign("operation", payload, KEY), TRUSTED)
+            read_operation(sign("operation", HERE, payload, KEY), HERE, TRUSTED)
 
 
 def test_without_keys_only_bare_json_is_read() -> None:
     """A signature that nobody can verify must not look as if it were."""
-    assert read_operation(KILL.to_bytes(), None) == KILL
-    for document in (None, sign("operation", KILL.to_bytes(), KEY), bytes(2 << 20)):
+    assert read_operation(KILL.to_bytes(), HERE, None) == KILL
+    for document in (None, sign("operation", HERE, KILL.to_bytes(), KEY), bytes(2 << 20)):
         with pytest.raises(Refusal):
-            read_operation(document, None)
+            read_operation(document, HERE, None)
 
 
 def test_an_operation_ahead_of_its_record_is_refused() -> None:
     """Its command would take effect later than ordered: the clock it came from is wrong. One minute is let pass."""
-    check_time(KILL, KILL.ts - 60_000)
-    check_time(KILL, KILL.ts + 10**9)
+    check_time(KILL, KILL.ts - 60_000, DAY)
+    check_time(KILL, KILL.ts + DAY, DAY)
     with pytest.raises(Refusal, match="61 s ahead"):
-        check_time(KILL, KILL.ts - 61_000)
+        check_time(KILL, KILL.ts - 61_000, DAY)
+
+
+def test_an_operation_that_is_older_than_its_record_may_be_is_refused() -> None:
+    """A kill or rearm of last month that somebody writes again is nobody's order; only its record's time is asked."""
+    with pytest.raises(Refusal, match=r"24\.0 h before it was written.*order it again"):
+        check_time(KILL, KILL.ts + DAY + 1, DAY)
+
+
+def test_an_operation_of_another_deployment_is_refused() -> None:
+    """A kill of staging is none of production, though the same people may kill in both."""
+    with pytest.raises(SignatureError, match="signed for the deployment staging/tidegate"):
+        read_operation(sign("operation", "staging/tidegate", KILL.to_bytes(), KEY), HERE, TRUSTED)
 
 
 def test_the_keys_of_these_tests_differ() -> None:

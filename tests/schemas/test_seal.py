@@ -47,7 +47,7 @@ def test_one_kind_is_never_taken_for_another() -> None:
     """Nor a record for a signed document, although the keys may be the same."""
     with pytest.raises(SignatureError, match="signed as a decision"):
         verify_record(VALUE, SIGNED, "decision", TRUSTED)
-    document = sign("operation", b"decision\n" + VALUE, ALICE)
+    document = sign("operation", "tidegate/tidegate", b"decision\n" + VALUE, ALICE)
     signature = document.split(b"\n")[0].split(b" ")[3]
     with pytest.raises(SignatureError):
         verify_record(VALUE, [(SIGNATURE, signature), SIGNED[1]], "decision", TRUSTED)

@@ -23,19 +23,21 @@ OTHER = PrivateKey.from_private_bytes(bytes([1] * 32))
 TRUSTED = {key_id(KEY.public_key()): KEY.public_key()}
 PANE, LEAD = 10_000, 120_000
 NOON = 1_700_000_000_000
+SETTINGS = load_settings(manifest_lead=LEAD)
+HERE = SETTINGS.deployment
 YAML = "# ours\nflags:\n  answer: {window: {length: 30s}}\n"
 
 
 def taken(timeline: Timeline, document: bytes | None, timestamp: int = NOON) -> Timeline:
-    return Timeline([*timeline.revisions, accept(timeline, document, timestamp, TRUSTED, PANE, LEAD)])
+    return Timeline([*timeline.revisions, accept(timeline, document, timestamp, SETTINGS, TRUSTED)])
 
 
-FIRST = taken(Timeline(), sign_revision(YAML, 3, NOON, KEY))
+FIRST = taken(Timeline(), sign_revision(YAML, 3, NOON, HERE, KEY))
 
 
 def refusal(document: bytes | None, timestamp: int = NOON, timeline: Timeline = FIRST) -> str:
     with pytest.raises(Refusal) as found:
-        accept(timeline, document, timestamp, TRUSTED, PANE, LEAD)
+        accept(timeline, document, timestamp, SETTINGS, TRUSTED)
     return str(found.value)
 
 
@@ -48,11 +50,11 @@ def test_a_good_revision_is_taken_with_flags_time_and_signer() -> None:
 
 def test_the_first_revision_may_be_in_force_since_long_ago() -> None:
     """Workers wait for it, so there is nothing that it could be too late for."""
-    assert taken(Timeline(), sign_revision(YAML, 1, 0, KEY), NOON).index(NOON) == 0
+    assert taken(Timeline(), sign_revision(YAML, 1, 0, HERE, KEY), NOON).index(NOON) == 0
 
 
 def test_the_next_one_follows_from_its_time_on() -> None:
-    both = taken(FIRST, sign_revision(YAML.replace("30s", "40s"), 4, NOON + LEAD, KEY))
+    both = taken(FIRST, sign_revision(YAML.replace("30s", "40s"), 4, NOON + LEAD, HERE, KEY))
     lengths = [both.flags(at)["answer"].window.length_ms for at in (NOON + LEAD - 1, NOON + LEAD)]
     assert lengths == [30_000, 40_000]
 
@@ -60,26 +62,26 @@ def test_the_next_one_follows_from_its_time_on() -> None:
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_revision_that_is_not_above_the_last_is_refused(number: int) -> None:
     """Played again or out of order: an old manifest never comes back by an old signature."""
-    assert f"revision {number} is not above 3" in refusal(sign_revision(YAML, number, NOON + LEAD, KEY))
+    assert f"revision {number} is not above 3" in refusal(sign_revision(YAML, number, NOON + LEAD, HERE, KEY))
 
 
 def test_a_revision_needs_its_lead_before_it_takes_effect() -> None:
     """And the refusal names the first time that would do."""
-    document = sign_revision(YAML, 4, NOON + LEAD, KEY)
+    document = sign_revision(YAML, 4, NOON + LEAD, HERE, KEY)
     assert taken(FIRST, document, NOON).index(NOON + LEAD) == 1
     assert f"sign it with {NOON + LEAD + PANE} or later" in refusal(document, NOON + 1)
 
 
 def test_a_revision_takes_effect_where_a_pane_starts() -> None:
     for timeline in (Timeline(), FIRST):
-        said = refusal(sign_revision(YAML, 4, NOON + LEAD + 1, KEY), timeline=timeline)
+        said = refusal(sign_revision(YAML, 4, NOON + LEAD + 1, HERE, KEY), timeline=timeline)
         assert f"not the start of a pane; sign it with {NOON + LEAD + PANE}" in said
 
 
 def test_revisions_take_effect_in_their_order() -> None:
-    later = taken(FIRST, sign_revision(YAML, 4, NOON + 10 * LEAD, KEY))
-    assert "before revision 4 is" in refusal(sign_revision(YAML, 5, NOON + 9 * LEAD, KEY), timeline=later)
-    assert taken(later, sign_revision(YAML, 5, NOON + 10 * LEAD, KEY)).index(NOON + 10 * LEAD) == 2
+    later = taken(FIRST, sign_revision(YAML, 4, NOON + 10 * LEAD, HERE, KEY))
+    assert "before revision 4 is" in refusal(sign_revision(YAML, 5, NOON + 9 * LEAD, HERE, KEY), timeline=later)
+    assert taken(later, sign_revision(YAML, 5, NOON + 10 * LEAD, HERE, KEY)).index(NOON + 10 * LEAD) == 2
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_revisions_take_effect_in_their_order() -> None:
 )
 def test_an_invalid_manifest_is_refused_with_its_own_message(yaml: str, message: str) -> None:
     with pytest.raises(Refusal, match=message):
-        accept(FIRST, sign_revision(yaml, 4, NOON + LEAD, KEY), NOON, TRUSTED, PANE, LEAD)
+        accept(FIRST, sign_revision(yaml, 4, NOON + LEAD, HERE, KEY), NOON, SETTINGS, TRUSTED)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +117,13 @@ def test_an_invalid_manifest_is_refused_with_its_own_message(yaml: str, message:
 )
 def test_a_signed_payload_that_is_no_revision_is_refused(payload: bytes) -> None:
     """A trusted key may sign nonsense; it is refused, not a crash."""
-    assert "not a manifest revision" in refusal(sign("manifest", payload, KEY))
+    assert "not a manifest revision" in refusal(sign("manifest", HERE, payload, KEY))
 
 
 def test_who_may_not_sign_is_refused_before_anything_is_read() -> None:
     """The payload is nonsense and too old at once; what is told is that the key is not trusted."""
     with pytest.raises(SignatureError, match="not trusted"):
-        accept(FIRST, sign("manifest", b"nonsense", OTHER), NOON, TRUSTED, PANE, LEAD)
+        accept(FIRST, sign("manifest", HERE, b"nonsense", OTHER), NOON, SETTINGS, TRUSTED)
     assert "not a signed document" in refusal(YAML.encode())
     assert "is empty" in refusal(None)
 
@@ -133,16 +135,16 @@ def record(value: bytes | None, offset: int = 0, timestamp: int = NOON) -> Any:
 def test_a_refused_record_leaves_the_last_good_revision_in_force() -> None:
     log = ManifestLog(load_settings(), TRUSTED)
     assert isinstance(log.take(record(b"nonsense")), Refusal)
-    assert log.take(record(sign_revision(YAML, 3, NOON, KEY))) == FIRST.revisions[0]
+    assert log.take(record(sign_revision(YAML, 3, NOON, HERE, KEY))) == FIRST.revisions[0]
     for document in (
-        sign_revision("flags: {}", 4, NOON + LEAD, KEY),
-        sign_revision(YAML, 2, NOON + LEAD, KEY),
-        sign_revision(YAML, 4, NOON + LEAD, OTHER),
+        sign_revision("flags: {}", 4, NOON + LEAD, HERE, KEY),
+        sign_revision(YAML, 2, NOON + LEAD, HERE, KEY),
+        sign_revision(YAML, 4, NOON + LEAD, HERE, OTHER),
         None,
     ):
         assert isinstance(log.take(record(document)), Refusal)
     assert [revision.number for revision in log.timeline.revisions] == [3]
-    log.take(record(sign_revision(YAML, 4, NOON + LEAD, KEY)))
+    log.take(record(sign_revision(YAML, 4, NOON + LEAD, HERE, KEY)))
     assert [revision.number for revision in log.timeline.revisions] == [3, 4]
 
 
@@ -159,25 +161,25 @@ def write(tmp_path: Path) -> Callable[[str, bytes], Path]:
 
 
 def test_a_single_yaml_file_is_in_force_since_ever(write: Callable[[str, bytes], Path]) -> None:
-    timeline = read_files([write("f.yml", YAML.encode())], None, PANE)
+    timeline = read_files([write("f.yml", YAML.encode())], SETTINGS, None)
     assert timeline.flags(0) == load_manifest(YAML).flags
 
 
 def test_signed_files_carry_their_times_whatever_their_order(write: Callable[[str, bytes], Path]) -> None:
     """Without a lead: whoever replays has them all from the start."""
-    two = write("2", sign_revision(YAML, 2, NOON + PANE, KEY))
-    one = write("1", sign_revision(YAML, 1, NOON, KEY))
-    timeline = read_files([two, one], TRUSTED, PANE)
+    two = write("2", sign_revision(YAML, 2, NOON + PANE, HERE, KEY))
+    one = write("1", sign_revision(YAML, 1, NOON, HERE, KEY))
+    timeline = read_files([two, one], SETTINGS, TRUSTED)
     assert [(r.number, r.effective_from) for r in timeline.revisions] == [(1, NOON), (2, NOON + PANE)]
     assert timeline.flags(NOON - 1) == {}
 
 
 def test_files_that_make_no_timeline_are_named(write: Callable[[str, bytes], Path], tmp_path: Path) -> None:
     yaml = write("f.yml", YAML.encode())
-    one = write("one", sign_revision(YAML, 1, NOON, KEY))
-    again = write("again", sign_revision(YAML, 1, NOON + PANE, KEY))
-    earlier = write("earlier", sign_revision(YAML, 2, NOON - PANE, KEY))
-    forged = write("forged", sign_revision(YAML, 2, NOON, OTHER))
+    one = write("one", sign_revision(YAML, 1, NOON, HERE, KEY))
+    again = write("again", sign_revision(YAML, 1, NOON + PANE, HERE, KEY))
+    earlier = write("earlier", sign_revision(YAML, 2, NOON - PANE, HERE, KEY))
+    forged = write("forged", sign_revision(YAML, 2, NOON, HERE, OTHER))
     wrong = write("wrong.yml", b"flags: {x: {y: 1}}")
     for paths, trusted, message in (
         ([yaml, one], TRUSTED, r"f\.yml: an unsigned manifest has no time"),
@@ -189,7 +191,7 @@ def test_files_that_make_no_timeline_are_named(write: Callable[[str, bytes], Pat
         ([tmp_path / "none"], TRUSTED, "none: No such file"),
     ):
         with pytest.raises(InputError, match=message):
-            read_files(paths, trusted, PANE)
+            read_files(paths, SETTINGS, trusted)
 
 
 # -- fuzz -------------------------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def mutated(rng: random.Random, document: bytes, others: list[bytes]) -> bytes:
             )
         case 6:
             kind = "manifest" if words[1] == b"manifest" else "operation"
-            return sign(kind, payload, OTHER)  # type: ignore[arg-type]
+            return sign(kind, HERE, payload, OTHER)  # type: ignore[arg-type]
         case 7:
             # A head of one document over the payload of another.
             return rng.choice(others).split(b"\n", 1)[0] + b"\n" + payload
@@ -233,10 +235,10 @@ def test_no_mutation_of_manifests_and_operations_is_taken(seed: int) -> None:
     rng = random.Random(seed)
     kill = Operation(actor="Ada", flag="answer", kind="kill", reason="now", ts=NOON)
     rearm = Operation(actor="Ada", flag="answer", kind="rearm", reason="well again", ts=NOON + 1)
-    manifests = [sign_revision(YAML, number, NOON + LEAD, KEY) for number in (3, 4, 5)]
-    operations = [sign("operation", operation.to_bytes(), KEY) for operation in (kill, rearm)]
+    manifests = [sign_revision(YAML, number, NOON + LEAD, HERE, KEY) for number in (3, 4, 5)]
+    operations = [sign("operation", HERE, operation.to_bytes(), KEY) for operation in (kill, rearm)]
     everything = [*manifests, *operations]
-    revisions, orders = ManifestLog(load_settings(), TRUSTED), OperationLog(TRUSTED)
+    revisions, orders = ManifestLog(load_settings(), TRUSTED), OperationLog(SETTINGS, TRUSTED)
     revisions.timeline = FIRST
     for document in operations:
         assert orders.take(record(document))

@@ -20,10 +20,13 @@ from schemas.timeline import Revision, Timeline
 from streams.columns import GroupTable
 from streams.operations import OperationLog, is_order, order_key
 from streams.panes import PartitionState, Run, partial_codec
+from streams.past import read_orders
 from streams.replay import Pipeline
+from streams.settings import load_settings
 from streams.windows import GateState, Order, Outcome, order_codec, switches
 from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, RAMP, healthy_pane, tick, written
 
+SETTINGS = load_settings()
 SETTLED = 2 * PANE
 """Lateness and settle, rounded up to a pane."""
 ELSEWHERE = RAMP + "    scope: {regions: [eu, us]}\n"
@@ -593,7 +596,7 @@ def record(value: bytes, offset: int, timestamp: int = NOON) -> Any:
 
 
 def test_operations_become_orders_with_their_offsets() -> None:
-    log = OperationLog(None)
+    log = OperationLog(SETTINGS, None)
     assert log.take(record(operation("kill", NOON).to_bytes(), 3))
     assert log.take(record(operation("rearm", NOON + 1).to_bytes(), 5))
     assert log.orders == [kill(offset=3), Order("f", by("rearm", NOON + 1), 5)]
@@ -601,7 +604,7 @@ def test_operations_become_orders_with_their_offsets() -> None:
 
 def test_a_record_that_is_written_again_is_refused() -> None:
     """Whoever copies an old rearm into the topic turns nothing on; the operator's next one is another record."""
-    log = OperationLog(None)
+    log = OperationLog(SETTINGS, None)
     rearming = operation("rearm", NOON).to_bytes()
     assert log.take(record(rearming, 0))
     assert log.take(record(operation("kill", NOON + 1).to_bytes(), 1))
@@ -609,7 +612,16 @@ def test_a_record_that_is_written_again_is_refused() -> None:
     assert [given.operation.kind for given in log.orders] == ["rearm", "kill"]
 
 
+def test_an_old_operation_that_is_written_again_is_refused_in_a_log_that_never_had_it() -> None:
+    """A new topic, or another cluster: what was ordered long ago is nobody's order, and a replay refuses it as well."""
+    log = OperationLog(SETTINGS, None)
+    late = record(operation("rearm", NOON).to_bytes(), 0, NOON + 86_400_001)
+    assert log.take(late) is None
+    assert read_orders([late], SETTINGS, None) == ({}, 1)
+    assert log.take(record(operation("rearm", NOON).to_bytes(), 1, NOON + 86_400_000))
+
+
 def test_an_operation_from_the_future_is_refused() -> None:
-    log = OperationLog(None)
+    log = OperationLog(SETTINGS, None)
     assert log.take(record(operation("kill", NOON).to_bytes(), 0, NOON - 60_001)) is None
     assert log.take(record(operation("kill", NOON).to_bytes(), 1, NOON - 60_000))

@@ -33,6 +33,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
     "signing_key": ("key.pem", Path("key.pem")),
     "unsigned_manifest": ("true", True),
     "manifest_lead": ("5m", 300_000),
+    "operation_max_age": ("2h", 7_200_000),
     "topic_prefix": ("other", "other"),
     "application_id": ("other", "other"),
     "instance_id": ("worker-1", "worker-1"),
