@@ -34,7 +34,7 @@ class Evidence:
     """What the detectors may look at.
 
     ``baseline_is_pinned``: the baseline of an earlier window stands in, as no traffic is left for it.
-    ``regions``: the manifest hashes that the events of the flag's regions came from.
+    ``regions``: the manifest hashes that the events of the flag's regions came from. ``weight``: the canary's.
     """
 
     flag: Flag
@@ -43,6 +43,7 @@ class Evidence:
     baseline: ArmMetrics
     baseline_is_pinned: bool
     regions: Regions
+    weight: float
 
     @property
     def arms(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
@@ -51,11 +52,23 @@ class Evidence:
 
 
 def insufficient_data(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Too few requests in an arm."""
-    least, canary, baseline = seen.flag.window.min_requests, seen.canary.rows, seen.baseline.rows
+    """Too few requests in an arm; where the canary serves, too few of its users' and of the baseline's."""
+    least = seen.flag.window.min_requests
     # A safety guard reads the canary alone.
-    if canary < least or (baseline < least and seen.flag.kind != "safety_guard"):
-        yield {"canary": canary, "baseline": baseline, "min_requests": least}
+    arms = [seen.canary] if seen.flag.kind == "safety_guard" else [seen.canary, seen.baseline]
+    rows = {"canary": seen.canary.rows, "baseline": seen.baseline.rows}
+    if any(arm.rows < least for arm in arms):
+        yield {**rows, "min_requests": least}
+    elif seen.weight > 0 and any(arm.traffic < least for arm in arms):
+        # Gold rows say nothing of what is served.
+        traffic = {"canary": seen.canary.traffic, "baseline": seen.baseline.traffic}
+        yield {**rows, "min_requests": least, "traffic": traffic}
+
+
+def served_at_weight_zero(seen: Evidence) -> Iterator[dict[str, Any]]:
+    """Users whom the canary served in a stage of weight 0, in which it should serve nobody."""
+    if seen.unit.window.unexpected:
+        yield {"requests": seen.unit.window.unexpected}
 
 
 def no_pinned_baseline(seen: Evidence) -> Iterator[dict[str, Any]]:
@@ -238,6 +251,7 @@ def rate_limited(arm: ArmMetrics) -> float:
 Detector = Callable[[Evidence], Iterator[dict[str, Any]]]
 DETECTORS: tuple[Detector, ...] = (
     insufficient_data,
+    served_at_weight_zero,
     no_pinned_baseline,
     pins_missing,
     pins_drifted,

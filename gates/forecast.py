@@ -107,15 +107,15 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
             yield need("canary", "events with lambda_state", canary.lambda_count, groups)
             yield share("canary", "rows with lambda_state", canary.lambda_count, canary.lambda_rows)
         case "tool_success_min":
-            told = canary.rows - canary.served["tool_missing"]
-            yield share("canary", "requests with tool_ok", told, canary.rows)
+            calling = canary.served["tool_rows"]
+            yield share("canary", "requests with tool_ok", calling - canary.served["tool_missing"], calling)
             # Without a call in either arm the gate does not apply.
             if any(arm.served[counter] for _, arm in arms for counter in ("tool_calls", "tool_missing")):
                 yield need("canary", "tool calls", canary.served["tool_calls"], 1)
         case "cost_uplift_max":
             for name, arm in arms:
                 labels = arm.served_labels["solved_rows"]
-                if labels:
+                if "solved" in arm.taken_over:
                     yield need(name, "labels with solved", labels, least)
                 yield share(name, "requests with cost" + " and solved" * (not labels), arm.cost_rows, arm.rows)
             yield need("baseline", "solved requests", baseline.solved, 1)
@@ -125,10 +125,12 @@ def _quality(gate: str, arm: ArmMetrics) -> tuple[str, int, int]:
     """The field that a quality gate reads, the rows that should have it, and how many of them are labels."""
     match gate:
         case "coverage_min":
-            return "coverage", arm.coverage_rows, arm.labels["coverage_rows"]
+            metric, told = "coverage", arm.told("coverage")
         case "lambda_convergent":
-            return "lambda_state", arm.lambda_rows, arm.labels["lambda_rows"]
-    return "delta_s", arm.delta_s_rows, arm.labels.delta_s.count
+            metric, told = "lambda_state", arm.told("lambda")
+        case _:
+            metric, told = "delta_s", arm.told("delta_s")
+    return metric, told.rows, told.labels
 
 
 def _present(rows: int) -> int:

@@ -17,7 +17,6 @@ from gates.forecast import forecast
 from gates.metrics import read_arms
 from gates.records import Judgement, Reading, exemplars, summaries, unfired, weights
 from gates.regions import Regions
-from gates.rules import Comparison
 from gates.sums import IdSample, shared
 from gates.unit import Clockwork, Closed, Unit, first_weight
 from gates.window import PaneUnit, Window
@@ -135,6 +134,9 @@ class Machine(ABC):
             for pins, _ in pin_sets(arm):
                 for pin in judged(self.flag, pins):
                     unit.locked[name].setdefault(pin, pins[pin])
+        if self.staged and not (unit.latched or unit.settling or self.canary_weight) and "canary" in arms:
+            served = arms["canary"].sources.get("traffic")
+            unit.window.unexpected += served["requests"] if served else 0
         traffic = {name: arm.sources["traffic"] for name, arm in arms.items() if "traffic" in arm.sources}
         for sums in traffic.values():
             unit.exposed.merge(sums.exposed)
@@ -164,7 +166,7 @@ class Machine(ABC):
             return
         if end <= unit.moving_until:
             self._forget_ids(end)
-            unit.window.detail.misplaced = {}
+            unit.window.detail.misplaced, unit.window.unexpected = {}, 0
         self._test_ratio()
         self._correct(end)
         if end == unit.window.end and not unit.settling:
@@ -218,6 +220,7 @@ class Machine(ABC):
             engaged=closed.engaged,
             pinned=closed.pinned,
             locked=closed.locked,
+            graduated=closed.graduated,
             latched=False,
             cut=False,
             settling=False,
@@ -274,13 +277,27 @@ class Machine(ABC):
         """The canary's weight by stage."""
         return self.flag.ramp_stages
 
+    @property
+    def canary_weight(self) -> float:
+        """The canary's weight in the stage that is judged; 0 where it serves nobody."""
+        unit = self.unit
+        if unit.latched or (self.flag.kind == "quality_gated" and not unit.engaged):
+            return 0.0
+        return self.stages[unit.stage]
+
     def _read(self) -> Reading:
         unit, window = self.unit, self.unit.window
         pinned = None if unit.settling else unit.pinned
         arm = pinned.arm if pinned else window.baseline
         shadow = self.flag.traffic.shadow and self.shadowed
-        canary, baseline, use = read_arms(window.canary, arm, self.flag.policy.quality_source, shadow=shadow)
-        return Reading(canary, baseline, window.canary, arm, use, pinned, shadow)
+        policy, least = self.flag.policy, self.flag.window.min_requests
+        return Reading(
+            read_arms(window.canary, arm, policy.quality_source, least, shadow=shadow),
+            window.canary,
+            arm,
+            pinned,
+            shadow,
+        )
 
     @property
     def shadowed(self) -> bool:
@@ -289,13 +306,15 @@ class Machine(ABC):
 
     def _evidence(self, reading: Reading) -> Evidence:
         pinned = reading.pinned is not None
-        return Evidence(self.flag, self.unit, reading.canary, reading.baseline, pinned, self.regions)
+        return Evidence(
+            self.flag, self.unit, reading.canary, reading.baseline, pinned, self.regions, self.canary_weight
+        )
 
     def _judged(
         self, reading: Reading, alpha: float | None
     ) -> tuple[list[GateResult], list[RuleResult], list[Problem]]:
         """All gates, all rules and all evidence problems; ``alpha`` as for ``Comparison.rules``."""
-        comparison = Comparison(self.flag, reading.canary, reading.baseline)
+        comparison = reading.comparison(self.flag)
         evidence = self._evidence(reading)
         gates = comparison.gates()
         found = problems(evidence) if self._rereads is None else reread(evidence, self._rereads)
@@ -356,6 +375,7 @@ class Machine(ABC):
             forecast=waits,
             exemplars=exemplars(judgement),
             change_freeze=judgement.freeze,
+            drifted=judgement.drifted,
         )
         command = None
         if judgement.action is not None:
@@ -441,13 +461,12 @@ class Machine(ABC):
         found: Sequence[Problem] = (),
         arms: Mapping[str, ArmSummary] | None = None,
         plain: bool = False,
+        drifted: int = 0,
         **more: object,
     ) -> Decision:
         unit, flag, window = self.unit, self.flag, Window(0, 0) if plain else self.unit.window
         following = unit.stage + 1 < len(self.stages) and not unit.latched and flag.kind == "progressive_rollout"
-        shown = self.stages[unit.stage]
-        if unit.latched or (flag.kind == "quality_gated" and not unit.engaged):
-            shown = 0.0
+        shown = self.canary_weight
         decision = seal_decision(
             Decision(
                 flag=flag.name,
@@ -469,7 +488,7 @@ class Machine(ABC):
                 late=window.late,
                 duplicates=window.duplicates,
                 dead_letters=window.dead_letters,
-                warnings=[] if plain else self._warnings(),
+                warnings=[] if plain else self._warnings(drifted),
                 relaxed=list(flag.relaxed),
                 source=[] if plain else self._sources(),
                 manifest_hash=flag.manifest_hash,
@@ -514,7 +533,7 @@ class Machine(ABC):
             rule=rule,
         )
 
-    def _warnings(self) -> list[Warning]:
+    def _warnings(self, drifted: int) -> list[Warning]:
         unit, window = self.unit, self.unit.window
         back, _ = shared(unit.earlier_canary, unit.assignments.baseline)
         misspelt = sum(s["lambda_misspelt"] for a in (window.canary, window.baseline) for s in a.sources.values())
@@ -525,6 +544,7 @@ class Machine(ABC):
             "canary_back_in_baseline": len(back),
             "sticky_ids_sampled": (1 << level) if level else 0,
             "cache_namespaces_not_followed": window.detail.namespaces_dropped,
+            "drifted_from_pinned_baseline": drifted,
         }
         return [Warning(code=code, count=count) for code, count in counts.items() if count]
 
@@ -551,5 +571,6 @@ def _closed(before: Unit, decision: Decision) -> Closed:
         engaged=before.engaged,
         pinned=before.pinned,
         locked=before.locked,
+        graduated=before.graduated,
         told=decision.verdict,
     )

@@ -4,7 +4,8 @@ Every value is None where it is not known: nothing here is ever NaN.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -54,17 +55,42 @@ class Lambda:
 
 
 @dataclass(frozen=True)
+class Told:
+    """Who speaks of a metric: the sums to read it from, and how many rows should have it.
+
+    ``labels``: how many of those are labels, which have taken the metric over; 0 where the requests' own values and
+    what labels there are are read together.
+    """
+
+    sums: Sums
+    rows: int
+    labels: int = 0
+
+
+LABELLED: dict[str, Callable[[Sums], int]] = {
+    "delta_s": lambda labels: labels.delta_s.count,
+    "coverage": lambda labels: labels["coverage_rows"],
+    "lambda": lambda labels: labels["lambda_rows"],
+    "solved": lambda labels: labels["solved_rows"],
+}
+"""How many labels speak of each metric that labels may speak of."""
+
+
+@dataclass(frozen=True)
 class ArmMetrics:
     """One arm's evidence: served rows for latency, errors, tools and cost; quality rows for ΔS, coverage and λ.
 
-    Where there is any label for a metric (``labels`` of the quality source, ``served_labels`` of all served ones),
-    that metric's rows are its labels.
+    ``labels`` of the quality source, ``served_labels`` of all served ones. ``taken_over``: metrics for which both arms
+    have enough labels, so that these alone are its rows; of the others values and labels are read together.
     """
 
     served: Sums
     quality: Sums
     labels: Sums = field(default_factory=Sums)
     served_labels: Sums = field(default_factory=Sums)
+    taken_over: frozenset[str] = frozenset()
+    traffic: int = 0
+    """Requests of users, mirrored ones in a shadow stage."""
 
     @property
     def rows(self) -> int:
@@ -77,72 +103,91 @@ class ArmMetrics:
         return self.quality["requests"]
 
     @cached_property
-    def _coverage(self) -> Sums:
-        return self.labels if self.labels["coverage_rows"] else self.quality
+    def _together(self) -> Sums:
+        if not self.labels["labels"]:
+            return self.quality
+        together = Sums()
+        together.merge(self.quality)
+        together.merge(self.labels)
+        return together
 
-    @cached_property
-    def _lambda(self) -> Sums:
-        return self.labels if self.labels["lambda_rows"] else self.quality
+    def told(self, metric: str) -> Told:
+        """The rows of ΔS, coverage or λ."""
+        if metric in self.taken_over:
+            n = LABELLED[metric](self.labels)
+            return Told(self.labels, n, n)
+        return Told(self._together, self.quality_rows)
 
     @property
     def delta_s(self) -> Digest:
         """ΔS of the quality source in use."""
-        return self.labels.delta_s if self.labels.delta_s.count else self.quality.delta_s
+        return self.told("delta_s").sums.delta_s
 
     @property
     def delta_s_rows(self) -> int:
         """Rows that should have a ΔS."""
-        return self.labels.delta_s.count or self.quality_rows
+        return self.told("delta_s").rows
 
     @property
     def coverage(self) -> float | None:
         """Mean coverage of the quality source in use."""
-        return self._coverage.coverage
+        return self.told("coverage").sums.coverage
 
     @property
     def coverage_sum(self) -> float:
         """Σ coverage."""
-        return self._coverage["coverage_sum"] / (1 << COVERAGE_BITS)
+        return self.told("coverage").sums["coverage_sum"] / (1 << COVERAGE_BITS)
 
     @property
     def coverage_count(self) -> int:
         """Rows with a coverage."""
-        return self._coverage["coverage_rows"]
+        return self.told("coverage").sums["coverage_rows"]
 
     @property
     def coverage_rows(self) -> int:
         """Rows that should have a coverage."""
-        return self.labels["coverage_rows"] or self.quality_rows
+        return self.told("coverage").rows
 
     @property
     def lambda_rows(self) -> int:
         """Rows that λ is read from."""
-        return self.labels["lambda_rows"] or self.quality_rows
+        return self.told("lambda").rows
 
     @property
     def lambda_count(self) -> int:
         """Rows with a λ state."""
-        return self._lambda["lambda_rows"]
+        return self.told("lambda").sums["lambda_rows"]
 
     @property
     def lambda_bad(self) -> int:
         """Rows with a λ state other than convergent."""
-        return self._lambda["lambda_bad_rows"]
+        return self.told("lambda").sums["lambda_bad_rows"]
+
+    @property
+    def _solved_labels(self) -> int:
+        return self.served_labels["solved_rows"]
 
     @property
     def solved(self) -> int:
-        """Solved requests, or labels that say so."""
-        return (self.served_labels if self.served_labels["solved_rows"] else self.served)["solved"]
+        """Solved requests, or labels that say so; both together where there are too few labels to take over."""
+        own = 0 if "solved" in self.taken_over else self.served["solved"]
+        return own + self.served_labels["solved"]
 
     @property
     def cost_rows(self) -> int:
         """Requests whose cost per solved is known."""
-        return self.served["cost_known" if self.served_labels["solved_rows"] else "cost_rows"]
+        return self.served["cost_known" if self._solved_labels else "cost_rows"]
 
     @property
     def solved_rows(self) -> int:
         """Rows that should say whether they were solved."""
-        return self.served_labels["solved_rows"] or self.rows
+        return self._solved_labels if "solved" in self.taken_over else self.rows
+
+    @property
+    def solved_known(self) -> int:
+        """Rows that say whether they were solved."""
+        own = 0 if "solved" in self.taken_over else self.served["solved_rows"]
+        return own + self._solved_labels
 
     @property
     def error_rate(self) -> float | None:
@@ -160,23 +205,23 @@ class ArmMetrics:
         """Σ cost ÷ solved requests; with labels, the mean known cost ÷ the share of labels that say solved."""
         if not self.solved:
             return None
-        judged = self.served_labels["solved_rows"]
-        if judged:
-            return self.served.cost / self.cost_rows * judged / self.solved if self.cost_rows else None
+        if self._solved_labels:
+            return self.served.cost / self.cost_rows * self.solved_known / self.solved if self.cost_rows else None
         return self.served.cost / self.solved
 
     @cached_property
     def lambda_(self) -> Lambda:
         """λ of the quality source in use."""
-        groups = self._lambda.groups.values()
+        sums = self.told("lambda").sums
+        groups = sums.groups.values()
         full = [g for g in groups if complete(g)]
         return Lambda(
             groups=len(groups),
             complete=len(full),
             convergent=sum(not flipped(g) for g in full),
             flipped_groups=sum(map(flipped, groups)),
-            events=self._lambda["lambda_events"],
-            flipped_events=self._lambda["lambda_flips"],
+            events=sums["lambda_events"],
+            flipped_events=sums["lambda_flips"],
         )
 
 
@@ -185,25 +230,76 @@ def mostly_present(rows: int, present: int) -> bool:
     return present > 0 and (rows - present) <= MISSING_MAX * rows
 
 
-def read_arms(
-    canary: Arm, baseline: Arm, quality_source: Literal["gold_if_present", "gold", "traffic"], *, shadow: bool = False
-) -> tuple[ArmMetrics, ArmMetrics, str]:
-    """Canary, baseline and the quality source in use (``gold`` or ``traffic``) for both.
+Pair = tuple[ArmMetrics, ArmMetrics]
+QualitySource = Literal["gold_if_present", "gold", "traffic"]
 
-    ``shadow``: the canary's mirrored requests stand where its traffic would.
+
+@dataclass(frozen=True)
+class Arms:
+    """Both arms as they are judged. ``use``: the quality source in use, ``gold`` or ``traffic``.
+
+    Hard rules look at further pairs of the same arms, so that rows which the gates do not read are seen by somebody.
+    ``quality``: of ΔS, coverage and λ inline values and labels apart, and traffic beside gold; ``served``: what the
+    canary serves in a shadow stage.
     """
-    use = quality_source
-    if use == "gold_if_present":
-        use = "gold" if all(map(_golden, (canary, baseline))) else "traffic"
+
+    canary: ArmMetrics
+    baseline: ArmMetrics
+    use: str
+    quality: tuple[Pair, ...] = ()
+    served: tuple[Pair, ...] = ()
+
+
+def read_arms(canary: Arm, baseline: Arm, quality_source: QualitySource, least: int, *, shadow: bool = False) -> Arms:
+    """Canary and baseline by the sources that count for them.
+
+    Labels take a metric over, and gold takes quality over (``gold_if_present``), where both arms have ``least`` of
+    them. ``shadow``: the canary's mirrored requests stand where its traffic would.
+    """
+    served = canary
     if shadow:
         moved = {"traffic": "shadow", "label": "shadow_label", "gold": "gold", "gold_label": "gold_label"}
         canary = Arm({place: canary.sources[name] for place, name in moved.items() if name in canary.sources})
-    return _read(canary, use), _read(baseline, use), use
+    arms = canary, baseline
+    use = quality_source
+    if use == "gold_if_present":
+        use = "gold" if all(_golden(arm, least) for arm in arms) else "traffic"
+    one, other = _pair(arms, use, least)
+    quality = _apart(arms, use) if any(arm.has(LABELS[use], "labels") for arm in arms) else []
+    if quality_source == "gold_if_present":
+        beside = "traffic" if use == "gold" else "gold"
+        if all(arm.sources.keys() & {beside, LABELS[beside]} for arm in arms):
+            quality += [_pair(arms, beside, least)]
+    mirrored = shadow and served.has("traffic", "requests")
+    return Arms(one, other, use, tuple(quality), (_pair((served, baseline), "traffic", least),) if mirrored else ())
 
 
-def _golden(arm: Arm) -> bool:
-    """Whether an arm has gold events, or labels of some."""
-    return any(arm.has(source, counter) for source, counter in (("gold", "requests"), (LABELS["gold"], "labels")))
+def _golden(arm: Arm, least: int) -> bool:
+    """Whether an arm has enough gold events, or labels of some."""
+    rows = [
+        arm.sources[source][counter] if source in arm.sources else 0
+        for source, counter in (("gold", "requests"), (LABELS["gold"], "labels"))
+    ]
+    return max(rows) >= max(least, 1)
+
+
+def _pair(arms: tuple[Arm, Arm], use: str, least: int) -> Pair:
+    one, other = (_read(arm, use) for arm in arms)
+    taken = {
+        metric
+        for metric, count in LABELLED.items()
+        if all(count(arm.served_labels if metric == "solved" else arm.labels) >= max(least, 1) for arm in (one, other))
+    }
+    return replace(one, taken_over=frozenset(taken)), replace(other, taken_over=frozenset(taken))
+
+
+def _apart(arms: tuple[Arm, Arm], use: str) -> list[Pair]:
+    """The requests' own values without the labels, and the labels without them."""
+    one, other = (_read(arm, use) for arm in arms)
+    words = frozenset(LABELLED)
+    own = tuple(replace(arm, labels=Sums(), served_labels=Sums()) for arm in (one, other))
+    told = replace(one, taken_over=words), replace(other, taken_over=words)
+    return [(own[0], own[1]), told]
 
 
 def _read(arm: Arm, use: str) -> ArmMetrics:
@@ -212,7 +308,9 @@ def _read(arm: Arm, use: str) -> ArmMetrics:
     for source in SERVED:
         if LABELS[source] in arm.sources:
             labels.count(arm.sources[LABELS[source]].counters)
-    return ArmMetrics(arm.served(), arm.sources.get(use, none), arm.sources.get(LABELS[use], none), labels)
+    traffic = arm.sources["traffic"]["requests"] if "traffic" in arm.sources else 0
+    quality, told = arm.sources.get(use, none), arm.sources.get(LABELS[use], none)
+    return ArmMetrics(arm.served(), quality, told, labels, traffic=traffic)
 
 
 def difference(canary: float | None, baseline: float | None) -> float | None:
@@ -221,7 +319,12 @@ def difference(canary: float | None, baseline: float | None) -> float | None:
 
 
 def uplift(canary: float | None, baseline: float | None) -> float | None:
-    """canary ÷ baseline − 1; not known over a baseline of 0, or of so little that no number holds the ratio."""
+    """canary ÷ baseline − 1; 0 of nothing over nothing.
+
+    Not known over a baseline of 0 else, or of so little that no number holds the ratio.
+    """
+    if canary == baseline == 0:
+        return 0.0
     ratio = canary / baseline - 1 if canary is not None and baseline else math.inf
     return ratio if math.isfinite(ratio) else None
 

@@ -5,12 +5,14 @@ from typing import Literal
 from gates.bounds import alpha_for_window
 from gates.evidence import rate_limited
 from gates.machine import Machine
-from gates.records import Judgement
-from gates.rules import SOFT_GATES, Comparison
+from gates.records import Judgement, unfired
+from gates.rules import SOFT_GATES
 from gates.unit import Pinned
 from schemas.catalogue import VERDICTS
 from schemas.decision import Action, Decision, Verdict
 
+COMPARED = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
+"""Gates that hold the canary against the baseline."""
 
 class Ramp(Machine):
     """A unit of a progressive rollout."""
@@ -30,7 +32,7 @@ class Ramp(Machine):
         reading = self._read()
         hard = len(self.flag.abort_rules.hard)
         alpha = alpha_for_window(self.flag.policy.early_abort_alpha, self.unit.number) / max(hard, 1)
-        comparison = Comparison(self.flag, reading.canary, reading.baseline)
+        comparison = reading.comparison(self.flag)
         drift = self._drift_rule(self._evidence(reading))
         if not any(rule.fired for rule in comparison.hard_rules(alpha) + drift):
             return None
@@ -54,12 +56,20 @@ class Ramp(Machine):
         ) -> Judgement:
             action: Action | None = None if verdict in ("hold", "pass") else verdict  # type: ignore[assignment]
             reasons = list(dict.fromkeys(reasons))
-            return Judgement(verdict, reasons, reading, gates, rules, found, severity, action, weight, waits=waits)
+            return Judgement(
+                verdict, reasons, reading, gates, rules, found, severity, action, weight, waits=waits, drifted=drifted
+            )
 
+        drifted = 0
+        if unit.graduated:
+            # What it is compared with is of another time: the day's peak is no fault of the canary.
+            drifted = sum(gate.status == "fail" for gate in gates if gate.gate in COMPARED)
+            rules = [unfired(rule) if rule.severity == "soft" else rule for rule in rules]
+        judged = [gate for gate in gates if not (unit.graduated and gate.gate in COMPARED)]
         hard = [rule.kind for rule in rules if rule.fired and rule.severity == "hard"]
         soft = [rule.kind for rule in rules if rule.fired and rule.severity == "soft"]
-        failed = [gate.gate for gate in gates if gate.status == "fail"]
-        unknown = [gate.gate for gate in gates if gate.status == "unknown"]
+        failed = [gate.gate for gate in judged if gate.status == "fail"]
+        unknown = [gate.gate for gate in judged if gate.status == "unknown"]
         if unit.latched or unit.cut:
             return judgement("hold", ["latched"])
         if hard:
@@ -95,6 +105,8 @@ class Ramp(Machine):
         if VERDICTS[judgement.verdict].ended:
             self._latch()
             unit.cut = at is not None
+        if judgement.verdict == "pass" and unit.pinned is not None:
+            unit.graduated = True
         if at is not None:
             return
         if judgement.verdict != "promote":

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from gates.metrics import ArmMetrics
-from gates.rules import rounded
+from gates.metrics import ArmMetrics, Arms
+from gates.rules import Comparison, rounded
 from gates.unit import Pinned
 from gates.window import LABELS, REQUEST_SOURCES, SERVED, Arm
 from schemas.decision import (
@@ -19,6 +19,7 @@ from schemas.decision import (
     Verdict,
     Weights,
 )
+from schemas.manifest import Flag
 
 METRIC_OF = {
     "delta_s.median_max": "delta_s",
@@ -46,18 +47,39 @@ QUALITY_METRICS = ("delta_s", "coverage", "lambda")
 class Reading:
     """Both arms as they are judged; ``pinned`` where an earlier window's baseline stands in."""
 
-    canary: ArmMetrics
-    baseline: ArmMetrics
+    arms: Arms
     canary_arm: Arm
     baseline_arm: Arm
-    quality_source: str
     pinned: Pinned | None
     shadow: bool = False
+
+    @property
+    def canary(self) -> ArmMetrics:
+        """The canary."""
+        return self.arms.canary
+
+    @property
+    def baseline(self) -> ArmMetrics:
+        """What it is compared with."""
+        return self.arms.baseline
+
+    @property
+    def quality_source(self) -> str:
+        """``gold`` or ``traffic``."""
+        return self.arms.use
+
+    def comparison(self, flag: Flag) -> Comparison:
+        """Both arms under a flag's rules."""
+        return Comparison.of(flag, self.arms)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and what it rests on. ``action``: the command that follows, ``weight``: the canary's in it."""
+    """A verdict and what it rests on.
+
+    ``action``: the command that follows, ``weight``: the canary's in it. ``drifted``: gates of a graduated unit that
+    fail against its pinned baseline, which is a warning.
+    """
 
     verdict: Verdict
     reasons: list[str]
@@ -70,6 +92,7 @@ class Judgement:
     weight: float | None = None
     freeze: ChangeFreeze | None = None
     waits: bool = False
+    drifted: int = 0
 
 
 def exemplars(judgement: Judgement) -> dict[str, list[Exemplar]]:
@@ -84,7 +107,8 @@ def exemplars(judgement: Judgement) -> dict[str, list[Exemplar]]:
             continue
         if metric in QUALITY_METRICS:
             rows, labels = _quality_sources(reading)
-            worst = reading.canary_arm.worst(metric, (labels,)) or reading.canary_arm.worst(metric, (rows,))
+            over = metric in reading.canary.taken_over
+            worst = reading.canary_arm.worst(metric, (labels,) if over else (rows, labels))
         else:
             worst = reading.canary_arm.worst(metric, ("shadow", "gold") if reading.shadow else SERVED)
         if worst:

@@ -4,14 +4,16 @@ All gates and all rules are evaluated and listed, also when the first fails.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from gates.metrics import (
     MISSING_MAX,
     UNKNOWN,
     ArmMetrics,
+    Arms,
     Interval,
+    Pair,
     difference,
     drift_interval,
     mean_surely_under,
@@ -28,6 +30,7 @@ SLACK = 1e-9
 """Equality passes a gate and fires no rule; floating point may miss equality by this much."""
 INFORMATION_ALPHA = 0.05
 QUALITY_GATES = ("delta_s.median_max", "delta_s.p95_max", "coverage_min", "lambda_convergent")
+QUALITY_RULES = ("delta_s_p95_over", "coverage_under", "lambda_flip_rate_over")
 SOFT_GATES = {
     "latency_p95_over_budget": "latency_p95_uplift_max",
     "cost_per_solved_over_budget": "cost_uplift_max",
@@ -44,11 +47,21 @@ def rounded(value: float | None, digits: int = 12) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both arms of one unit, and the flag whose rules apply."""
+    """Both arms of one unit, and the flag whose rules apply.
+
+    ``quality``, ``served``: further pairs of the arms that hard rules look at, as in ``Arms``.
+    """
 
     flag: Flag
     canary: ArmMetrics
     baseline: ArmMetrics
+    quality: tuple[Pair, ...] = ()
+    served: tuple[Pair, ...] = ()
+
+    @classmethod
+    def of(cls, flag: Flag, arms: Arms) -> Self:
+        """Both arms as they were read."""
+        return cls(flag, arms.canary, arms.baseline, arms.quality, arms.served)
 
     def gates(self) -> list[GateResult]:
         """The eight gates, in the order of the manifest."""
@@ -160,7 +173,7 @@ class Comparison:
     def _tool_success(self, limit: float | None) -> GateResult:
         c, b = self.canary.served, self.baseline.served
         calls, observed = c["tool_calls"], self.canary.tool_success
-        known = self._enough_served and c["tool_missing"] <= MISSING_MAX * self.canary.rows
+        known = self._enough_served and c["tool_missing"] <= MISSING_MAX * c["tool_rows"]
         status = _at_least(observed if known else None, limit)
         if not any(arm[counter] for arm in (c, b) for counter in ("tool_calls", "tool_missing")):
             status = "not_applicable" if self._enough_served else "unknown"
@@ -180,8 +193,9 @@ class Comparison:
         known = (
             self._enough_served
             and self._enough(c.solved_rows, b.solved_rows)
-            and bool(b.cost_per_solved)
+            and bool(b.solved)
             and all(mostly_present(arm.rows, arm.cost_rows) for arm in (c, b))
+            and all(mostly_present(arm.solved_rows, arm.solved_known) for arm in (c, b))
         )
         status = _at_most(observed if known else None, limit)
         if known and not c.solved:
@@ -237,8 +251,18 @@ class Comparison:
         return [*self.hard_rules(alpha), *more, *soft]
 
     def hard_rules(self, alpha: float | None) -> list[RuleResult]:
-        """The hard rules alone; ``alpha`` as for ``rules``."""
-        return [self._hard(rule.kind, rule.value, alpha) for rule in self.flag.abort_rules.hard]
+        """The hard rules alone; ``alpha`` as for ``rules``.
+
+        A rule fires if it does on any pair of the arms; the pairs share ``alpha``. What is shown is the pair that
+        fired, else the one that the gates read.
+        """
+        results = []
+        for rule in self.flag.abort_rules.hard:
+            pairs = [(self.canary, self.baseline), *self.served, *(self.quality if rule.kind in QUALITY_RULES else ())]
+            part = None if alpha is None else alpha / len(pairs)
+            looks = [replace(self, canary=c, baseline=b)._hard(rule.kind, rule.value, part) for c, b in pairs]
+            results.append(next((look for look in looks if look.fired), looks[0]))
+        return results
 
     def _hard(self, kind: str, limit: float, alpha: float | None) -> RuleResult:
         c, b = self.canary, self.baseline

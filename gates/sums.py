@@ -24,6 +24,7 @@ COUNTERS = (
     "rate_limited",
     "tool_calls",
     "tool_ok",
+    "tool_rows",
     "tool_missing",
     "cost_rows",
     "cost_high",
@@ -43,7 +44,8 @@ COUNTERS = (
     "reason_failed",
     "reason_in_full",
 )
-"""``tool_missing``: requests with calls but no ``tool_ok``. ``cost_rows``: requests with both cost and solved.
+"""``tool_rows``: requests with calls, ``tool_missing``: those of them without ``tool_ok``.
+``cost_rows``: requests with both cost and solved.
 ``lambda_rows``: rows with a λ state; ``lambda_events``: those of them without probe tags. ``labels``: rows that are
 labels and no requests. ``reason_in_full``: failed reason steps that were not served cite-only."""
 

@@ -56,6 +56,7 @@ class Closed(msgspec.Struct, array_like=True):
     engaged: bool
     pinned: Pinned | None
     locked: dict[str, dict[str, str]]
+    graduated: bool
     told: Verdict
     seen: int = 0
 
@@ -68,7 +69,8 @@ class Unit(msgspec.Struct, array_like=True):
     rollout began, from 1, for the shares of alpha. ``green``: windows in a row that were fit to promote. ``strike``:
     a first freeze counts until the next green window. ``settling``: ``window`` is the span before the next stage or
     the new rollout, judged by the abort rules alone; ``coming`` is the stage that begins after it. ``cut``: the
-    window was ended early by an abort. ``engaged``: a quality gate is open, a guard has stepped in. ``idle``: windows
+    window was ended early by an abort. ``graduated``: it has passed at 100 %, and what is compared with the pinned
+    baseline only warns from then on. ``engaged``: a quality gate is open, a guard has stepped in. ``idle``: windows
     in a row without an event. ``assignments``: what the span has shown of sticky ids. ``earlier_canary``: ids of the
     canary in stages before. ``exposed``: ids that an assignment was ever reported for. ``rate_limited``: the canary's
     share of 429s when the last stage ended. ``last_window``: the last one decided. ``moving_until``: ids may move
@@ -92,6 +94,7 @@ class Unit(msgspec.Struct, array_like=True):
     strike: bool = False
     latched: bool = False
     cut: bool = False
+    graduated: bool = False
     engaged: bool = False
     idle: int = 0
     seq: int = 0
@@ -118,7 +121,7 @@ class Unit(msgspec.Struct, array_like=True):
         What was seen up to ``at``, ms, is forgotten, and nothing before ``fresh_from`` is evidence.
         """
         self.stage, self.number, self.green = 0, 1, 0
-        self.strike = self.latched = self.engaged = self.cut = False
+        self.strike = self.latched = self.engaged = self.cut = self.graduated = False
         self.rate_limited = self.pinned = self.closed = None
         self.earlier_canary = IdSample()
         self.lock(flag)

@@ -214,7 +214,7 @@ class Window(msgspec.Struct, array_like=True):
 
     ``ids``: sticky ids of traffic seen, once a pane and partition; ``orphans``: those of them never exposed.
     ``behind``: the window's late events, which it is not judged by; ``left_out``: those that may be its own, and were
-    too many to be looked at.
+    too many to be looked at. ``unexpected``: users whom the canary served at weight 0.
     """
 
     start: int
@@ -230,6 +230,7 @@ class Window(msgspec.Struct, array_like=True):
     ids: int = 0
     behind: "Window | None" = None
     left_out: int = 0
+    unexpected: int = 0
 
     def merge(self, partition: int, seen: PaneUnit) -> None:
         """Add what one partition saw; call in (pane, partition) order."""

@@ -289,6 +289,7 @@ class GroupTable:
                 "rate_limited": bool(event["rate_limited"]) or too_many,
                 "tool_calls": calls if good is not None else 0,
                 "tool_ok": good or 0,
+                "tool_rows": calls > 0,
                 "tool_missing": calls > 0 and good is None,
                 "reason_rows": event["reason_status"] is not None,
                 "reason_failed": failed,

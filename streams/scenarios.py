@@ -198,6 +198,11 @@ def users_lost(event: TelemetryEvent, flag: Flag) -> Events:
         yield event
 
 
+def leaked(event: TelemetryEvent, flag: Flag) -> Events:
+    """Somebody is served by the canary who should not be."""
+    yield replace(event, source=None, sticky_id=f"leaked-{event.sticky_id}") if event.source == "shadow" else event
+
+
 def one_cache(event: TelemetryEvent, flag: Flag) -> Events:
     """Both arms fill the same cache."""
     yield replace(event, cache_namespace="answers", cache_hit=False)
@@ -302,6 +307,14 @@ SCENARIOS: dict[str, Scenario] = {
     "shadow": Scenario(
         "mirrored requests are judged before a user is served, then the canary ramps to 100 %",
         ("promote", "promote", "promote", "promote", "pass"),
+        needs={"traffic": {"shadow": True}},
+        eases=SHORT,
+    ),
+    "shadow-leak": Scenario(
+        "a router sends some users to the canary in the shadow stage: no promote while it does",
+        ("hold", "hold"),
+        "served_at_weight_zero",
+        changes=(Change(leaked, share=0.02, arm="canary", first=-math.inf),),
         needs={"traffic": {"shadow": True}},
         eases=SHORT,
     ),

@@ -469,6 +469,7 @@ _WARNINGS = {
     "unpinned": "the manifest does not pin {} of the six pins of the canary",
     "lambda_spelling": "{} λ states were misspelt and count as ×",
     "canary_back_in_baseline": "{} sticky ids that an earlier stage served in the canary are back in the baseline",
+    "drifted_from_pinned_baseline": "{} gates fail against the pinned baseline of before 100 %; they stop nothing now",
     "sticky_ids_sampled": "there are many sticky ids: one in {} is followed",
     "cache_namespaces_not_followed": "there are many cache namespaces: {} uses of further ones are not followed",
 }

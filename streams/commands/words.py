@@ -74,6 +74,12 @@ def problem_words(problem: Problem) -> str:
     return f"evidence problem {problem.problem}: {said}"
 
 
+def _too_few(seen: dict[str, Any]) -> str:
+    rows = seen.get("traffic", seen)
+    found = many(rows["canary"], "request") + (" of users" if "traffic" in seen else "")
+    return f"{found} in the canary, {rows['baseline']:,} in the baseline; it takes {seen['min_requests']:,}"
+
+
 def _drift(seen: dict[str, Any]) -> str:
     old, new, first = cut(seen["old"]), cut(seen["new"]), seen["first"]
     pin = f"{plain(seen['pin'])} of the {plain(seen['arm'])}"
@@ -122,6 +128,11 @@ def _ratio(seen: dict[str, Any]) -> str:
     return (
         f"{percent(seen['share'])} of the stage's sticky ids are in the canary "
         f"({ids['canary']:,} of {ids['canary'] + ids['baseline']:,}), its weight is {percent(seen['weight'])}"
+        + (
+            f"; {seen['ids_since']:,} of {seen['ids_needed']:,} ids have shown none since"
+            if "ids_since" in seen
+            else ""
+        )
     )
 
 
@@ -135,9 +146,9 @@ def _by_arm(counts: dict[str, int]) -> str:
 
 
 _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "insufficient_data": lambda seen: (
-        f"{many(seen['canary'], 'request')} in the canary, {seen['baseline']:,} in the baseline; "
-        f"it takes {seen['min_requests']:,}"
+    "insufficient_data": _too_few,
+    "served_at_weight_zero": lambda seen: (
+        f"the canary served {many(seen['requests'], 'request')} of users in a stage in which it should serve nobody"
     ),
     "no_pinned_baseline": _no_baseline,
     "pins_missing": lambda seen: (
@@ -146,7 +157,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "pins_drifted": _drift,
     "sticky_violation": lambda seen: (
-        f"{many(seen['ids'], 'sticky id')} served in both arms within the stage ({plain(seen['followed'])} followed)"
+        f"{many(seen['ids'], 'sticky id')} changed arms within the stage ({plain(seen['followed'])} followed)"
     ),
     "cache_namespace_shared": _caches,
     "rate_limit_storm": _storm,

@@ -546,7 +546,7 @@ def test_every_other_verdict_has_words(decision: Decision, words: list[str]) -> 
         (
             "sticky_violation",
             {"ids": 3, "xxh3": [], "followed": "1 id in 2"},
-            "3 sticky ids served in both arms within the stage (1 id in 2 followed)",
+            "3 sticky ids changed arms within the stage (1 id in 2 followed)",
         ),
         (
             "cache_namespace_shared",

@@ -191,6 +191,7 @@ def _count_request(row: dict[str, int], event: Event) -> None:
     row["requests"] += 1
     row["errors"] += event.error
     row["rate_limited"] += event.rate_limited
+    row["tool_rows"] += event.tool_calls > 0
     if event.tool_calls and event.tool_ok is None:
         row["tool_missing"] += 1
     else:
@@ -299,8 +300,9 @@ def flag(body: str = "", *, name: str = "f") -> Flag:
 def compare(rules: Flag, events: Sequence[Event]) -> Comparison:
     """Both arms of one window under a flag's rules."""
     unit = seen(events)
-    canary, baseline, _ = read_arms(unit.of("canary"), unit.of("baseline"), rules.policy.quality_source)
-    return Comparison(rules, canary, baseline)
+    least = rules.window.min_requests
+    arms = read_arms(unit.of("canary"), unit.of("baseline"), rules.policy.quality_source, least)
+    return Comparison.of(rules, arms)
 
 
 def gate(rules: Flag, events: Sequence[Event], name: str) -> GateResult:

@@ -94,6 +94,18 @@ def test_exposures_and_shadow_rows_are_no_requests() -> None:
     assert "insufficient_data" in window([*few, *requests("baseline", 40)])
 
 
+def test_gold_rows_alone_promote_nobody() -> None:
+    """Served rows are needed in both arms wherever the canary has weight: gold says nothing of what users get."""
+    gold = [dataclasses.replace(event, source="gold") for event in healthy()]
+    for missing in ("canary", "baseline"):
+        users = [event for event in healthy() if event.arm != missing]
+        decision = Drive(flag()).window([*gold, *users])
+        assert (decision.verdict, decision.reasons) == ("hold", ["insufficient_data"])
+        (detail,) = found(decision)["insufficient_data"]
+        assert detail["traffic"][missing] == 0
+    assert Drive(flag()).window([*gold, *healthy()]).verdict == "promote"
+
+
 # no_pinned_baseline
 
 
@@ -810,7 +822,8 @@ def test_the_ratio_is_not_tested_at_weight_0_or_1() -> None:
     """the ratio is not tested at weight 0 or 1: mirrored stages, and the last."""
     drive = Drive(flag("traffic: {shadow: true}"))
     shadows = [dataclasses.replace(e, source="shadow") for e in healthy() if e.arm == "canary"]
-    assert drive.window([*shadows, *crowd(0, 4000)]).verdict == "promote"
+    others = [event for event in crowd(0, 4000) if event.arm == "baseline"]
+    assert drive.window([*shadows, *others]).verdict == "promote"
     drive = Drive(flag("traffic: {stages: [0.05, 1.0]}"))
     drive.window(healthy())
     assert drive.window(crowd(0, 4000)).verdict == "pass"

@@ -48,50 +48,59 @@ def test_labels_count_in_the_window_of_their_own_ts() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "name", "observed"),
     [
-        ("delta_s", 0.5, "delta_s.p95_max", 0.45),
+        ("delta_s", 0.5, "delta_s.p95_max", 0.0),
         ("coverage", 0.1, "coverage_min", 0.1),
         ("state", "×", "lambda_convergent", None),
     ],
 )
-def test_where_an_arm_has_any_label_of_a_metric_its_rows_are_its_labels(
+def test_where_both_arms_have_enough_labels_of_a_metric_its_rows_are_its_labels(
     field: str, value: Any, name: str, observed: float | None
 ) -> None:
-    """Where an arm has any label for a metric in a window, that metric's rows are its labels."""
-    decision = decide(healthy(), labels("canary", 25, **{field: value}))
+    """Labels take over a metric where there are min_requests of them in both arms."""
+    decision = decide(healthy(), labels("canary", 25, **{field: value}), labels("baseline", 20, **{field: value}))
     assert (gate(decision, name).observed, decision.verdict) == (pytest.approx(observed), decision.verdict)
     others = {"delta_s.p95_max", "coverage_min", "lambda_convergent"} - {name}
     assert {gate(decision, other).status for other in others} == {"pass"}
 
 
-def test_one_label_is_enough_to_take_its_metric_over() -> None:
-    """any label: one label of forty requests makes the metric unknown, as one row is too few."""
+def test_a_few_labels_are_read_together_with_the_requests_own_values() -> None:
+    """One label of forty requests takes nothing over, and is a value like theirs."""
     decision = decide(healthy(), [label("canary", coverage=0.9)])
     result = gate(decision, "coverage_min")
-    assert (result.status, result.observed, result.n_canary) == ("unknown", 0.9, 1)
-    assert (decision.verdict, decision.reasons) == ("hold", ["coverage_min"])
+    assert (result.status, result.observed, result.n_canary) == ("pass", pytest.approx((46 * 0.8 + 0.9) / 47), 47)
+    assert decision.verdict == "promote"
+
+
+@pytest.mark.parametrize("words", [1, 19, 25])
+def test_labels_blind_no_hard_rule(words: int) -> None:
+    """Bad values of the requests themselves abort at the first look, whatever labels say beside them."""
+    bad = [*requests("canary", 500, delta_s=0.9), *requests("baseline", 500)]
+    good = [*labels("canary", words, delta_s=0.05), *labels("baseline", words, delta_s=0.05)]
+    for said in ([], good, good[:words]):
+        (early,) = Drive(flag()).pane([*bad, *said])
+        assert (early.verdict, early.reasons) == ("abort", ["delta_s_p95_over"])
 
 
 @pytest.mark.parametrize(("n", "status"), [(19, "unknown"), (20, "pass")])
 @pytest.mark.parametrize("arm", ["canary", "baseline"])
 def test_too_few_labels_are_unknown_never_zero(arm: str, n: int, status: str) -> None:
-    """Too few labels → unknown, never zero: min_requests holds for the labels of each metric, in either arm."""
+    """Too few labels → unknown, never zero: without own values min_requests holds for the labels, in either arm."""
     other = "baseline" if arm == "canary" else "canary"
     few = labels(arm, n, delta_s=0.05, coverage=0.8, solved=True, state="→")
-    groups = [event for event in told(arm) if event.probe is not None]
     decision = decide(UNLABELLED, few, told(other), body="policy: {lambda_source: traffic}")
     seen = {result.gate: result.status for result in decision.gates}
-    coverage = seen.pop("coverage_min")
-    assert {seen[name] for name in ("delta_s.median_max", "delta_s.p95_max", "cost_uplift_max")} == {status}
-    assert (coverage, seen["lambda_convergent"]) == (status, status)
-    assert decide(UNLABELLED, few, groups, told(other)).verdict == "promote"
+    # Coverage and λ are the canary's alone.
+    names = ["delta_s.median_max", "delta_s.p95_max", "cost_uplift_max"]
+    names += ["coverage_min", "lambda_convergent"] if arm == "canary" else []
+    assert {seen[name] for name in names} == {status}
 
 
-def test_labels_of_one_arm_leave_the_other_its_requests() -> None:
-    """an arm has labels: the other's rows stay its requests, and both are compared."""
+def test_labels_of_one_arm_take_nothing_over() -> None:
+    """Values and labels are read together in both arms: 46 requests and 30 labels here, 46 requests there."""
     decision = decide(healthy(), labels("canary", 30, delta_s=0.3))
     result = gate(decision, "delta_s.p95_max")
     assert (result.canary, result.baseline, result.observed) == (0.3, 0.05, 0.25)
-    assert (result.n_canary, result.n_baseline) == (30, 46)
+    assert (result.n_canary, result.n_baseline) == (76, 46)
 
 
 def test_rules_read_labels_as_gates_do() -> None:
@@ -114,7 +123,7 @@ def test_a_lambda_group_of_labels_is_complete_with_six_of_them() -> None:
     """A probe's labels carry its tags; five and a request make no group."""
     six = [dataclasses.replace(event, kind="label", cost=None) for event in probes("canary", "q")]
     rest = [event for event in healthy() if event.probe is None or event.arm == "baseline"]
-    states = labels("canary", 20, state="→")
+    states = [*labels("canary", 20, state="→"), *labels("baseline", 20, state="→")]
     assert gate(decide(rest, six, states), "lambda_convergent").status == "pass"
     half = gate(decide(rest, six[:5], probes("canary", "q")[5:], states), "lambda_convergent")
     assert (half.status, half.n_canary) == ("unknown", 0)
@@ -133,10 +142,13 @@ def test_solved_labels_give_cost_per_solved() -> None:
 
 
 def test_solved_labels_take_over_from_the_requests_own_word() -> None:
-    """Where an arm has any label for a metric, that metric's rows are its labels."""
-    decision = decide(healthy(), labels("canary", 30, solved=False))
+    """With enough of them in both arms the requests' own word does not count; else both do."""
+    words = [*labels("canary", 30, solved=False), *labels("baseline", 30, solved=True)]
+    decision = decide(healthy(), words)
     assert gate(decision, "cost_uplift_max").status == "fail"
     assert decision.arms["canary"].solved == 0
+    together = decide(healthy(), words[:30])
+    assert gate(together, "cost_uplift_max").observed == pytest.approx(76 / 46 - 1)
 
 
 def test_few_solved_labels_leave_cost_unknown_and_not_free() -> None:
@@ -172,11 +184,14 @@ def test_the_sticky_id_of_a_label_moves_nobody() -> None:
 
 
 def test_gold_labels_are_labels_of_gold_rows() -> None:
-    """With quality from gold the labels of gold requests stand for it, and those of traffic do not."""
+    """With quality from gold the labels of gold requests stand for it; those of traffic are for the hard rules."""
     gold = [dataclasses.replace(event, source="gold") for event in healthy()]
-    bad = labels("canary", 30, coverage=0.1)
-    assert decide(gold, bad).verdict == "promote"
-    assert decide(gold, labels("canary", 30, coverage=0.1, source="gold")).reasons == ["coverage_under"]
+    bad = [*labels("canary", 30, coverage=0.65), *labels("baseline", 30, coverage=0.65)]
+    assert decide(gold, healthy(), bad).verdict == "promote"
+    gold_bad = [dataclasses.replace(event, source="gold") for event in bad]
+    assert decide(gold, healthy(), gold_bad).reasons == ["coverage_min"]
+    worse = [dataclasses.replace(event, coverage=0.1) for event in bad]
+    assert decide(gold, healthy(), worse).reasons == ["coverage_under"]
 
 
 def test_gold_labels_make_a_window_gold() -> None:
@@ -198,7 +213,7 @@ def test_the_worst_labels_are_named_where_labels_are_the_rows() -> None:
     """the three worst exemplars: of the rows that failed the gate, and no request's own word."""
     requests_own = requests("canary", 5, coverage=0.0, name="request")
     words = [label("canary", coverage=0.3 + i / 100, name=f"label {i}") for i in range(30)]
-    shown = decide(healthy(), requests_own, words).exemplars["coverage_under"]
+    shown = decide(healthy(), requests_own, words, labels("baseline", 30, coverage=0.8)).exemplars["coverage_under"]
     assert [(e.event_id, e.value) for e in shown] == [("label 0", 0.3), ("label 1", 0.31), ("label 2", 0.32)]
 
 

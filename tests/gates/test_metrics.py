@@ -23,9 +23,10 @@ from gates.sums import Sums
 from tests.gates.build import Event, probes, requests, seen, sums_of
 
 
-def metrics(events: list[Event], source: str = "gold_if_present") -> tuple[ArmMetrics, ArmMetrics, str]:
+def metrics(events: list[Event], source: str = "gold_if_present", least: int = 2) -> tuple[ArmMetrics, ArmMetrics, str]:
     unit = seen(events)
-    return read_arms(unit.of("canary"), unit.of("baseline"), source)  # type: ignore[arg-type]
+    arms = read_arms(unit.of("canary"), unit.of("baseline"), source, least)  # type: ignore[arg-type]
+    return arms.canary, arms.baseline, arms.use
 
 
 def canary(events: list[Event]) -> ArmMetrics:
@@ -47,7 +48,8 @@ BOTH_GOLD = [
 
 
 def test_quality_comes_from_gold_where_both_arms_have_any() -> None:
-    """With gold_if_present ΔS, coverage and λ come from gold events if both arms have any."""
+    """With gold_if_present ΔS, coverage and λ come from gold events if both arms have enough of them."""
+    assert metrics(BOTH_GOLD, least=3)[2] == "traffic"
     c, b, use = metrics(BOTH_GOLD)
     assert use == "gold"
     assert (c.delta_s.quantile(0.5), b.delta_s.quantile(0.5)) == (0.1, 0.2)

@@ -958,3 +958,57 @@ def test_a_unit_that_is_written_down_and_read_back_at_every_pane_gives_the_same_
     )
     assert len(plain) > 7
     assert plain == restored
+
+
+# Graduation
+
+
+def graduated(body: str = "traffic: {stages: [0.05, 1.0]}") -> Drive:
+    """A unit that has passed at 100 %."""
+    drive = Drive(flag(body))
+    assert [drive.window(healthy()).verdict for _ in range(2)] == ["promote", "pass"]
+    return drive
+
+
+def at_full(**canary: Any) -> list[Event]:
+    return [event for event in healthy(**canary) if event.arm == "canary"]
+
+
+@pytest.mark.parametrize("canary", [{"latency": 200.0}, {"cost": 5.0}, {"delta_s": 0.14}], ids=str)
+def test_a_graduated_unit_is_not_stopped_by_what_its_pinned_baseline_shows(canary: dict[str, Any]) -> None:
+    """The daily peak, for everybody, weeks later: the gates are listed and fail, a warning says so, nothing moves."""
+    drive = graduated()
+    for _ in range(4):
+        decision = drive.window(at_full(**canary))
+        assert decision.verdict == "pass"
+        assert [gate.gate for gate in decision.gates if gate.status == "fail"]
+        assert {w.code for w in decision.warnings} == {"unpinned", "drifted_from_pinned_baseline"}
+        assert not [rule.kind for rule in decision.abort_rules if rule.fired]
+    assert [command.action for command in drive.commands] == ["promote"]
+
+
+@pytest.mark.parametrize(
+    ("canary", "verdict"),
+    [({"error": True}, "abort"), ({"coverage": 0.65}, "rollback"), ({"delta_s": 0.9}, "abort")],
+    ids=str,
+)
+def test_absolute_gates_and_hard_rules_act_on_a_graduated_unit(canary: dict[str, Any], verdict: str) -> None:
+    """absolute gates and hard rules act as ever."""
+    assert graduated().window(at_full(**canary)).verdict == verdict
+
+
+def test_a_unit_is_graduated_by_its_first_pass_at_100_percent_and_not_before() -> None:
+    """At 100 % the first window is still held against the pinned baseline; so is a ramp that ends below 100 %."""
+    drive = Drive(flag("traffic: {stages: [0.05, 1.0]}"))
+    drive.window(healthy())
+    assert drive.window(at_full(latency=200.0)).verdict == "freeze"
+    drive = Drive(flag("traffic: {stages: [0.05, 0.5]}"))
+    assert [drive.window(healthy()).verdict for _ in range(3)] == ["promote", "pass", "pass"]
+    assert drive.window(healthy(latency=200.0)).verdict == "freeze"
+
+
+def test_a_rearm_ends_a_graduation() -> None:
+    """It is a new rollout."""
+    drive = graduated()
+    drive.operate("rearm")
+    assert drive.window(healthy(latency=200.0)).verdict == "freeze"

@@ -1,5 +1,6 @@
 """Gates and abort rules, sentence by sentence: what passes, fails, is unknown, waived, or fires."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -216,14 +217,14 @@ def test_min_requests_comes_from_the_manifest() -> None:
 
 
 @pytest.mark.parametrize("arm", ["canary", "baseline"])
-def test_gold_rows_below_min_requests_in_an_arm_make_the_quality_gates_unknown(arm: str) -> None:
-    """Gold rows below min_requests in an arm: quality unknown, though traffic would be enough."""
+def test_gold_rows_below_min_requests_in_an_arm_leave_quality_to_traffic(arm: str) -> None:
+    """One gold row, or nineteen, take nothing over; with a policy that names gold they are too few."""
     other = "baseline" if arm == "canary" else "canary"
-    gold = [*requests(arm, 19, source="gold"), *requests(other, 60, source="gold"), *probes("canary", source="gold")]
-    gold = gold[:-6] if arm == "canary" else gold
+    gold = [*requests(arm, 19, source="gold", delta_s=0.09), *requests(other, 60, source="gold", delta_s=0.09)]
     found = statuses([*healthy(), *gold])
+    assert [found[name] for name in GATES[:4]] == ["pass"] * 4
+    found = statuses([*healthy(), *gold], flag("policy: {quality_source: gold}"))
     assert [found[name] for name in GATES[:4]] == ["unknown"] * 4
-    assert [found[name] for name in GATES[4:]] == ["pass", "pass", "not_applicable", "pass"]
 
 
 @pytest.mark.parametrize("arm", ["canary", "baseline"])
@@ -588,15 +589,31 @@ def test_the_flip_rule_counts_rows_and_never_lambda_units() -> None:
     assert not rule(F, rows[1:], "lambda_flip_rate_over").fired
 
 
-def test_quality_rules_count_rows_of_the_source_in_use() -> None:
-    """Gold in use with 19 rows an arm: the quality rules do not fire, whatever the traffic counts."""
-    gold = [
-        *requests("canary", 19, source="gold", delta_s=2.0, coverage=0.0, state="×"),
-        *requests("baseline", 19, source="gold", delta_s=0.0),
+@pytest.mark.parametrize("kind", HARD[:3])
+@pytest.mark.parametrize("alpha", [None, 0.05])
+def test_quality_rules_read_gold_and_traffic_whichever_the_gates_read(kind: str, alpha: float | None) -> None:
+    """Bad gold beside good traffic fires, and bad traffic beside good gold; too few of either do not."""
+    bad: dict[str, Any] = {"delta_s": 2.0, "coverage": 0.0, "state": "×"}
+    for source, other in (("gold", "traffic"), ("traffic", "gold")):
+        for n, fires in ((19, False), (400, True)):
+            rows = [
+                *requests("canary", n, source=source, **bad),
+                *requests("baseline", n, source=source, delta_s=0.0),
+                *requests("canary", 400, source=other, state="→"),
+                *requests("baseline", 400, source=other),
+            ]
+            assert rule(F, rows, kind, alpha).fired is fires
+
+
+def test_a_rule_compares_each_source_with_itself() -> None:
+    """More gold in the canary than in the baseline, and gold that is harder, are no drift."""
+    rows = [
+        *requests("canary", 50, delta_s=0.05),
+        *requests("canary", 50, source="gold", delta_s=0.6),
+        *requests("baseline", 950, delta_s=0.05),
+        *requests("baseline", 50, source="gold", delta_s=0.6),
     ]
-    for kind in HARD[:3]:
-        result = rule(F, [*two(100, state="→"), *gold], kind)
-        assert (result.n, result.fired) == (19, False)
+    assert not rule(F, rows, "delta_s_p95_over").fired
 
 
 def test_hard_rules_do_not_fire_on_what_is_not_known() -> None:
@@ -709,3 +726,20 @@ def test_results_hold_only_finite_numbers_on_every_mix_of_missing_values() -> No
             for result in results:
                 numbers = [getattr(result, name) for name in result.__struct_fields__]
                 assert all(math.isfinite(x) for x in numbers if isinstance(x, float))
+
+
+def test_tool_results_missing_are_a_share_of_the_requests_with_calls() -> None:
+    """24 requests whose calls crashed before they said how they went, 5 that say it: not known, not perfect."""
+    crashed = [*healthy(400), *requests("canary", 24, tool_calls=1), *requests("canary", 5, tool_calls=1, tool_ok=1)]
+    assert gate(F, crashed, "tool_success_min").status == "unknown"
+    whole = [*healthy(400), *requests("canary", 29, tool_calls=1, tool_ok=1)]
+    assert gate(F, whole, "tool_success_min").status == "pass"
+
+
+def test_no_cost_in_either_arm_is_no_uplift() -> None:
+    """0 against 0 passes; a price where there was none has no ratio."""
+    free = [dataclasses.replace(event, cost=0.0) for event in healthy()]
+    result = gate(F, free, "cost_uplift_max")
+    assert (result.status, result.observed) == ("pass", 0)
+    dear = [dataclasses.replace(event, cost=0.0 if event.arm == "baseline" else 0.5) for event in healthy()]
+    assert gate(F, dear, "cost_uplift_max").status == "unknown"

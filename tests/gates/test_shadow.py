@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.gates.build import PANE, PINNED, WINDOW, Drive, Event, flag, healthy, labels, probes, requests
+from tests.gates.build import APPLIED, PANE, PINNED, WINDOW, Drive, Event, flag, healthy, labels, probes, requests
 
 SHADOW = "traffic: {shadow: true}"
 BASELINE = [event for event in healthy() if event.arm == "baseline"]
@@ -91,11 +91,33 @@ def test_the_record_tells_mirrored_from_served_requests() -> None:
 
 
 def test_served_canary_requests_are_no_evidence_of_the_shadow_stage() -> None:
-    """At weight 0 nobody should be served by the canary: its traffic rows stand for nothing."""
+    """At weight 0 nobody should be served by the canary: its traffic rows stand for nothing, and are a problem."""
     decision = Drive(flag(SHADOW)).window(healthy())
-    assert (decision.verdict, decision.reasons) == ("hold", ["insufficient_data"])
-    mixed = [*shadow_window(), *requests("canary", 60, error=True)]
-    assert Drive(flag(SHADOW)).window(mixed).verdict == "promote"
+    assert (decision.verdict, decision.reasons) == ("hold", ["insufficient_data", "served_at_weight_zero"])
+    mixed = [*shadow_window(), *requests("canary", 7)]
+    decision = Drive(flag(SHADOW)).window(mixed)
+    assert (decision.verdict, decision.reasons) == ("hold", ["served_at_weight_zero"])
+    assert decision.evidence_problems[0].detail == {"requests": 7}
+    assert Drive(flag(SHADOW)).window(shadow_window()).verdict == "promote"
+
+
+def test_served_canary_requests_of_the_shadow_stage_that_fail_are_an_abort() -> None:
+    """200 users who all get an error are seen, at once and at the window's end."""
+    drive = Drive(flag(SHADOW))
+    drive.until(APPLIED)
+    (early,) = drive.pane([*shadow_window(), *requests("canary", 200, error=True)])
+    assert (early.verdict, early.reasons) == ("abort", ["error_rate_over"])
+    rule = next(rule for rule in early.abort_rules if rule.kind == "error_rate_over")
+    assert (rule.n, rule.observed) == (200, 1)
+    few = [*shadow_window(), *requests("canary", 20, delta_s=1.5)]
+    assert Drive(flag(SHADOW)).window(few).reasons == ["delta_s_p95_over"]
+
+
+def test_what_was_served_before_the_weights_were_applied_is_no_problem_of_the_shadow_stage() -> None:
+    """A rollout that begins after another: its first panes may still bring users of the one before."""
+    drive = Drive(flag(SHADOW))
+    drive.pane(requests("canary", 5))
+    assert drive.window(shadow_window()).verdict == "promote"
 
 
 def test_shadow_rows_are_no_evidence_of_a_served_stage() -> None:
@@ -158,9 +180,13 @@ def test_a_storm_of_the_shadow_stage_is_the_stage_before_of_the_first_served_one
 def test_shadow_labels_are_labels_of_shadow_rows() -> None:
     """Labels that arrive later: in the shadow stage those of mirrored requests stand for the canary's."""
     late = [dataclasses.replace(event, delta_s=None, coverage=None) for event in shadow_window()]
-    told = mirrored(labels("canary", 30, delta_s=0.05, coverage=0.8)) + labels("baseline", 30, delta_s=0.05)
+    told = mirrored(labels("canary", 30, delta_s=0.05, coverage=0.8)) + labels(
+        "baseline", 30, delta_s=0.05, coverage=0.8
+    )
     assert Drive(flag(SHADOW)).window([*late, *told]).verdict == "promote"
-    bad = mirrored(labels("canary", 30, delta_s=0.05, coverage=0.4)) + labels("baseline", 30, delta_s=0.05)
+    bad = mirrored(labels("canary", 30, delta_s=0.05, coverage=0.4)) + labels(
+        "baseline", 30, delta_s=0.05, coverage=0.8
+    )
     assert Drive(flag(SHADOW)).window([*late, *bad]).reasons == ["coverage_under"]
 
 
@@ -196,5 +222,7 @@ def test_a_lambda_group_may_be_mirrored() -> None:
     rest = [event for event in shadow_window() if event.probe is None or event.arm == "baseline"]
     six = probes("canary", "half")
     halves = [*mirrored(six[:3]), *six[3:]]
-    assert Drive(flag(SHADOW)).window([*rest, *halves]).reasons == ["lambda_convergent"]
+    decision = Drive(flag(SHADOW)).window([*rest, *halves])
+    assert decision.reasons == ["served_at_weight_zero"]
+    assert next(gate.status for gate in decision.gates if gate.gate == "lambda_convergent") == "unknown"
     assert Drive(flag(SHADOW)).window([*rest, *mirrored(six)]).verdict == "promote"

@@ -82,6 +82,11 @@ def off_share(drive: Drive) -> None:
     drive.unit.assignments.baseline.add(ids(f"b{i}" for i in range(9_000)))
 
 
+def unexpected(drive: Drive) -> None:
+    """As if the stage's weight were 0."""
+    drive.unit.window.unexpected += 3
+
+
 def other_region(drive: Drive) -> None:
     """A region that assigns under another manifest, in a window that stays open."""
     drive.ramp.regions.note("eu", ["h2"])
@@ -105,6 +110,7 @@ PROBLEMS = {
     "a pin missing": Problem("pins_missing", [PINLESS]),
     "drift in the canary": Problem("pins_drifted", [own_pins("canary", MODEL_VER="n")]),
     "drift in the baseline": Problem("pins_drifted", [own_pins("baseline", TOK_VER="u")]),
+    "users of a canary that should serve nobody": Problem("served_at_weight_zero", [], prepare=unexpected),
     "ids in both arms": Problem(
         "sticky_violation", [Event(arm, sticky=f"both-{i}") for i in range(20) for arm in ("baseline", "canary")]
     ),

@@ -29,6 +29,7 @@ flags:
   narrow:
     scope: {tenants: [acme, beta], regions: [eu, us], endpoints: ["/a"], cohorts: [c1], surfaces: [web]}
     baseline_versions: {OTHER: o1}
+    policy: {quality_source: gold}
     window: {length: 20s, min_requests: 1000000}
     abort_rules: {hard: [], soft: []}
 """

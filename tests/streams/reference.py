@@ -230,6 +230,7 @@ class Partition:
         counts["errors"] += event.get("error", False) or status >= 500 or status == 429
         counts["rate_limited"] += event.get("rate_limited", False) or status == 429
         counts["solved"] += event.get("solved", False)
+        counts["tool_rows"] += event.get("tool_calls", 0) > 0
         if "tool_ok" in event:
             counts["tool_calls"] += event.get("tool_calls", 0)
             counts["tool_ok"] += event["tool_ok"]

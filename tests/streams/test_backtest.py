@@ -310,7 +310,7 @@ CASES: list[tuple[str | None, Change, Flag, bool, set[str]]] = [
     ("cost=1.125", {"cost": lambda v: v * 1.125}, half(), False, {"abort", "rollback"}),
     (None, {}, half(error=0.02, flips=1.0), True, {"abort", "abort early"}),
     (None, {}, half(error=0.2, flips=1.0, more="hold_windows: 2"), True, {"pass"}),
-    ("delta_s=0.25", {"delta_s": lambda v: v + 0.25}, half(error=0.2, flips=1.0), True, {"abort"}),
+    ("delta_s=0.25", {"delta_s": lambda v: v + 0.25}, half(error=0.2, flips=1.0), True, {"abort early"}),
     ("latency=1.15625", {"latency_ms": lambda v: v * 1.15625}, half(error=0.2, flips=1.0), True, {"rollback"}),
 ]
 """Regression, the same for an event, flag, with gold or without, and how the rollouts end."""

@@ -45,6 +45,7 @@ COUNTED = [
     "rate_limited",
     "tool_calls",
     "tool_ok",
+    "tool_rows",
     "tool_missing",
     "cost_rows",
     "solved",
