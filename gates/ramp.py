@@ -14,6 +14,7 @@ from schemas.decision import Action, Decision, Verdict
 COMPARED = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
 """Gates that hold the canary against the baseline."""
 
+
 class Ramp(Machine):
     """A unit of a progressive rollout."""
 
