@@ -125,6 +125,12 @@ class Machine(ABC):
         self._note_region()
         yield self._standing("rearm", ["rearm"], operation.ts, first_weight(flag), operation)
 
+    def retire(self, by: OperationBy, at: int) -> Iterator[Outcome]:
+        """The unit's last word, at ``at`` ms: its flag has left the manifest, and the canary goes to 0."""
+        yield self._standing("retire", ["retire"], at, 0.0, by)
+        self._latch()
+        self.unit.retired = True
+
     def add(self, partition: int, seen: PaneUnit) -> None:
         """Take in what one partition saw of the pane that is about to close; in partition order."""
         unit = self.unit
@@ -429,7 +435,7 @@ class Machine(ABC):
 
     def _standing(
         self,
-        action: Literal["kill", "rearm", "close"],
+        action: Literal["kill", "rearm", "close", "retire"],
         reasons: list[str],
         ts: int,
         weight: float,

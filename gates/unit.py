@@ -77,7 +77,7 @@ class Unit(msgspec.Struct, array_like=True):
     between the arms in panes that end by then, ms: weights have changed, or services may not have applied the first
     ones yet. ``fresh_from``: an operator or a revision ended all evidence from before then, ms. ``hashes``: rows of
     the window before by manifest hash. ``closed``: the last window, while late events may correct it: until the next
-    one is decided.
+    one is decided. ``retired``: the flag has left the manifest, and that was said.
     """
 
     region: str
@@ -109,6 +109,7 @@ class Unit(msgspec.Struct, array_like=True):
     fresh_from: int = 0
     hashes: dict[str, int] = msgspec.field(default_factory=dict)
     closed: Closed | None = None
+    retired: bool = False
 
     @property
     def asleep(self) -> bool:

@@ -34,6 +34,7 @@ VERDICTS: Mapping[Verdict, Leaves] = {
     "degrade": Leaves(True, "same"),
     "fallback": Leaves(True, "same"),
     "restore": Leaves(False, "same"),
+    "retire": Leaves(False, "none", ended=True),
 }
 GUARDS = frozenset({"cost_guard", "safety_guard"})
 """Kinds that step in and out without changing weights, and that a revision does not make step out."""
@@ -56,6 +57,11 @@ def engaged_after(before: bool | None, verdict: Verdict, kind: str, *, reasons: 
         return False
     left = VERDICTS[verdict].engaged
     return before if left is None else left
+
+
+def retired_after(before: bool, verdict: Verdict) -> bool:
+    """Whether a unit's flag has left the manifest, after a decision; it can still be killed."""
+    return verdict == "retire" or (before and verdict == "kill")
 
 
 def engaged_under(before: bool | None, old_kind: str, kind: FlagKind | str, *, same_manifest: bool) -> bool | None:

@@ -26,6 +26,7 @@ Action = Literal[
     "degrade",
     "restore",
     "fallback",
+    "retire",
 ]
 Verdict = Literal[Action, "pass", "hold"]
 Severity = Literal["hard", "soft"]
@@ -158,11 +159,11 @@ class Exemplar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperationBy(msgspec.Struct, frozen=True, kw_only=True):
-    """The operator's action that a decision carries out."""
+    """The action that a decision carries out: an operator's, or what a revision of the manifest says of its flag."""
 
-    kind: Literal["kill", "rearm"]
-    ts: Annotated[int, Meta(description="when it was ordered, ms")]
-    actor: Annotated[str, Meta(description="who")]
+    kind: Literal["kill", "rearm", "retire"]
+    ts: Annotated[int, Meta(description="when it was ordered, ms; of a revision: when it takes effect")]
+    actor: Annotated[str, Meta(description="who; of a revision: the key that signed it")]
     reason: Annotated[str, Meta(description="why")]
 
 
@@ -211,7 +212,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         list[str],
         Meta(
             description="gate ids, rule kinds, problem names, all_gates_pass, hold_windows, latched, change_freeze, "
-            "kill, rearm, manifest_revision; of guards hysteresis, reason_status, reason_steps_pass"
+            "kill, rearm, retire, manifest_revision; of guards hysteresis, reason_status, reason_steps_pass"
         ),
     ]
     window: Span
@@ -231,7 +232,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, list[Exemplar]], Meta(description="the three worst events by failed gate and fired rule")
     ] = msgspec.field(default_factory=dict)
     change_freeze: Annotated[ChangeFreeze | None, Meta(description="set where it alone blocks a promote")] = None
-    operation: Annotated[OperationBy | None, Meta(description="the operator's action behind a kill or rearm")] = None
+    operation: Annotated[OperationBy | None, Meta(description="the action behind a kill, rearm or retire")] = None
     source: list[SourceRange]
     manifest_hash: str
     versions: Annotated[dict[str, dict[str, str]], Meta(description="the pins that each arm is held to")]

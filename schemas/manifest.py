@@ -400,6 +400,13 @@ class Flag(Part):
         """The flag as JSON builtins, every default spelled out, durations in ms; without the manifest's freezes."""
         return {"name": self._name, **self.model_dump(mode="json")}
 
+    @classmethod
+    def from_resolved(cls, resolved: Mapping[str, Any]) -> "Flag":
+        """The flag that ``resolved()`` gave. Raises ValueError if it is none."""
+        flag = cls.model_validate(_unresolved({key: value for key, value in resolved.items() if key != "name"}))
+        flag._name = resolved["name"]
+        return flag
+
     @property
     def ramp_stages(self) -> tuple[float, ...]:
         """The canary's weight by stage, the shadow stage at 0 included."""
@@ -426,6 +433,15 @@ class Flag(Part):
     def unpinned(self) -> tuple[str, ...]:
         """The pins, of the six, that ``versions`` does not name."""
         return tuple(pin for pin in PINS if pin not in self.versions)
+
+
+def _unresolved(value: Any) -> Any:
+    """A resolved flag as a manifest writes it: durations with their unit, under the keys that they have there."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key.removesuffix("_ms"): f"{one}ms" if key.endswith("_ms") else _unresolved(one) for key, one in value.items()
+    }
 
 
 def _strictness(flag: Flag) -> dict[str, float]:

@@ -10,12 +10,16 @@ from schemas.manifest import Flag
 
 @dataclass(frozen=True)
 class Revision:
-    """One accepted manifest. ``effective_from``: the start of the first pane it applies to, ms; ``by``: who signed."""
+    """One accepted manifest. ``effective_from``: the start of the first pane it applies to, ms; ``by``: who signed.
+
+    ``retires``: flags of earlier ones that it takes out of service, as whoever signed it says.
+    """
 
     number: int
     effective_from: int
     flags: Mapping[str, Flag]
     by: str = ""
+    retires: tuple[str, ...] = ()
 
 
 class Timeline:

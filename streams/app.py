@@ -284,6 +284,12 @@ class Worker:
                 if gate_of(order.flag, self.gates) == gate and (order.flag, order.revision) not in keeper.switched:
                     await self._put(order, gate)
                     keeper.switched.add((order.flag, order.revision))
+            if self.manifests is None:
+                for order in keeper.state.stranded(int(time.time() * 1000)):
+                    if (order.flag, -1) not in keeper.switched:
+                        log.warning("manifest file changed", flag=order.flag, order=order.operation.kind)
+                        await self._put(order, gate)
+                        keeper.switched.add((order.flag, -1))
             for order in self.operations.orders:
                 if gate_of(order.flag, self.gates) == gate and order.offset >= keeper.operations_next:
                     await self._put(order, gate)
@@ -370,12 +376,13 @@ class Worker:
             outcomes = state.operate(offset, order_codec.load(event.value))
         else:
             outcomes = state.step(offset, partial_codec.load(event.value))
+        decided = False
         for decision, command in outcomes:
+            decided = True
             await self._publish(keeper, self.settings.decisions_topic, "decision", decision)
             if command is not None:
                 await self._publish(keeper, self.settings.control_topic, "command", command)
             self.metrics.decisions.labels(decision.verdict).inc()
-            self.metrics.weighed(state)
             log.info(
                 "decided",
                 flag=decision.flag,
@@ -385,6 +392,8 @@ class Worker:
                 window_end=decision.window.end,
                 seq=command and command.seq,
             )
+        if decided:
+            self.metrics.weighed(state)
         for correction in state.take_corrections():
             await self._publish(keeper, self.settings.corrections_topic, "correction", correction)
             self.metrics.corrections.inc()

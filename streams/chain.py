@@ -71,7 +71,7 @@ class Facts(NamedTuple):
     @property
     def standing(self) -> bool:
         """Whether it rests on no window of its own: an operator's, or a new revision's."""
-        return self.verdict in ("kill", "rearm") or self.reasons == ["manifest_revision"]
+        return self.verdict in ("kill", "rearm", "retire") or self.reasons == ["manifest_revision"]
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -40,6 +41,9 @@ class Metrics:
         self.watermark = Gauge("tidegate_watermark_ms", "event time reached, ms", ["agent", "partition"], registry=r)
         self.position = Gauge("tidegate_position", "next offset", ["agent", "partition"], registry=r)
         self.canary_weight = Gauge("tidegate_canary_weight", "share of traffic", ["flag", "region"], registry=r)
+        self.retired = Gauge(
+            "tidegate_unit_retired", "1 where the flag has left the manifest", ["flag", "region"], registry=r
+        )
         self.unseen = Gauge("tidegate_units_without_weight", "units beyond those with a weight here", registry=r)
 
     def stepped(self, records: int, step: Step) -> None:
@@ -61,12 +65,14 @@ class Metrics:
     def weighed(self, gate: GateState) -> None:
         """Show the weights of a gate's units."""
         unseen = 0
-        for name, ramp in gate.ramps.items():
+        running = ((name, ramp.unit) for name, ramp in gate.ramps.items())
+        for name, unit in chain(running, gate.retired.items()):
             if name not in self._shown and len(self._shown) >= UNITS_MAX:
                 unseen += 1
                 continue
             self._shown.add(name)
-            self.canary_weight.labels(*name.split("|", 1)).set(ramp.unit.weight)
+            self.canary_weight.labels(*name.split("|", 1)).set(unit.weight)
+            self.retired.labels(*name.split("|", 1)).set(name in gate.retired)
         self.unseen.set(unseen)
 
 

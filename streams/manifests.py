@@ -1,7 +1,7 @@
 """Manifest revisions: signed documents, each taken or refused for what it is and for those before it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,6 +9,7 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from schemas.canonical import canonical
+from schemas.document import cut
 from schemas.errors import InputError, ManifestError, Refusal
 from schemas.load import load_manifest
 from schemas.signed import PrivateKey, TrustedKeys, is_signed, open_signed, read_trusted, sign
@@ -27,15 +28,33 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     effective_from: int
     manifest: str
     revision: int
+    retire: list[str] = []
 
 
 _decoder = msgspec.json.Decoder(_Payload)
 
 
-def sign_revision(manifest: str, number: int, effective_from: int, deployment: str, key: PrivateKey) -> bytes:
-    """The signed document of a revision; ``manifest``: the YAML, kept as it is; ``effective_from``: ms."""
-    payload = canonical({"effective_from": effective_from, "manifest": manifest, "revision": number})
+def sign_revision(
+    manifest: str, number: int, effective_from: int, deployment: str, key: PrivateKey, retire: Iterable[str] = ()
+) -> bytes:
+    """The signed document of a revision; ``manifest``: the YAML, kept as it is; ``effective_from``: ms.
+
+    ``retire``: flags of earlier revisions that this one takes out of service.
+    """
+    content = {"effective_from": effective_from, "manifest": manifest, "revision": number}
+    payload = canonical({**content, "retire": sorted(set(retire))})
     return sign("manifest", deployment, payload, key)
+
+
+def with_retired(
+    document: bytes, settings: Settings, trusted: TrustedKeys, key: PrivateKey, retire: Iterable[str]
+) -> bytes:
+    """The same revision, signed again, which retires these flags too. Raises Refusal if it is none."""
+    revision = open_revision(document, settings.deployment, trusted, settings.pane)
+    payload, _ = open_signed(document, "manifest", settings.deployment, trusted)
+    text, start = _decoder.decode(payload).manifest, revision.effective_from
+    flags = {*revision.retires, *retire}
+    return sign_revision(text, revision.number, start, settings.deployment, key, flags)
 
 
 def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys, pane_ms: int) -> Revision:
@@ -53,7 +72,10 @@ def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys,
     if found.effective_from % pane_ms:
         nearest = -(-found.effective_from // pane_ms) * pane_ms
         raise Refusal(f"effective_from {found.effective_from} is not the start of a pane; sign it with {nearest}")
-    return Revision(found.revision, found.effective_from, manifest.flags, signer)
+    both = [name for name in found.retire if name in manifest.flags]
+    if both:
+        raise Refusal(f"it retires {cut(both[0])}, which its manifest names; leave one of the two out")
+    return Revision(found.revision, found.effective_from, manifest.flags, signer, tuple(found.retire))
 
 
 def accept(
@@ -122,6 +144,7 @@ def tell(record: ConsumerRecord, outcome: Revision | Refusal) -> None:
         revision=outcome.number,
         effective_from=outcome.effective_from,
         flags=sorted(outcome.flags),
+        retires=sorted(outcome.retires),
         by=outcome.by,
     )
 

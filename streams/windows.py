@@ -5,8 +5,9 @@ Operators' orders stand in the same log, between the partials, and are carried o
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Literal, Self
 from zlib import crc32
 
 import msgspec
@@ -15,12 +16,13 @@ from gates.guards import machine
 from gates.machine import Machine
 from gates.regions import Regions
 from gates.sums import StateCodec
-from gates.unit import Clockwork, Unit, begin, dormant
+from gates.unit import Clockwork, Unit, begin, dormant, first_weight
+from schemas.canonical import canonical
 from schemas.correction import Correction
 from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
-from schemas.timeline import Timeline
+from schemas.timeline import Revision, Timeline
 from streams.panes import NEVER, Mark, Partial, partial_codec
 
 PIECE_BYTES = 1 << 20
@@ -57,8 +59,8 @@ def pieces(partial: Partial) -> Iterator[bytes]:
 class Order(msgspec.Struct, array_like=True, frozen=True):
     """An entry of a gate's log that is no partial: an operation on a flag.
 
-    ``offset``: the operation's, in the operations topic; -1 for a kill switch that ``revision`` of the manifest, with
-    ``manifest_hash``, turns off.
+    ``offset``: the operation's, in the operations topic; -1 for what ``revision`` of the manifest, with
+    ``manifest_hash``, asks for: a kill switch that it turns off or on, a flag that a file does not name any more.
     """
 
     flag: str
@@ -80,8 +82,9 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     """The whole state of one gate partition.
 
     ``retired``: units that a revision of the manifest ended; their chains of records go on where they begin again.
+    ``flags``: by name, in its resolved form, the flag that units last had, also where no manifest has it any more.
     ``revision``: number of the last revision that took effect. ``switched``: by flag, revision and manifest hash with
-    which its kill switch was last turned off.
+    which its kill switch was last turned off or on.
     """
 
     gate: int
@@ -97,6 +100,7 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     operations_next: int = 0
     kills: dict[str, Kill] = msgspec.field(default_factory=dict)
     switched: dict[str, tuple[int, str]] = msgspec.field(default_factory=dict)
+    flags: dict[str, bytes] = msgspec.field(default_factory=dict)
 
 
 _codec = StateCodec(GateSnapshot)
@@ -104,26 +108,45 @@ order_codec = StateCodec(Order)
 
 
 def switches(timeline: Timeline, index: int) -> Iterator[Order]:
-    """The kill switches that are off in a revision, as kills from when they were turned off."""
-    for name, flag in timeline.revisions[index].flags.items():
-        if flag.kind != "kill_switch" or flag.ramp_stages[0] > 0:
+    """What the kill switches of a revision ask for: kills where they are off, rearms where they are on again."""
+    revisions = timeline.revisions[: index + 1]
+    for name, flag in revisions[-1].flags.items():
+        if flag.kind != "kill_switch":
             continue
-        since = timeline.revisions[index]
-        for earlier in reversed(timeline.revisions[:index]):
-            if name not in earlier.flags or earlier.flags[name].manifest_hash != flag.manifest_hash:
-                break
-            since = earlier
-        by = OperationBy(
-            kind="kill",
-            ts=since.effective_from,
-            actor=since.by or "manifest",
-            reason=f"kill switch is off in revision {since.number}",
-        )
-        yield Order(name, by, revision=since.number, manifest_hash=flag.manifest_hash)
+        since, changed = _since(revisions, name)
+        if flag.ramp_stages[0] == 0 or changed:
+            yield _switch(since, flag)
+
+
+def _since(revisions: Sequence[Revision], name: str) -> tuple[Revision, bool]:
+    """The first of the last revisions in which a flag is the same, and whether it was another kill switch before.
+
+    A flag that was out of the manifest for a while was off: its units were retired.
+    """
+    flag, since = revisions[-1].flags[name], revisions[-1]
+    for earlier in reversed(revisions[:-1]):
+        before = earlier.flags.get(name)
+        if before is None:
+            return since, any(name in revision.flags for revision in revisions if revision.number < earlier.number)
+        if before.manifest_hash != flag.manifest_hash:
+            return since, before.kind == "kill_switch"
+        since = earlier
+    return since, False
+
+
+def _switch(since: Revision, flag: Flag) -> Order:
+    off = flag.ramp_stages[0] == 0
+    by = OperationBy(
+        kind="kill" if off else "rearm",
+        ts=since.effective_from,
+        actor=since.by or "manifest",
+        reason=f"kill switch is {'off' if off else 'on'} in revision {since.number}",
+    )
+    return Order(flag.name, by, revision=since.number, manifest_hash=flag.manifest_hash)
 
 
 def all_switches(timeline: Timeline, until: int | None = None) -> list[Order]:
-    """The kill switches that are off in whatever revision is in force before ``until``, ms, each once."""
+    """What kill switches ask for in whatever revision is in force before ``until``, ms, each once."""
     in_force = sorted({timeline.index(start) for start in timeline.starts if until is None or start < until})
     return list({(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}.values())
 
@@ -143,6 +166,7 @@ class GateState:
         self._ramps: dict[str, Machine] = {}
         self._regions: dict[str, Regions] = {}
         self._corrections: list[Correction] = []
+        self._noted: dict[str, str] = {}
         self._scheduled: deque[Order] = deque()
         self._applied = max((i for i, r in enumerate(timeline.revisions) if r.number <= snapshot.revision), default=-1)
         for name, unit in list(snapshot.units.items()):
@@ -232,6 +256,33 @@ class GateState:
     def ramps(self) -> Mapping[str, Machine]:
         """The running units by ``flag|region``."""
         return self._ramps
+
+    @property
+    def retired(self) -> Mapping[str, Unit]:
+        """The units by ``flag|region`` whose flag has left the manifest, after their last command."""
+        return {name: unit for name, unit in self._state.retired.items() if unit.retired}
+
+    def stranded(self, ts: int) -> list[Order]:
+        """What a manifest asks for that was changed without a revision, as a file is: orders of ``ts`` ms.
+
+        Last commands for flags that it does not name any more, and weights for kill switches that it turns on.
+        """
+        flags, orders = self._timeline.flags(ts), {}
+
+        def order(kind: Literal["retire", "rearm"], reason: str, manifest_hash: str) -> Order:
+            by = OperationBy(kind=kind, ts=ts, actor="manifest", reason=reason)
+            return Order(flag_name, by, revision=0, manifest_hash=manifest_hash)
+
+        for name, unit in sorted(self._state.retired.items(), key=itemgetter(0)):
+            flag_name = name.split("|", 1)[0]
+            flag = flags.get(flag_name)
+            if flag is None and not unit.retired:
+                orders[flag_name] = order("retire", "the manifest file does not name it any more", "")
+            if flag is None or not flag.kind == unit.kind == "kill_switch":
+                continue
+            if flag.ramp_stages[0] not in (0, unit.weight):
+                orders[flag_name] = order("rearm", "kill switch is on in the manifest file", flag.manifest_hash)
+        return list(orders.values())
 
     @property
     def waiting(self) -> int:
@@ -380,6 +431,7 @@ class GateState:
 
     def _run(self, name: str, flag: Flag, unit: Unit) -> Machine:
         self._state.units[name] = unit
+        self._note(flag)
         regions = self._regions.setdefault(flag.name, Regions())
         self._ramps[name] = machine(flag, unit, self._clockwork, regions)
         self._ramps[name].corrections = self._corrections
@@ -390,6 +442,21 @@ class GateState:
         if ramp is not None:
             ramp.regions.note(ramp.unit.region, ())
         self._state.retired[name] = self._state.units.pop(name)
+
+    def _note(self, flag: Flag) -> None:
+        if self._noted.get(flag.name) != flag.manifest_hash:
+            self._noted[flag.name] = flag.manifest_hash
+            self._state.flags[flag.name] = canonical(flag.resolved())
+
+    def _dropped(self, flag_name: str) -> Iterator[Machine]:
+        """The units of a flag that is in no manifest any more, in order, as they were when it left."""
+        units = [(name, unit) for name, unit in self._state.retired.items() if name.split("|", 1)[0] == flag_name]
+        for _, unit in sorted(units, key=itemgetter(0)):
+            flag = self._flag(flag_name, unit.manifest_hash) or self._last_flag(flag_name)
+            yield machine(flag, unit, self._clockwork)
+
+    def _last_flag(self, flag_name: str) -> Flag:
+        return Flag.from_resolved(msgspec.json.decode(self._state.flags[flag_name]))
 
     def _revise(self, at: int) -> Iterator[Outcome]:
         """Go over to the revision that is in force from ``at`` ms on."""
@@ -410,24 +477,67 @@ class GateState:
                 self._retire(name)
             else:
                 ramp.flag = revision.flags[ramp.flag.name]
+        yield from self._retire_dropped(revision, at)
         for flag_name, kill in list(state.kills.items()):
             # A kill given under this revision already, while the telemetry was behind, goes on.
             since = kill.revision >= revision.number if kill.revision >= 0 else kill.operation.ts >= at
-            if changed(flag_name, kill.manifest_hash) and not since:
+            if flag_name not in revision.flags or (changed(flag_name, kill.manifest_hash) and not since):
                 del state.kills[flag_name]
+
+    def _retire_dropped(self, revision: Revision, at: int) -> Iterator[Outcome]:
+        """Give each unit whose flag the revision takes out its last command, also those that wait for an event."""
+        names = {name.split("|", 1)[0] for name, unit in self._state.retired.items() if not unit.retired}
+        for flag_name in sorted(names - revision.flags.keys()):
+            said = "retires it" if flag_name in revision.retires else "does not name it any more"
+            by = OperationBy(
+                kind="retire",
+                ts=revision.effective_from,
+                actor=revision.by or "manifest",
+                reason=f"revision {revision.number} {said}",
+            )
+            for ramp in self._dropped(flag_name):
+                if not ramp.unit.retired:
+                    yield from ramp.retire(by, at)
 
     def _carry_out(self, order: Order, closed: int) -> Iterator[Outcome]:
         """Carry out an order that stands where all source partitions have closed the panes below ``closed``."""
         by, kills = order.operation, self._state.kills
         flags = self._candidates(order)
         if not flags:
+            yield from self._carry_out_on_dropped(order, closed)
             return
         if by.kind == "kill":
             kills[order.flag] = Kill(by, flags[-1].manifest_hash, order.revision)
         else:
+            kill = kills.get(order.flag)
+            if order.revision >= 0 and kill is not None and kill.revision < 0 and kill.operation.ts >= by.ts:
+                return  # Whoever killed it knew the revision.
             kills.pop(order.flag, None)
         for name in sorted(self._units_of(order.flag, flags)):
-            yield from self._ramps[name].operate(by, closed * self._state.pane_ms)
+            if by.kind != "rearm" or order.revision < 0 or self._switch_on(name, flags[-1]):
+                yield from self._ramps[name].operate(by, closed * self._state.pane_ms)
+
+    def _switch_on(self, name: str, flag: Flag) -> bool:
+        """Put a unit under the kill switch that a revision turns on; False if that changes nothing for it yet.
+
+        A kill switch has no windows, so it need not wait for telemetry. A unit that is of another kind so far does.
+        """
+        ramp = self._ramps[name]
+        if ramp.flag.kind != "kill_switch" or (ramp.unit.weight == first_weight(flag) and not ramp.unit.latched):
+            return False
+        self._retire(name)
+        before = self._state.retired.pop(name)
+        self._run(name, flag, dormant(flag, before.region, self._clockwork, before))
+        return True
+
+    def _carry_out_on_dropped(self, order: Order, closed: int) -> Iterator[Outcome]:
+        """Carry out an order for a flag that is in no manifest any more: its units can be killed, and retired once."""
+        by = order.operation
+        for ramp in self._dropped(order.flag):
+            if by.kind == "kill":
+                yield from ramp.operate(by, closed * self._state.pane_ms)
+            elif by.kind == "retire" and not ramp.unit.retired:
+                yield from ramp.retire(by, by.ts)
 
     def _candidates(self, order: Order) -> list[Flag]:
         """The flag as the windows are judged by now, and as it is when the order is given, if telemetry is behind."""

@@ -163,6 +163,7 @@ def _headline(decision: Decision) -> str:
         "abort": f"aborted at {at}, canary to 0 %",
         "kill": "killed, canary to 0 %",
         "rearm": f"rearmed, to start again at {at}",
+        "retire": "retired, canary to 0 %",
         "open": "open",
         "close": "closed, canary at 0 %",
         "degrade": "degraded to cite-only answers",
@@ -244,7 +245,7 @@ def _reasons(decision: Decision) -> Iterator[str]:
         "manifest_revision": "a new revision of the manifest took over",
     }
     for reason in decision.reasons:
-        operated = decision.operation is not None and reason in ("kill", "rearm")
+        operated = decision.operation is not None and reason in ("kill", "rearm", "retire")
         frozen = decision.change_freeze is not None and reason == "change_freeze"
         if reason not in known and not operated and not frozen:
             yield words.get(reason, plain(reason))
@@ -413,6 +414,8 @@ def _next(decision: Decision) -> Iterator[str]:
             yield f"the canary goes to 0 % at once, and {again}"
         case "kill":
             yield f"the canary goes to 0 % at once in every region, and {again}"
+        case "retire":
+            yield "the flag has left the manifest: nothing more is decided of it until a revision names it again"
         case "rearm":
             yield f"the unit starts again at its first stage, canary {at}"
         case "open":

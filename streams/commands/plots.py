@@ -68,6 +68,7 @@ COLOURS = {
     "rollback": "#c8372d",
     "abort": "#8f1d1d",
     "kill": "#8f1d1d",
+    "retire": "#8f1d1d",
     "goes on": "#dbe1e8",
 }
 DARK_TEXT = ("hold", "goes on")

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gates.power import kind_gates
-from schemas.catalogue import engaged_after, engaged_under
+from schemas.catalogue import engaged_after, engaged_under, retired_after
 from schemas.decision import Command, Decision, GateResult, RuleResult
 from schemas.manifest import Flag
 from streams.commands.words import plain, problem_words
@@ -34,6 +34,7 @@ VERDICT_STYLE = {
     "rollback": "bold red",
     "abort": "bold red",
     "kill": "bold red",
+    "retire": "bold red",
 }
 STATES = {
     "quality_gated": ("closed", "open"),
@@ -184,6 +185,7 @@ class Standings:
     def __init__(self) -> None:
         self.last: dict[str, Decision] = {}
         self._engaged: dict[str, bool] = {}
+        self._retired: set[str] = set()
 
     def follow(self, decision: Decision) -> None:
         """Take in the next decision of a unit."""
@@ -194,6 +196,14 @@ class Standings:
             engaged = bool(engaged_under(engaged, last.kind, decision.kind, same_manifest=same))
         after = engaged_after(engaged, decision.verdict, decision.kind, reasons=decision.reasons, closed=closed)
         self.last[unit], self._engaged[unit] = decision, bool(after)
+        if retired_after(unit in self._retired, decision.verdict):
+            self._retired.add(unit)
+        else:
+            self._retired.discard(unit)
+
+    def retired(self, unit: str) -> bool:
+        """Whether a unit's flag has left the manifest."""
+        return unit in self._retired
 
     def engaged(self, unit: str) -> bool:
         """Whether a unit is engaged; one that nothing was decided of is not."""

@@ -10,6 +10,7 @@ from schemas.errors import InputError
 from schemas.load import load_manifest
 from schemas.manifest import parse_duration
 from schemas.signed import read_private
+from streams.commands.words import plain
 from streams.loop import shown
 from streams.manifests import NUMBER_MAX, read_file, sign_revision
 from streams.settings import load_settings
@@ -20,8 +21,9 @@ from streams.settings import load_settings
 @click.option("--key", type=click.Path(path_type=Path), required=True, help="private key (PEM)")
 @click.option("--revision", type=click.IntRange(1, NUMBER_MAX), required=True, help="above that of the one before")
 @click.option("--effective-from", required=True, help="2026-01-31T12:00:00 (UTC), ms since the epoch, now or now+10m")
+@click.option("--retire", multiple=True, help="a flag that MANIFEST does not name any more: its canary goes to 0")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="the signed document")
-def command(manifest: Path, key: Path, revision: int, effective_from: str, out: Path) -> None:
+def command(manifest: Path, key: Path, revision: int, effective_from: str, retire: tuple[str, ...], out: Path) -> None:
     """Check MANIFEST and write it to OUT as a signed revision, for `tidegate publish`.
 
     It counts only in the deployment of TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID. A revision takes effect at
@@ -32,14 +34,18 @@ def command(manifest: Path, key: Path, revision: int, effective_from: str, out: 
     text = read_file(manifest)
     flags = load_manifest(text, pane_ms=pane_ms, name=str(manifest)).flags
     start = _start(effective_from, pane_ms)
+    named = next((flag for flag in retire if flag in flags), None)
+    if named is not None:
+        raise InputError(f"--retire: {manifest} names {plain(named)}; take it out there first")
     private = read_private(read_file(key), str(key))
-    document = sign_revision(text.decode("utf-8-sig"), revision, start, settings.deployment, private)
+    document = sign_revision(text.decode("utf-8-sig"), revision, start, settings.deployment, private, retire)
     try:
         out.write_bytes(document)
     except OSError as error:
         raise InputError(f"{out}: {error.strerror}") from None
     where = f"{out}: revision {revision} for {settings.deployment}"
-    click.echo(f"{where}, in force from {shown(start)} ({start}) on; flags {', '.join(flags)}")
+    retires = f"; retires {', '.join(map(plain, retire))}" if retire else ""
+    click.echo(f"{where}, in force from {shown(start)} ({start}) on; flags {', '.join(flags)}{retires}")
 
 
 def _start(text: str, pane_ms: int) -> int:

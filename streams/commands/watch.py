@@ -12,7 +12,7 @@ from rich.text import Text
 
 from schemas.decision import Decision, Weights, decision_from_bytes
 from schemas.errors import EventError
-from streams.commands.screen import Standings, gate_rows, order, outcome, plain_gates, problems, state, verdict
+from streams.commands.screen import Standings, gate_rows, order, outcome, percent, plain_gates, problems, state, verdict
 from streams.commands.words import plain
 from streams.control import ControlConsumer
 from streams.loop import shown
@@ -73,7 +73,8 @@ class _Board:
             where = Text(plain(decision.flag), style="bold").append(f"\n{plain(decision.region)}", style="not bold")
             stands = state(decision.kind, weight, engaged=self.standings.engaged(unit))
             ramps = f"stage {decision.stage.index}, " if decision.kind == "progressive_rollout" else ""
-            where.append(f"\n{ramps}{stands}", style="not bold")
+            stands = f"retired, canary {percent(weight)}" if self.standings.retired(unit) else ramps + stands
+            where.append(f"\n{stands}", style="not bold")
             said = Text(f"{shown(decision.decided_at)}\n").append(verdict(decision))
             if decision.operation is not None:
                 said.append(f"\nby {plain(decision.operation.actor)}: {plain(decision.operation.reason)}")

@@ -1,17 +1,21 @@
 """``tidegate watch`` shows what the topics hold."""
 
 import asyncio
+import io
 from collections.abc import Iterator
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner
+from rich.console import Console
 
 from schemas.decision import Command, Decision
 from streams.broker import embedded_broker
-from streams.commands.watch import command
+from streams.commands.watch import _Board, command
 from streams.settings import Settings, load_settings
+from tests.streams.events import NOON, PANE, RAMP
 from tests.streams.play import play
+from tests.streams.test_operations import BOUNDARY, OTHER, Gate, kill, timeline
 
 
 @pytest.fixture
@@ -46,6 +50,29 @@ def test_once_shows_the_last_decision_of_each_unit_with_every_gate(settings: Set
     assert "error_rate_max 0.00 % (≤ 0.5 %) pass" in gates
     assert "INDEX_HASH" in problem
     assert "b7f3..." in problem
+
+
+def test_a_unit_whose_flag_has_left_the_manifest_is_shown_as_retired() -> None:
+    """Also after a kill of it; back in the manifest it has a stage again."""
+    gate = Gate(timeline(RAMP, (BOUNDARY, OTHER), (NOON + 6 * PANE, RAMP)))
+    board = _Board(None)
+
+    def shown() -> str:
+        for decision in gate.decisions:
+            board.take(decision.to_bytes())
+        board.weights = {command.key: command.weights for command in gate.commands}
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(board.table())
+        return console.export_text()
+
+    gate.until(5)
+    assert "retire (retire)" in shown()
+    assert "retired, canary 0 %" in shown()
+    gate.order(kill(ts=NOON + 5 * PANE))
+    assert "retired, canary" in shown()
+    gate.until(9, first=6)
+    assert "retired" not in shown()
+    assert "stage 0, canary 25 %" in shown()
 
 
 def test_once_without_decisions_says_so(settings: Settings) -> None:

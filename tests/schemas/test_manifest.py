@@ -1,4 +1,5 @@
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -620,6 +621,8 @@ def test_a_resolved_flag_written_out_and_loaded_again_is_the_same_flag(
     again = load_manifest(text).flags["x"]
     assert again.manifest_hash == first.manifest_hash
     assert again.relaxed == first.relaxed
+    kept = Flag.from_resolved(json.loads(canonical(first.resolved())))
+    assert (kept.name, kept.manifest_hash) == ("x", first.manifest_hash)
 
 
 def assert_answered(text: str | bytes) -> None:

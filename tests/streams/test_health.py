@@ -1,7 +1,7 @@
 """What a worker tells over HTTP: alive, ready, and numbers that a scraper can always read."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,10 +42,11 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
     }
 
 
-def gate(weights: Mapping[str, float]) -> Any:
-    """A gate whose units have these weights."""
+def gate(weights: Mapping[str, float], retired: Sequence[str] = ()) -> Any:
+    """A gate whose units have these weights, and some that have left the manifest."""
     return SimpleNamespace(
-        ramps={name: SimpleNamespace(unit=SimpleNamespace(weight=weight)) for name, weight in weights.items()}
+        ramps={name: SimpleNamespace(unit=SimpleNamespace(weight=weight)) for name, weight in weights.items()},
+        retired={name: SimpleNamespace(weight=0.0) for name in retired},
     )
 
 
@@ -138,6 +139,17 @@ class TestMetrics:
         found = samples(metrics)
         assert found["tidegate_canary_weight", (("flag", "f"), ("region", "eu"))] == 0
         assert found["tidegate_canary_weight", (("flag", "f"), ("region", ""))] == 0.05
+
+    def test_units_whose_flag_has_left_the_manifest_are_shown_as_that(self) -> None:
+        """Also by a worker that never saw them run; back in the manifest they are no more."""
+        metrics, labels = Metrics(), (("flag", "f"), ("region", "eu"))
+        metrics.weighed(gate({"g|": 0.05}, ["f|eu"]))
+        found = samples(metrics)
+        assert (found["tidegate_unit_retired", labels], found["tidegate_canary_weight", labels]) == (1, 0)
+        assert found["tidegate_unit_retired", (("flag", "g"), ("region", ""))] == 0
+        metrics.weighed(gate({"f|eu": 0.25}))
+        found = samples(metrics)
+        assert (found["tidegate_unit_retired", labels], found["tidegate_canary_weight", labels]) == (0, 0.25)
 
     @pytest.mark.parametrize(
         "hostile",

@@ -1,5 +1,6 @@
 """Orders and revisions in a gate's log: carried out where they stand, once, and the same after any crash."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -24,7 +25,7 @@ from streams.past import read_orders
 from streams.replay import Pipeline
 from streams.settings import load_settings
 from streams.windows import GateState, Order, Outcome, order_codec, switches
-from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, RAMP, healthy_pane, tick, written
+from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, RAMP, event, healthy_pane, tick, written
 
 SETTINGS = load_settings()
 SETTLED = 2 * PANE
@@ -221,11 +222,12 @@ def mixed_log(rng: random.Random) -> tuple[Timeline, list[bytes | Order]]:
     )
     gate = Gate(known)
     offset = 0
+    gate.telemetry(written([item | {"flag": "g"} for item in healthy_pane(NOON)]))
     for pane in range(14):
         gate.until(pane + 1, rng.choice(["eu", "us"]), first=pane)
-        if rng.random() < 0.3:
+        if rng.random() < 0.4:
             kind, behind = rng.choice(["kill", "rearm"]), rng.choice([0, 0, 6])
-            given = Order("f", by(kind, NOON + (pane + behind) * PANE + offset), offset)
+            given = Order(rng.choice("ffg"), by(kind, NOON + (pane + behind) * PANE + offset), offset)
             offset += 1
             gate.order(given)
             if rng.random() < 0.5:
@@ -258,13 +260,13 @@ def test_a_crash_at_any_point_gives_the_same_bytes_again(seed: int) -> None:
 
 def test_the_logs_of_the_crash_test_hold_what_it_is_about() -> None:
     found: Counter[str] = Counter()
-    for seed in range(3):
+    for seed in range(8):
         known, log = mixed_log(random.Random(seed))
         state = GateState.fresh(0, 1, 1, CLOCKWORK, known)
         for offset, entry in enumerate(log):
             for decision, _ in read(state, offset, entry):
                 found.update([decision.verdict, *decision.reasons])
-    assert found.keys() >= {"kill", "rearm", "promote", "latched", "window_unstable", "manifest_revision"}
+    assert found.keys() >= {"kill", "rearm", "promote", "latched", "window_unstable", "manifest_revision", "retire"}
 
 
 # -- revisions --------------------------------------------------------------------------------------------------------
@@ -372,14 +374,85 @@ def test_a_revision_that_makes_a_guard_another_kind_of_flag_ends_what_it_had_beg
     assert second.weights == second.previous_weights
 
 
-def test_a_flag_that_a_revision_takes_out_is_decided_no_more_until_it_is_back() -> None:
-    other = "flags:\n  g: {window: {length: 10s}}\n"
-    gate = Gate(timeline(RAMP, (BOUNDARY, other), (NOON + 6 * PANE, RAMP)))
+OTHER = "flags:\n  g: {window: {length: 10s}}\n"
+
+
+def test_a_flag_that_a_revision_takes_out_is_retired_and_decided_no_more_until_it_is_back() -> None:
+    """Its last command is canary 0, by whoever signed the revision; a later one begins it again on the same chain."""
+    gate = Gate(timeline(RAMP, (BOUNDARY, OTHER), (NOON + 6 * PANE, RAMP)))
     assert all(decision.decided_at <= BOUNDARY for decision in gate.until(6))
-    last = gate.decisions[-1]
+    last, command = gate.decisions[-1], gate.commands[-1]
+    assert (last.verdict, last.reasons, last.decided_at) == ("retire", ["retire"], BOUNDARY)
+    assert last.operation is not None
+    assert (last.operation.kind, last.operation.actor, last.operation.ts) == ("retire", "signer", BOUNDARY)
+    assert last.operation.reason == "revision 2 does not name it any more"
+    assert (command.action, command.weights.canary, command.effective_from) == ("retire", 0, BOUNDARY)
+    assert list(gate.state.retired) == ["f|"]
     again = gate.until(12, first=6)
     assert again[0].previous_hash == last.hash
+    assert said(again)[0] == ("", "rearm", ["manifest_revision"])
     assert "promote" in [decision.verdict for decision in again]
+    assert gate.state.retired == {}
+
+
+def test_a_flag_that_waits_for_its_first_event_under_a_revision_is_retired_by_the_next() -> None:
+    """Changed, not seen since, and then taken out: its routers still serve what the first revision said."""
+    gate = Gate(timeline(RAMP, (NOON + 3 * PANE, CHANGED), (NOON + 5 * PANE, OTHER)))
+    gate.until(3)
+    gate.telemetry([tick(NOON + 8 * PANE)])
+    assert [command.action for command in gate.commands] == ["promote", "retire"]
+
+
+def test_a_revision_says_which_flags_it_was_meant_to_retire() -> None:
+    revisions = timeline(RAMP, (BOUNDARY, OTHER)).revisions
+    gate = Gate(Timeline([revisions[0], dataclasses.replace(revisions[1], retires=("f",))]))
+    gate.until(6)
+    operation = gate.decisions[-1].operation
+    assert operation is not None
+    assert operation.reason == "revision 2 retires it"
+
+
+def test_a_flag_that_has_left_the_manifest_can_be_killed_in_every_region() -> None:
+    """Also one that was killed before, and after a restart; a rearm has nothing to begin again."""
+    gate = Gate(timeline(ELSEWHERE, (BOUNDARY, OTHER)))
+    gate.until(3, "eu")
+    gate.until(4, "us", first=3)
+    gate.telemetry([tick(NOON + 8 * PANE)])
+    retired = {decision.region for decision in gate.decisions if decision.verdict == "retire"}
+    assert retired == {"eu"}, "us had no event before it was over"
+    gate.restart()
+    assert said(gate.order(kill(ts=NOON + 9 * PANE, offset=0))) == [("eu", "kill", ["kill"])]
+    assert gate.commands[-1].weights.canary == 0
+    assert gate.order(rearm(ts=NOON + 9 * PANE, offset=1)) == []
+    assert said(gate.order(kill(ts=NOON + 9 * PANE + 1, offset=2))) == [("eu", "kill", ["kill"])]
+    seqs = [command.seq for command in gate.commands if command.region == "eu"]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_a_flag_that_left_and_was_killed_begins_again_with_the_revision_that_names_it_again() -> None:
+    gate = Gate(timeline(RAMP, (BOUNDARY, OTHER), (NOON + 6 * PANE, RAMP)))
+    gate.until(5)
+    gate.order(kill(ts=NOON + 5 * PANE, offset=0))
+    again = gate.until(12, first=6)
+    assert said(again)[0] == ("", "rearm", ["manifest_revision"])
+    assert "promote" in [decision.verdict for decision in again]
+
+
+def test_a_flag_that_a_file_does_not_name_any_more_is_retired_and_can_be_killed() -> None:
+    """A file has no revision that could say when: the worker that starts with the new text orders it."""
+    gate = Gate(Timeline.of(load_manifest(RAMP).flags))
+    gate.until(3)
+    weight = gate.commands[-1].weights.canary
+    assert weight > 0
+    without = Timeline.of(load_manifest(OTHER).flags)
+    gate.restart(without)
+    (order,) = gate.state.stranded(NOON + 9 * PANE)
+    assert said(gate.order(order)) == [("", "retire", ["retire"])]
+    assert (gate.commands[-1].weights.canary, gate.commands[-1].previous_weights.canary) == (0, weight)
+    assert gate.state.stranded(NOON + 9 * PANE) == []
+    gate.restart(without)
+    assert gate.state.stranded(NOON + 9 * PANE) == []
+    assert said(gate.order(kill(ts=NOON + 10 * PANE))) == [("", "kill", ["kill"])]
 
 
 @pytest.mark.parametrize("learnt", [0, 1, 2])
@@ -487,7 +560,54 @@ def test_a_kill_switch_that_a_revision_turns_off_is_a_kill_by_its_signer() -> No
 
 def test_a_switch_that_stays_off_is_off_since_the_first_such_revision() -> None:
     known = timeline(OFF, (NOON, ON), (NOON + PANE, OFF), (NOON + 2 * PANE, OFF + "  g: {}\n"))
-    assert [[order.revision for order in switches(known, index)] for index in range(4)] == [[1], [], [3], [3]]
+    assert [[order.revision for order in switches(known, index)] for index in range(4)] == [[1], [2], [3], [3]]
+
+
+def test_a_kill_switch_that_is_turned_off_and_on_speaks_without_telemetry() -> None:
+    """In every region that the manifest names, both times, and with the weight that the last revision says."""
+    gate = Gate(timeline(ON, (NOON, OFF), (NOON + PANE, ON)))
+    for index in range(3):
+        gate.order(*switches(gate.timeline, index))
+    assert said(gate.decisions) == [
+        *(("eu", "kill", ["kill"]), ("us", "kill", ["kill"])),
+        *(("eu", "rearm", ["rearm"]), ("us", "rearm", ["rearm"])),
+    ]
+    assert [(command.seq, command.weights.canary) for command in gate.commands] == [(1, 0), (1, 0), (2, 1), (2, 1)]
+    back = gate.decisions[-1]
+    assert back.operation is not None
+    assert back.operation.reason == "kill switch is on in revision 3"
+    assert back.manifest_hash == gate.timeline.revisions[2].flags["s"].manifest_hash
+    gate.restart()
+    assert gate.order(*switches(gate.timeline, 2)) == []
+    # Telemetry that reaches the revisions later has nothing to add.
+    assert gate.telemetry([*written([event(flag="s", region="eu", ts=NOON + n * PANE) for n in range(4)])]) == []
+
+
+def test_a_kill_switch_that_was_never_off_says_nothing() -> None:
+    gate = Gate(timeline(ON, (NOON, ON + "  g: {}\n")))
+    assert [list(switches(gate.timeline, index)) for index in range(2)] == [[], []]
+
+
+def test_a_switch_is_not_turned_on_over_a_later_kill() -> None:
+    """The operator killed what the revision had turned on; the worker that tells of the revision comes late."""
+    gate = Gate(timeline(OFF, (NOON, ON)))
+    gate.order(*switches(gate.timeline, 0), kill("s", NOON + 1, 0))
+    assert gate.order(*switches(gate.timeline, 1)) == []
+    assert {command.weights.canary for command in gate.commands} == {0}
+
+
+def test_a_kill_switch_of_a_file_that_is_turned_off_and_on_speaks_without_telemetry() -> None:
+    """A file has no revisions; what was off is told that it is on when a worker starts with the new text."""
+    off, on = (Timeline.of(load_manifest(text).flags) for text in (OFF, ON))
+    gate = Gate(off)
+    gate.order(*switches(off, 0))
+    gate.restart(on)
+    assert list(switches(on, 0)) == []
+    assert said(gate.order(*gate.state.stranded(NOON))) == [("eu", "rearm", ["rearm"]), ("us", "rearm", ["rearm"])]
+    assert {command.weights.canary for command in gate.commands[2:]} == {1}
+    assert gate.state.stranded(NOON) == []
+    gate.restart()
+    assert gate.state.stranded(NOON) == []
 
 
 def test_a_switch_is_turned_off_in_every_region_and_once() -> None:
