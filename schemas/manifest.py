@@ -349,12 +349,31 @@ class Flag(Part):
     _name: str = PrivateAttr("")
     _freeze_windows: "tuple[FreezeWindow, ...]" = PrivateAttr(())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_ramp(cls, written: Any) -> Any:
+        """A kill switch is on or off: one weight, 1 if none is written, and no stages after it."""
+        traffic = written.get("traffic", {}) if isinstance(written, Mapping) else None
+        if not isinstance(traffic, Mapping) or written.get("kind") != "kill_switch" or "stages" in traffic:
+            return written
+        weight, rest = traffic.get("canary_weight", 1.0), traffic.get("baseline_weight")
+        if "canary_weight" not in traffic and isinstance(rest, int | float):
+            weight = round(1 - rest, 12)
+        return {**written, "traffic": {**traffic, "stages": [weight]}}
+
     @model_validator(mode="after")
     def _consistent(self) -> "Flag":
         if self.traffic.stages[0] == 0 and self.kind != "kill_switch":
             raise _fault(
                 "a canary weight of 0 shows nothing",
                 "start above 0; traffic.shadow: true adds a stage at 0 before it",
+                "traffic",
+                "canary_weight",
+            )
+        if self.traffic.stages[0] >= 1 and self.kind == "quality_gated":
+            raise _fault(
+                "a quality gate at weight 1 leaves no traffic for a baseline, so it would open and close for ever",
+                "write less than 1",
                 "traffic",
                 "canary_weight",
             )

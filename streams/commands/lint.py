@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gates.power import Catch, catch, certainty, judged_gates
+from gates.remarks import remarks as never
 from gates.rules import QUALITY_GATES, SLACK, SOFT_GATES
 from schemas.errors import SettingsError
 from schemas.load import read_manifest
@@ -96,9 +97,7 @@ def _remarks(flag: Flag) -> list[str]:
         remarks.append(f"versions do not pin {', '.join(flag.unpinned)}: a change there is seen only within an arm")
     if flag.relaxed:
         remarks.append(f"looser than the safe-launch targets: {', '.join(flag.relaxed)}")
-    if flag.traffic.stages[0] >= 1 and flag.kind == "progressive_rollout":
-        remarks.append("the first stage leaves no traffic for a baseline: it can never be judged")
-    return remarks
+    return [*remarks, *never(flag)]
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,15 @@ class TestRight:
             assert one in remark
         assert "off" in next(line for line in done.out.splitlines() if line.startswith("coverage_min"))
 
+    def test_what_can_never_decide_is_told_and_what_can_is_not(self, manifest: Path) -> None:
+        """A shadow stage before 1.0 has all traffic as its baseline; without one nothing is left for it."""
+        assert "remark: the first stage leaves no traffic" in words(
+            lint(manifest, "flags: {f: {traffic: {stages: [1.0]}}}")
+        )
+        assert "no traffic" not in words(lint(manifest, "flags: {f: {traffic: {stages: [1.0], shadow: true}}}"))
+        never = lint(manifest, "flags: {f: {kind: quality_gated, policy: {quality_source: traffic}}}")
+        assert (never.code, "remark: it never opens" in words(never)) == (0, True)
+
     def test_the_hash_is_that_of_what_it_says_and_not_of_how(self, manifest: Path) -> None:
         """Comments, order and spelled-out defaults do not change it; a limit does."""
 

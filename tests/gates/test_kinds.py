@@ -554,7 +554,7 @@ def test_an_operator_kills_a_kill_switch() -> None:
     assert (decision.operation.actor, decision.operation.reason) == ("ada", "why not")
     assert drive.commanded() == [("kill", 0)]
     drive.operate("rearm", 456)
-    assert drive.commanded() == [("kill", 0), ("rearm", 0.05)]
+    assert drive.commanded() == [("kill", 0), ("rearm", 1.0)]
 
 
 def test_a_kill_switch_may_start_at_0_and_others_may_not() -> None:
@@ -562,6 +562,25 @@ def test_a_kill_switch_may_start_at_0_and_others_may_not() -> None:
     drive = Drive(flag("kind: kill_switch\ntraffic: {canary_weight: 0}"))
     assert drive.unit.weight == 0
     assert list(drive.ramp.begun()) == []
+
+
+@pytest.mark.parametrize(
+    ("traffic", "weight"),
+    [
+        ("{}", 1.0),
+        ("{canary_weight: 0.25}", 0.25),
+        ("{baseline_weight: 0.4}", 0.6),
+        ("{canary_weight: 0.5, baseline_weight: 0.5}", 0.5),
+        ("{stages: [0.1, 1.0]}", 0.1),
+    ],
+)
+def test_a_kill_switch_has_no_ramp(traffic: str, weight: float) -> None:
+    """On is everybody, or the one weight that is written: that is what a rearm gives back."""
+    drive = Drive(flag(f"kind: kill_switch\ntraffic: {traffic}"))
+    assert drive.unit.weight == weight
+    drive.operate("kill", 123)
+    drive.operate("rearm", 456)
+    assert drive.commanded() == [("kill", 0), ("rearm", weight)]
 
 
 # All kinds

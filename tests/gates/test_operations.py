@@ -37,7 +37,7 @@ def test_a_kill_is_canary_0_in_any_kind_of_flag(kind: str) -> None:
     assert (decision.verdict, decision.reasons) == ("kill", ["kill"])
     assert (command.action, command.severity, command.rule) == ("kill", "hard", None)
     assert (command.weights.canary, command.weights.baseline) == (0, 1)
-    assert command.previous_weights.canary == (0 if kind == "quality_gated" else 0.05)
+    assert command.previous_weights.canary == {"quality_gated": 0, "kill_switch": 1}.get(kind, 0.05)
 
 
 def test_a_kill_says_who_ordered_it_and_why() -> None:
@@ -210,7 +210,7 @@ def test_a_killed_unit_that_is_read_back_at_every_pane_gives_the_same_bytes() ->
         ("quality_gated", 0),
         ("cost_guard", 0.05),
         ("safety_guard", 0.05),
-        ("kill_switch", 0.05),
+        ("kill_switch", 1.0),
     ],
 )
 def test_a_rearm_commands_the_first_stage_s_weights(kind: str, weight: float) -> None:

@@ -137,7 +137,25 @@ class TestResolution:
 
     def test_only_a_kill_switch_may_have_weight_zero(self) -> None:
         killed = flag("{kind: kill_switch, traffic: {canary_weight: 0}}")
-        assert killed.traffic.stages[0] == 0
+        assert killed.traffic.stages == (0,)
+
+    def test_a_kill_switch_is_on_for_everybody_unless_a_weight_is_written(self) -> None:
+        """It has no ramp; the default of a rollout's first stage is none of its."""
+        assert flag("{kind: kill_switch}").traffic.stages == (1.0,)
+        assert flag("{kind: kill_switch, traffic: {shadow: false}}").traffic.baseline_weight == 0
+        assert flag("{kind: kill_switch, traffic: {canary_weight: 0.3}}").traffic.stages == (0.3,)
+        assert flag("{kind: kill_switch, traffic: {baseline_weight: 0.95}}").traffic.stages == (0.05,)
+
+    @pytest.mark.parametrize("traffic", ["{canary_weight: 1}", "{stages: [1.0]}", "{baseline_weight: 0}"])
+    def test_a_quality_gate_needs_traffic_for_its_baseline(self, traffic: str) -> None:
+        with pytest.raises(ManifestError, match=r"traffic\.canary_weight: a quality gate at weight 1.*less than 1"):
+            flag(f"{{kind: quality_gated, traffic: {traffic}}}")
+
+    @pytest.mark.parametrize("weight", ["x", "[1]", "null", "1.5", ".nan", "{a: 1}", "true"])
+    @pytest.mark.parametrize("key", ["canary_weight", "baseline_weight"])
+    def test_a_wrong_weight_of_a_kill_switch_is_named_where_it_stands(self, key: str, weight: str) -> None:
+        with pytest.raises(ManifestError, match=rf"traffic\.{key}: "):
+            flag(f"{{kind: kill_switch, traffic: {{{key}: {weight}}}}}")
 
     @pytest.mark.parametrize(
         "kind",
@@ -570,8 +588,14 @@ def optional(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]
     return st.fixed_dictionaries({}, optional=keys)
 
 
+def _all_traffic(traffic: dict[str, Any]) -> bool:
+    """Whether the first stage leaves none for a baseline, which no quality gate may."""
+    first = traffic.get("stages", [traffic.get("canary_weight", 0)])[0]
+    return bool(first >= 1 or traffic.get("baseline_weight", 1) < 1e-9)
+
+
 bodies = optional(
-    kind=st.sampled_from(["progressive_rollout", "quality_gated", "cost_guard"]),
+    kind=st.sampled_from(["progressive_rollout", "quality_gated", "cost_guard", "kill_switch"]),
     scope=optional(tenants=ids, regions=ids, cohorts=ids),
     versions=pins,
     baseline_versions=pins,
@@ -609,7 +633,7 @@ bodies = optional(
         quality_gain=st.just(False) | optional(max_cost_uplift=uplifts, coverage_gain=shares),
         early_abort_alpha=st.floats(1e-300, 0.5),
     ),
-)
+).filter(lambda body: body.get("kind") != "quality_gated" or not _all_traffic(body.get("traffic", {})))
 
 
 @given(bodies)

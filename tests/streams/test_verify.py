@@ -475,7 +475,7 @@ def test_an_inserted_command_is_found_as_that() -> None:
         ("abort", {"rule": None}, 'rule null, by its decision "error_rate_over"'),
         ("kill", {"effective_from": NOON}, f"effective_from {NOON}, by its decision {NOON + 4 * PANE + 7}"),
         ("open", {"weights": {"baseline": 0.5, "canary": 0.5}}, "canary weight 0.5, by the decision after its own 0.2"),
-        ("rearm", {"weights": {"baseline": 0.0, "canary": 1.0}}, "canary weight 1, by its decision"),
+        ("rearm", {"weights": {"baseline": 0.5, "canary": 0.5}}, "canary weight 0.5, by its decision"),
         ("degrade", {"reasons": ["a whim"]}, 'reasons "a whim", by its decision "reason_failed_served_in_full'),
     ],
 )
