@@ -331,7 +331,9 @@ class GateState:
         if not self._follows(offset):
             return
         if order.revision >= 0:
-            if self._switched_off(order):
+            asked = not order.manifest_hash or self._flag(order.flag, order.manifest_hash) is not None
+            # Read again under a file that was changed since, what the old text asked for does not count.
+            if self._switched_off(order) or not asked:
                 return
             state.switched[order.flag] = order.revision, order.manifest_hash
         else:

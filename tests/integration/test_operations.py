@@ -292,6 +292,86 @@ def test_revisions_take_effect_at_their_boundary_and_replay_the_same(
     assert (verified(trusted), verified(stranger)) == (0, 1)
 
 
+WITHOUT = "flags: {other: {window: {length: 60s}}}"
+
+
+@pytest.mark.kafka
+def test_a_flag_that_a_revision_retires_gets_its_last_command_and_can_be_killed(
+    settings: Settings,
+    tmp_path: Path,
+    key: PrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Publish refuses to leave it out in silence; retired, the bytes are those of a replay, and kill still works."""
+    monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", settings.topic_prefix)
+    monkeypatch.setenv("TIDEGATE_APPLICATION_ID", settings.application_id)
+    trusted, keys = tmp_path / "trusted", str(tmp_path / "key.pem")
+    worker = WorkerProcess(settings, None, "worker", tmp_path, environment={"TIDEGATE_TRUSTED_KEYS": str(trusted)})
+    now = int(time.time() * 1000)
+    boundary = -(-(now + settings.manifest_lead + 60_000) // settings.pane) * settings.pane
+    first = now // settings.pane * settings.pane
+    one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "retiring"
+    one.write_bytes(sign_revision(MANIFEST, 1, first, settings.deployment, key))
+    two.write_bytes(sign_revision(WITHOUT, 2, boundary, settings.deployment, key))
+    out.write_bytes(sign_revision(WITHOUT, 2, boundary, settings.deployment, key, ["answer"]))
+
+    def tidegate(*words: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--broker", settings.broker])
+        return int(str(end.value.code))
+
+    assert tidegate("publish", str(one), "--trusted-keys", str(trusted)) == 0
+    events = list(future_telemetry(boundary - 90_000, 240))
+    with running(worker):
+        asyncio.run(send_at(settings, iter(events[:8_500])))
+        wait_for(lambda: len(asyncio.run(records(settings, settings.decisions_topic))) >= 2, 60)
+        assert tidegate("publish", str(two), "--trusted-keys", str(trusted)) == 2
+        assert "leaves out answer, which has units in eu (last " in capsys.readouterr().err
+        retiring = ("publish", str(two), "--trusted-keys", str(trusted), "--retire", "answer", "--key", keys)
+        assert tidegate(*retiring) == 0
+        asyncio.run(send_at(settings, iter(events[8_500:])))
+        file = tmp_path / "telemetry.ndjson"
+        asyncio.run(dump(settings, file))
+        timeline = read_files([one, out], settings, load_trusted(trusted))
+        outcomes = list(replay([file], timeline, PARTITIONS, settings.clockwork))
+        await_written(settings, settings.decisions_topic, by_unit(d.to_bytes() for d, _ in outcomes), 60)
+        await_written(settings, settings.control_topic, by_unit(c.to_bytes() for _, c in outcomes if c), 30)
+        assert tidegate("kill", "answer", "--reason", "drill", "--actor", "Ada", "--key", keys) == 0
+    last = {c.key: c for _, c in outcomes if c is not None}
+    assert {(c.action, c.weights.canary) for c in last.values()} == {("retire", 0)}
+    assert "answer|us: kill" in capsys.readouterr().out
+
+
+@pytest.mark.kafka
+def test_what_a_changed_file_drops_is_retired_and_what_it_turns_on_is_told(settings: Settings, tmp_path: Path) -> None:
+    """No telemetry at all: a worker that starts with the new text says it, once, and killing goes on to work."""
+    file = tmp_path / "flags.yml"
+    switch = "switch: {kind: kill_switch, scope: {regions: [eu]}, traffic: {canary_weight: %s}}"
+    file.write_text(MANIFEST + "  " + switch % 0 + "\n")
+    worker = WorkerProcess(settings, file, "worker", tmp_path)
+    with running(worker):
+        order(settings, operation("kill").to_bytes())
+        asyncio.run(write(settings, settings.operations_topic, operation("rearm").to_bytes()))
+        wait_for(lambda: len(asyncio.run(records(settings, settings.control_topic))) >= 5)
+        assert worker.signal(signal.SIGTERM) == 0
+    file.write_text("flags:\n  " + switch % 1 + "\n")
+
+    def said() -> set[tuple[str, str, float]]:
+        commands = map(command_from_bytes, (r.value for r in asyncio.run(records(settings, settings.control_topic))))
+        return {(command.key, command.action, command.weights.canary) for command in commands}
+
+    with running(worker):
+        wait_for(lambda: ("switch|eu", "rearm", 1) in said() and ("answer|us", "retire", 0) in said())
+        assert ("answer|eu", "retire", 0) in said()
+        count = len(asyncio.run(records(settings, settings.control_topic)))
+        assert worker.signal(signal.SIGTERM) == 0
+    with running(worker):
+        _, seconds = order(settings, operation("kill", "gone, and killed").to_bytes())
+        assert len(asyncio.run(records(settings, settings.control_topic))) == count + 2
+    print(f"killed in {seconds:.3f} s")
+
+
 async def first_commands(settings: Settings, trusted: TrustedKeys | None) -> dict[str, Command]:
     """What a router hears when it starts."""
     async with ControlConsumer(settings, trusted) as control:

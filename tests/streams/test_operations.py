@@ -596,6 +596,13 @@ def test_a_switch_is_not_turned_on_over_a_later_kill() -> None:
     assert {command.weights.canary for command in gate.commands} == {0}
 
 
+def test_what_an_old_file_asked_for_is_not_carried_out_under_the_new_one() -> None:
+    """The worker ended before its first checkpoint, and reads its log again with the new text."""
+    off, on = (Timeline.of(load_manifest(text).flags) for text in (OFF, ON))
+    gate = Gate(on)
+    assert gate.order(*switches(off, 0)) == []
+
+
 def test_a_kill_switch_of_a_file_that_is_turned_off_and_on_speaks_without_telemetry() -> None:
     """A file has no revisions; what was off is told that it is on when a worker starts with the new text."""
     off, on = (Timeline.of(load_manifest(text).flags) for text in (OFF, ON))
