@@ -15,12 +15,11 @@ from gates.regions import Regions
 from gates.rules import SLACK, rounded
 from gates.sums import PinSet
 from gates.unit import Unit
-from gates.window import CLIENT, EXAMPLES, REQUEST_SOURCES, Arm, Finds
+from gates.window import CLIENT, DEAD_LETTERS_MAX, EXAMPLES, REQUEST_SOURCES, Arm, Finds
 from schemas.decision import Problem
 from schemas.event import PINS
 from schemas.manifest import Flag
 
-DEAD_LETTERS_MAX = 0.01
 STORM_SHARE, STORM_EVENTS = 0.05, 5
 """429s of the canary: points over the baseline and the stage before, and how many at least."""
 ORPHANS_MAX = 0.01
@@ -144,7 +143,7 @@ def window_unstable(seen: Evidence) -> Iterator[dict[str, Any]]:
     accepted = window.accepted
     for what, count, limit in (
         ("late", window.late, seen.flag.window.late_max),
-        ("dead_letters", window.dead_letters, DEAD_LETTERS_MAX),
+        ("dead_letters", window.dead, DEAD_LETTERS_MAX),
     ):
         if count and count / (count + accepted) > limit + SLACK:
             yield {what: count, "share": rounded(count / (count + accepted)), "limit": limit}

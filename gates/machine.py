@@ -493,7 +493,7 @@ class Machine(ABC):
                 arms=dict(arms or {}),
                 late=window.late,
                 duplicates=window.duplicates,
-                dead_letters=window.dead_letters,
+                dead_letters=window.dead,
                 warnings=[] if plain else self._warnings(drifted),
                 relaxed=list(flag.relaxed),
                 source=[] if plain else self._sources(),

@@ -21,6 +21,8 @@ NAMESPACES_CAP = 1024
 """Cache namespaces followed in one unit and window; later ones are only counted."""
 HASHES_CAP = 8
 """Manifest hashes told apart in one unit and window; later ones count as the last."""
+DEAD_LETTERS_MAX = 0.01
+"""Share of dead letters above which a window, or what a partition brought to it, is not whole."""
 EXAMPLES = 3
 """Places told of each finding."""
 
@@ -157,6 +159,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
     """What one partition saw of one unit in one pane.
 
     ``behind``: by their own pane, the late events that came while this one was open; ``left_out``: how many more did.
+    ``dead_letters``: those that say they are of this unit.
     """
 
     arms: dict[str, Arm] = msgspec.field(default_factory=dict)
@@ -166,6 +169,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
     detail: Detail | None = None
     behind: "dict[int, PaneUnit]" = msgspec.field(default_factory=dict)
     left_out: int = 0
+    dead_letters: int = 0
 
     def details(self) -> Detail:
         """What single rows told, made on first use."""
@@ -181,7 +185,9 @@ class PaneUnit(msgspec.Struct, array_like=True):
         """The same, its arms by name."""
         arms = {arm: self.arms[arm].in_order() for arm in sorted(self.arms)}
         behind = {pane: self.behind[pane].in_order() for pane in sorted(self.behind)}
-        return PaneUnit(arms, self.late, self.duplicates, self.offsets, self.detail, behind, self.left_out)
+        return PaneUnit(
+            arms, self.late, self.duplicates, self.offsets, self.detail, behind, self.left_out, self.dead_letters
+        )
 
     def saw(self, first: int, last: int) -> None:
         """Widen the range of source offsets."""
@@ -209,12 +215,25 @@ class PaneUnit(msgspec.Struct, array_like=True):
         return size + sum(late.unbounded_bytes for late in self.behind.values())
 
 
+class Read(msgspec.Struct, array_like=True):
+    """What a partition brought in a span of time: valid records, and dead letters that name no unit."""
+
+    records: int = 0
+    dead_letters: int = 0
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether dead letters are more than a small share."""
+        return self.dead_letters > DEAD_LETTERS_MAX * (self.records + self.dead_letters)
+
+
 class Window(msgspec.Struct, array_like=True):
     """The merged panes of [start, end), ms.
 
     ``ids``: sticky ids of traffic seen, once a pane and partition; ``orphans``: those of them never exposed.
     ``behind``: the window's late events, which it is not judged by; ``left_out``: those that may be its own, and were
-    too many to be looked at. ``unexpected``: users whom the canary served at weight 0.
+    too many to be looked at. ``unexpected``: users whom the canary served at weight 0. ``dead_letters``:
+    of this unit, ``partitions``: what each one brought to all units.
     """
 
     start: int
@@ -231,6 +250,7 @@ class Window(msgspec.Struct, array_like=True):
     behind: "Window | None" = None
     left_out: int = 0
     unexpected: int = 0
+    partitions: dict[int, Read] = msgspec.field(default_factory=dict)
 
     def merge(self, partition: int, seen: PaneUnit) -> None:
         """Add what one partition saw; call in (pane, partition) order."""
@@ -241,8 +261,20 @@ class Window(msgspec.Struct, array_like=True):
             self.detail.merge(seen.detail)
         self.late += seen.late
         self.duplicates += seen.duplicates
+        self.dead_letters += seen.dead_letters
         if seen.offsets is not None:
             self._widen(partition, seen.offsets)
+
+    def read(self, partition: int, records: int, dead_letters: int) -> None:
+        """Note what a partition brought in a pane: valid records, and dead letters that anybody may have sent."""
+        known = self.partitions.setdefault(partition, Read())
+        known.records += records
+        known.dead_letters += dead_letters
+
+    @property
+    def dead(self) -> int:
+        """Dead letters of the unit, and those of nobody's where they are more than a small share of a partition."""
+        return self.dead_letters + sum(read.dead_letters for read in self.partitions.values() if read.spoilt)
 
     def _widen(self, partition: int, seen: Offsets) -> None:
         known = self.offsets.get(partition, seen)
@@ -258,6 +290,7 @@ class Window(msgspec.Struct, array_like=True):
     def made_whole(self) -> "Window":
         """A window of its own with the late events counted in."""
         whole = Window(self.start, self.end, late=self.late, duplicates=self.duplicates, dead_letters=self.dead_letters)
+        whole.partitions = self.partitions
         for part in (self, self.behind or Window(self.start, self.end)):
             whole.baseline.merge(part.baseline)
             whole.canary.merge(part.canary)

@@ -20,7 +20,10 @@ PINS = ("MODEL_VER", "PROMPT_VER", "INDEX_HASH", "RERANK_CONF", "TOK_VER", "ANAL
 CONVERGENT = frozenset(("→", "->", "convergent"))
 KNOWN_LAMBDA = CONVERGENT | {"←", "<-", "divergent", "<>", "recursive", "×", "x", "chaotic"}
 
-MAX_TS = 2**53 - 1
+MIN_TS, MAX_TS = 978_307_200_000, 4_102_444_799_999
+"""2001-01-01 to the end of 2099, ms: seconds and microseconds of these years lie outside."""
+TOLERANCE = 1e-6
+"""How far ΔS and coverage may lie outside their range, by rounding: they are taken as its end."""
 MAX_COST = MAX_LATENCY = 1e9
 MAX_DEPTH = 512
 """Deepest nesting of a record: well below where any Python version's decoder gives up, so that all agree."""
@@ -48,7 +51,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One record of the telemetry topic, keyed by ``sticky_id``; ``null`` means absent."""
 
-    ts: Annotated[int, Meta(ge=0, le=MAX_TS, description="event time, ms since the epoch, UTC")]
+    ts: Annotated[int, Meta(ge=MIN_TS, le=MAX_TS, description="event time, ms since the epoch, UTC; 2001 to 2099")]
     kind: Annotated[
         Literal["request", "exposure", "label", "tick"] | None,
         Meta(
@@ -76,8 +79,20 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Meta(description="default traffic; shadow: mirrored, not served; warmup: counts for nothing"),
     ] = None
     versions: Versions | None = None
-    delta_s: Annotated[float, Meta(ge=0, le=2, description="1 - cosine(answer, anchor)")] | None = None
-    coverage: Annotated[float, Meta(ge=0, le=1, description="share of the target section retrieved")] | None = None
+    delta_s: (
+        Annotated[
+            float,
+            Meta(ge=-TOLERANCE, le=2 + TOLERANCE, description="1 - cosine(answer, anchor), 0 to 2"),
+        ]
+        | None
+    ) = None
+    coverage: (
+        Annotated[
+            float,
+            Meta(ge=-TOLERANCE, le=1 + TOLERANCE, description="share of the target section retrieved, 0 to 1"),
+        ]
+        | None
+    ) = None
     lambda_state: Annotated[
         str | None, Meta(description="→ ← <> ×, -> <- x, or the words; anything else counts as ×")
     ] = None
@@ -130,6 +145,43 @@ def _shortened(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
 
 
+class _Time(msgspec.Struct):
+    ts: int | float
+
+
+_time = msgspec.json.Decoder(_Time)
+_UNITS = ((1e-3, "seconds"), (1e3, "microseconds"), (1e6, "nanoseconds"))
+
+
+def _unit_of_ts(value: bytes) -> str | None:
+    """What is wrong with a record's time if it is a number of another unit than milliseconds; None if it is not."""
+    try:
+        ts = _time.decode(value).ts
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+    for factor, unit in _UNITS:
+        if MIN_TS * factor <= ts <= MAX_TS * factor:
+            return f"`ts` looks like {unit}: {ts}; write milliseconds since the epoch"
+    return None
+
+
+def clamped(number: float, most: float) -> float:
+    """A number that rounding put outside 0 to ``most``, as the end of that range."""
+    return min(max(number, 0.0), most)
+
+
+def _settled(event: TelemetryEvent) -> TelemetryEvent:
+    """The event with its default kind, and with ΔS and coverage inside their ranges."""
+    changes: dict[str, Any] = {}
+    if event.kind is None:
+        changes["kind"] = "request"
+    for name, most in (("delta_s", 2.0), ("coverage", 1.0)):
+        number = getattr(event, name)
+        if number is not None and not 0 <= number <= most:
+            changes[name] = clamped(number, most)
+    return msgspec.structs.replace(event, **changes) if changes else event
+
+
 def _fault(event: TelemetryEvent) -> str | None:
     """The first rule across fields that the event breaks."""
     if event.kind == "tick":
@@ -163,9 +215,8 @@ def parse(value: bytes | None, timestamp: int | None = None) -> TelemetryEvent:
         # Lone surrogates decode but cannot be written as UTF-8 again.
         msgspec.json.encode(event)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise EventError(_shortened(error)) from None
-    if event.kind is None:
-        event = msgspec.structs.replace(event, kind="request")
+        raise EventError(_unit_of_ts(value) or _shortened(error)) from None
+    event = _settled(event)
     fault = _fault(event)
     if fault:
         raise EventError(fault)

@@ -152,7 +152,7 @@ class Beside:
     def step(self, partial: Partial) -> Iterator[Window]:
         """Take in a partial; give the windows that end with it."""
         self._closed[partial.partition] = partial.pane + 1
-        if partial.units or partial.dead_letters:
+        if partial.units or partial.dead_letters or partial.records:
             self._waiting.setdefault(partial.pane, {})[partial.partition] = partial
         closed, pane_ms = min(self._closed), self._clockwork.pane_ms
         while True:
@@ -182,9 +182,9 @@ class Beside:
             for name, seen in partial.units.items():
                 if name in self._machines:
                     self._machines[name].add(partition, seen)
-        dead_letters = sum(partial.dead_letters for partial in partials.values())
-        for ramp in self._machines.values():
-            ramp.unit.window.dead_letters += dead_letters
+        for partition, partial in partials.items():
+            for ramp in self._machines.values():
+                ramp.unit.window.read(partition, partial.records, partial.dead_letters)
 
     def _close(self, name: str, ramp: Machine, end: int) -> Iterator[Window]:
         shadow, window, cut = self._shadows.get(name), ramp.unit.window, ramp.unit.cut

@@ -27,6 +27,7 @@ from schemas.event import (
     MAX_DEPTH,
     PINS,
     TelemetryEvent,
+    Text,
     Versions,
     parse,
     too_deep,
@@ -161,6 +162,7 @@ class GroupTable:
         self.codes = _Codes(self)
         self.bytes = 0
         self._groups: list[Group] = []
+        self._salts: list[int] = []
         self._cells: dict[tuple[str, str, str, str], int] = {}
         self._pins: dict[str, int] = {}
         self.pin_names: list[str] = []
@@ -190,6 +192,7 @@ class GroupTable:
         self.measured = self.request | self.label
         self.exposure = np.array([g.exposure for g in groups], np.bool_)
         self.hash = np.array([g.hash for g in groups], np.int64)
+        self.salt = np.array(self._salts, np.uint64)
         self.errors = _badness([g.error for g in groups])
         self.flips = _badness([g.state == FLIPPED for g in groups])
         calls, ok = COUNTERS.index("tool_calls"), COUNTERS.index("tool_ok")
@@ -209,6 +212,8 @@ class GroupTable:
         revisions = self.timeline.revisions
         flags = revisions[revision].flags if revisions and revision >= 0 else {}
         self._groups.append(self._group(event, versions, flags))
+        # Ids are told apart by flag and kind: a request of two flags may have one id for both.
+        self._salts.append(hash_of(f"{event['kind'] or 'request'}\0{event['flag']}"))
         return len(self._groups) - 1
 
     def _group(self, event: dict[str, Any], versions: bytes, flags: Mapping[str, Flag]) -> Group:
@@ -401,8 +406,8 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
     if timestamps is not None and len(row):
         stamps = np.array(timestamps, np.int64)[row]
         valid &= (stamps < 0) | (ts - FUTURE_MS <= stamps)
-    delta_s = np.array([e.delta_s for e in events], np.float64)
-    coverage = np.array([e.coverage for e in events], np.float64)
+    delta_s = np.clip(np.array([e.delta_s for e in events], np.float64), 0.0, 2.0)
+    coverage = np.clip(np.array([e.coverage for e in events], np.float64), 0.0, 1.0)
     cost = np.array([e.cost for e in events], np.float64)
     query: dict[int, int] = {}
     if len(code):
@@ -488,6 +493,26 @@ def _why(value: bytes | None, timestamp: int | None) -> str:
     except EventError as error:
         return str(error)
     raise AssertionError(f"the column decoder and the schema disagree about {value!r}")
+
+
+class _Whose(msgspec.Struct):
+    flag: Text
+    region: Text | None = None
+
+
+_whose = msgspec.json.Decoder(_Whose)
+
+
+def whose(value: bytes | None) -> str | None:
+    """``flag|region`` of a record that is no event; None if they cannot be read."""
+    if value is None or too_deep(value):
+        return None
+    try:
+        found = _whose.decode(value)
+        found.flag.encode(), (found.region or "").encode()
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+    return f"{found.flag}|{found.region or ''}"
 
 
 def hash_of(text: str) -> int:

@@ -19,7 +19,7 @@ from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, W
 from gates.unit import Clockwork
 from gates.window import CLIENT, Detail, PaneUnit
 from schemas.errors import HoleError, StateError
-from streams.columns import UNKNOWN_FLAG, Columns, GroupTable, decode, hash_of
+from streams.columns import UNKNOWN_FLAG, Columns, GroupTable, decode, hash_of, whose
 
 STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
@@ -29,12 +29,15 @@ NEVER = -(2**53)
 _COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
 _COST_KNOWN = COUNTERS.index("cost_known")
 UNIT_BYTES = 2 << 20
-"""A unit whose names of one pane take more than this counts as dead letters: its partial has to fit into a record."""
+"""A unit whose names of one pane take more than this counts as dead letters of its own: a partial has to fit into a
+record."""
 REGIONS_MAX = 1_000
 """Regions that a partition takes up of a flag whose scope names none; events of others are dead letters."""
 _TOO_MANY = (
     f"region: not among the first {REGIONS_MAX:,} of its flag; name those that count in the flag's scope.regions"
 )
+DEAD_UNITS_MAX = 1_000
+"""Units that dead letters may name in one pane; those that name further ones count for none."""
 LATE_CAP = 4096
 """Late events that one pane brings for corrections; later ones are only counted."""
 TOOL_LOOP = 10
@@ -78,7 +81,8 @@ class Partial(msgspec.Struct, array_like=True):
     """What one partition saw in one pane, sent on when the pane closes.
 
     ``previous``: panes below it were closed by the partial before, so a gap shows. Panes between ``previous`` and
-    ``pane`` are empty. ``more``: another piece of the same pane follows, with more units; the last one closes it.
+    ``pane`` are empty. ``dead_letters``: those that name no flag and region, ``records``: valid ones that came while
+    the pane was the newest. ``more``: another piece of the same pane follows, with more units; the last one closes it.
     """
 
     partition: int
@@ -87,18 +91,39 @@ class Partial(msgspec.Struct, array_like=True):
     dead_letters: int
     units: dict[str, PaneUnit]
     more: bool = False
+    records: int = 0
 
 
 class Pane(msgspec.Struct, array_like=True):
-    """An open pane. ``late``: late events that came in it and are kept for corrections."""
+    """An open pane. ``dead_letters``: those that nobody can be told to have sent; ``dead_of``: by the unit that they
+    name. ``records``: valid ones that came in it, ticks apart. ``late``: late events that came in it and are kept.
+    """
 
     units: dict[str, PaneUnit] = msgspec.field(default_factory=dict)
     dead_letters: int = 0
     late: int = 0
+    records: int = 0
+    dead_of: dict[str, int] = msgspec.field(default_factory=dict)
 
     def of(self, unit: str) -> PaneUnit:
         """One unit, made on first use."""
         return self.units.setdefault(unit, PaneUnit())
+
+    def bury(self, unit: str | None) -> None:
+        """Count a dead letter; of very many names the later ones are nobody's, and count for no unit."""
+        if unit is None:
+            self.dead_letters += 1
+        elif unit in self.dead_of or len(self.dead_of) < DEAD_UNITS_MAX:
+            self.dead_of[unit] = self.dead_of.get(unit, 0) + 1
+
+    def settle(self) -> None:
+        """Give each unit its dead letters, as the pane closes."""
+        for unit, count in self.dead_of.items():
+            self.of(unit).dead_letters += count
+        for unit, seen in self.units.items():
+            if seen.unbounded_bytes > UNIT_BYTES:
+                dead = seen.dead_letters + seen.accepted
+                self.units[unit] = PaneUnit(late=seen.late, duplicates=seen.duplicates, dead_letters=dead)
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -224,12 +249,13 @@ class PartitionState:
         result = Step(dead=[(first + row, error) for row, error in columns.dead])
         largest = np.maximum.accumulate(np.maximum(columns.ts, state.largest_ts))
         closed = np.maximum((largest - state.lateness_ms) // state.pane_ms, state.closed)
-        self._count_dead(columns, largest)
+        self._count_dead(columns, largest, values)
+        self._count_read(columns, largest)
         if len(columns.row):
             pane = columns.ts // state.pane_ms
             cell = table.cell[columns.code]
             result.unknown_flag = int((cell == UNKNOWN_FLAG).sum())
-            counted = self._of_regions_met(first, columns, np.flatnonzero(cell >= 0), cell, largest, result)
+            counted = self._of_regions_met(first, columns, np.flatnonzero(cell >= 0), cell, result)
             late = counted[pane[counted] < closed[counted]]
             if len(late):
                 carriers = largest[late] // state.pane_ms
@@ -246,8 +272,11 @@ class PartitionState:
         state.next = first + len(values)
         return result
 
-    def _count_dead(self, columns: Columns, largest: Ints) -> None:
-        """Dead letters belong to the pane of the largest ``ts`` before them, or of the first ``ts`` of all."""
+    def _count_dead(self, columns: Columns, largest: Ints, values: Sequence[bytes | None]) -> None:
+        """Dead letters belong to the pane of the largest ``ts`` before them, or of the first ``ts`` of all.
+
+        One that says which flag and region it is of counts there alone, if the gates know such a unit.
+        """
         state = self._state
         for row, _ in columns.dead:
             before = int(np.searchsorted(columns.row, row)) - 1
@@ -255,15 +284,19 @@ class PartitionState:
             if known == NEVER:
                 state.early_dead_letters += 1
             else:
-                self._pane(known // state.pane_ms).dead_letters += 1
+                self._pane(known // state.pane_ms).bury(whose(values[row]))
         if state.early_dead_letters and len(columns.ts):
             self._pane(int(columns.ts[0]) // state.pane_ms).dead_letters += state.early_dead_letters
             state.early_dead_letters = 0
 
-    def _of_regions_met(
-        self, first: int, columns: Columns, counted: Ints, cell: Ints, largest: Ints, result: Step
-    ) -> Ints:
-        """The rows whose region is taken up; those of one region too many are dead letters of the pane they came in."""
+    def _count_read(self, columns: Columns, largest: Ints) -> None:
+        """Count valid records, ticks apart, in the panes in which they came."""
+        came = largest[~self._table.tick[columns.code]] // self._state.pane_ms
+        for pane, count in zip(*(found.tolist() for found in np.unique(came, return_counts=True)), strict=True):
+            self._pane(pane).records += count
+
+    def _of_regions_met(self, first: int, columns: Columns, counted: Ints, cell: Ints, result: Step) -> Ints:
+        """The rows whose region is taken up; those of one region too many are dead letters, and count for no unit."""
         state, table, refused = self._state, self._table, []
         cells, rows = np.unique(cell[counted], return_index=True)
         for index in cells[np.argsort(rows)].tolist():
@@ -281,7 +314,6 @@ class PartitionState:
             return counted
         out = np.isin(cell[counted], refused)
         for row in counted[out].tolist():
-            self._pane(int(largest[row]) // state.pane_ms).dead_letters += 1
             result.dead.append((first + int(columns.row[row]), _TOO_MANY))
         result.dead.sort()
         return counted[~out]
@@ -312,8 +344,8 @@ class PartitionState:
         return self._pane(pane).of(unit)
 
     def _drop_duplicates(self, columns: Columns, counted: Ints, pane: Ints, closed: Ints, cell: Ints) -> Ints:
-        """The rows whose id is not in a pane that is open when they arrive."""
-        ids = columns.event[counted].tolist()
+        """The rows whose id, of their flag and kind, is not in a pane that is open when they arrive."""
+        ids = (columns.event[counted] ^ self._table.salt[columns.code[counted]]).tolist()
         panes = pane[counted].tolist()
         if len(set(ids)) == len(ids) and all(seen.isdisjoint(ids) for seen in self._seen.values()):
             if panes and min(panes) == max(panes):
@@ -508,12 +540,11 @@ class PartitionState:
             last = closed - 1
             for index in sorted({i for i in state.open if i < closed} | {last}):
                 pane = state.open.pop(index, None) or Pane()
-                for unit, seen in pane.units.items():
-                    if seen.unbounded_bytes > UNIT_BYTES:
-                        pane.dead_letters += seen.accepted
-                        pane.units[unit] = PaneUnit(late=seen.late, duplicates=seen.duplicates)
+                pane.settle()
                 units = {unit: pane.units[unit].in_order() for unit in sorted(pane.units)}
-                partials.append(Partial(state.partition, index, state.closed, pane.dead_letters, units))
+                partials.append(
+                    Partial(state.partition, index, state.closed, pane.dead_letters, units, records=pane.records)
+                )
                 state.closed = index + 1
         if steps:
             self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}

@@ -38,7 +38,10 @@ def gate_of(flag: str, gates: int) -> int:
 
 def split(partial: Partial, gates: int) -> list[Partial]:
     """One partial for each gate partition; each carries the time, and the units that are decided there."""
-    parts = [Partial(partial.partition, partial.pane, partial.previous, partial.dead_letters, {}) for _ in range(gates)]
+    parts = [
+        Partial(partial.partition, partial.pane, partial.previous, partial.dead_letters, {}, records=partial.records)
+        for _ in range(gates)
+    ]
     for unit, seen in partial.units.items():
         parts[gate_of(unit.split("|", 1)[0], gates)].units[unit] = seen
     return parts
@@ -53,7 +56,7 @@ def pieces(partial: Partial) -> Iterator[bytes]:
     units, half = list(partial.units.items()), len(partial.units) // 2
     place = partial.partition, partial.pane, partial.previous
     yield from pieces(Partial(*place, 0, dict(units[:half]), more=True))
-    yield from pieces(Partial(*place, partial.dead_letters, dict(units[half:]), partial.more))
+    yield from pieces(Partial(*place, partial.dead_letters, dict(units[half:]), partial.more, partial.records))
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True):
@@ -315,7 +318,7 @@ class GateState:
         if begun is not None:
             # Pieces that are sent again after a crash say the same.
             partial.units = begun.units | partial.units
-        if partial.units or partial.dead_letters:
+        if partial.units or partial.dead_letters or partial.records:
             state.waiting.setdefault(partial.pane, {})[partial.partition] = partial
         if partial.more:
             return
@@ -414,9 +417,10 @@ class GateState:
             for name, seen in partial.units.items():
                 if name in self._ramps:
                     self._ramps[name].add(partition, seen)
-        dead_letters = sum(partial.dead_letters for partial in partials.values())
-        for ramp in self._ramps.values():
-            ramp.unit.window.dead_letters += dead_letters
+        for partition, partial in partials.items():
+            if partial.records or partial.dead_letters:
+                for ramp in self._ramps.values():
+                    ramp.unit.window.read(partition, partial.records, partial.dead_letters)
 
     def _begin(self, name: str, start: int) -> Iterator[Outcome]:
         flag_name, region = name.split("|", 1)

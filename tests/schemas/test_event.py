@@ -57,7 +57,7 @@ class TestRequiredFields:
         assert not accepted(written(**{field: ""}))
 
     def test_a_tick_needs_ts_alone(self) -> None:
-        assert parse(b'{"kind":"tick","ts":5}').ts == 5
+        assert parse(b'{"kind":"tick","ts":1700000000000}').ts == 1_700_000_000_000
         with pytest.raises(EventError, match="ts"):
             parse(b'{"kind":"tick"}')
 
@@ -81,7 +81,7 @@ class TestRequiredFields:
 
 
 GOOD: dict[str, list[Any]] = {
-    "ts": [0, 1, 2**53 - 1],
+    "ts": [978_307_200_000, 4_102_444_799_999],
     "kind": ["request", "exposure", "tick"],
     "labels_event_id": ["e1"],
     "arm": ["baseline", "canary"],
@@ -124,7 +124,7 @@ GOOD: dict[str, list[Any]] = {
 BAD: dict[str, list[Any]] = {
     "event_id": [1, True, ["e"], {}],
     "labels_event_id": [1, "", "x" * 1025],
-    "ts": [-1, 2**53, 10**40, 1.5, "1", True, []],
+    "ts": [-1, 0, 978_307_199_999, 4_102_444_800_000, 2**53, 10**40, 1.5, "1", True, []],
     "kind": ["Request", "ticks", "", 0],
     "flag": [1, False],
     "arm": ["Canary", "control", "", 1],
@@ -136,8 +136,8 @@ BAD: dict[str, list[Any]] = {
     "surface": [{}],
     "source": ["live", "", 1],
     "versions": ["m1", [], {"MODEL_VER": 1}, {"MODEL_VER": None}, {"MODEL_VER": {}}],
-    "delta_s": [-1e-9, 2.0000001, 10**400, "0.1", True, []],
-    "coverage": [-0.1, 1.0000001, "1", True],
+    "delta_s": [-2e-6, 2.000002, 10**400, "0.1", True, []],
+    "coverage": [-0.1, 1.000002, "1", True],
     "lambda_state": [1, True, []],
     "query_id": [1],
     "paraphrase": [0, 4, 1.5, "1", True],
@@ -216,7 +216,7 @@ class TestExtras:
 
     def test_the_last_of_two_equal_names_counts(self) -> None:
         """As JSON readers do."""
-        assert parse(b'{"kind":"tick","ts":1,"ts":2}').ts == 2
+        assert parse(b'{"kind":"tick","ts":1700000000001,"ts":1700000000002}').ts == 1_700_000_000_002
 
 
 class TestNotJson:
@@ -271,7 +271,7 @@ class TestNotJson:
 
     @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
     def test_nesting_without_end_is_refused_and_not_fatal(self, opening: bytes) -> None:
-        assert not accepted(b'{"kind":"tick","ts":1,"x":' + opening * 200_000)
+        assert not accepted(b'{"kind":"tick","ts":1700000000000,"x":' + opening * 200_000)
 
     def test_how_deep_may_be_nested_does_not_depend_on_the_caller(self) -> None:
         """The same log gives the same bytes, also where the caller's stack is deep."""
@@ -286,7 +286,7 @@ def _deepest(frames: int) -> int:
     low, high = 1, 2 * sys.getrecursionlimit()
     while low < high:
         middle = (low + high) // 2
-        if accepted(b'{"kind":"tick","ts":1,"x":' + b"[" * middle + b"]" * middle + b"}"):
+        if accepted(b'{"kind":"tick","ts":1700000000000,"x":' + b"[" * middle + b"]" * middle + b"}"):
             low = middle + 1
         else:
             high = middle
@@ -301,14 +301,14 @@ class TestFutureTimestamp:
         assert FUTURE_MS == 60_000
 
     def test_it_is_not_checked_without_a_timestamp(self) -> None:
-        assert parse(written(ts=2**53 - 1)).ts == 2**53 - 1
+        assert parse(written(ts=4_102_444_799_999)).ts == 4_102_444_799_999
 
     def test_it_holds_for_ticks_too(self) -> None:
         with pytest.raises(EventError, match=r"^future_timestamp"):
-            parse(b'{"kind":"tick","ts":60001}', timestamp=0)
+            parse(b'{"kind":"tick","ts":1700000060001}', timestamp=1_700_000_000_000)
 
     def test_the_past_is_not_checked(self) -> None:
-        assert parse(written(ts=0), timestamp=TS).ts == 0
+        assert parse(written(ts=978_307_200_000), timestamp=TS).ts == 978_307_200_000
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -316,7 +316,7 @@ names = texts.filter(bool)
 valid_fields = st.fixed_dictionaries(
     {
         "event_id": names,
-        "ts": st.integers(0, 2**53 - 1),
+        "ts": st.integers(978_307_200_000, 4_102_444_799_999),
         "flag": names,
         "arm": st.sampled_from(["baseline", "canary"]),
         "sticky_id": names,
@@ -379,3 +379,39 @@ class TestEncode:
 
     def test_defaults_are_left_out(self) -> None:
         assert set(msgspec.json.decode(encode(fields()))) == set(fields())
+
+
+class TestRounding:
+    """1 − cosine of identical texts is −1.2e-7 in float32; a mean of 1.0s may be 1.0000000000000002."""
+
+    @pytest.mark.parametrize(
+        ("name", "given", "taken"),
+        [
+            ("delta_s", -1.2e-7, 0),
+            ("delta_s", 2.0000005, 2),
+            ("coverage", 1.0000000000000002, 1),
+            ("coverage", -1e-6, 0),
+            ("coverage", 0.5, 0.5),
+        ],
+    )
+    def test_what_rounding_put_outside_the_range_is_taken_as_its_end(
+        self, name: str, given: float, taken: float
+    ) -> None:
+        assert getattr(parse(written(**{name: given})), name) == taken
+
+
+class TestUnitOfTime:
+    """A `ts` of another unit would be silence for ever: no window of 1970 ever closes."""
+
+    @pytest.mark.parametrize(
+        ("ts", "unit"),
+        [
+            (1_700_000_000, "seconds"),
+            (1_700_000_000.25, "seconds"),
+            (1_700_000_000_000_000, "microseconds"),
+            (1_700_000_000_000_000_000, "nanoseconds"),
+        ],
+    )
+    def test_the_error_says_which_unit_it_looks_like(self, ts: float, unit: str) -> None:
+        with pytest.raises(EventError, match=f"`ts` looks like {unit}: .*; write milliseconds"):
+            parse(written(ts=ts))

@@ -35,12 +35,12 @@ TEXTS = [
     "assignment_key",
     "manifest_hash",
 ]
-INTS = {"ts": (0, 2**53 - 1), "paraphrase": (1, 3), "seed": (1, 2)} | dict.fromkeys(
+INTS = {"ts": (978_307_200_000, 4_102_444_799_999), "paraphrase": (1, 3), "seed": (1, 2)} | dict.fromkeys(
     ["status", "attempts", "tool_calls", "tool_ok", "applied_seq"], (0, 2**31 - 1)
 )
 NUMBERS = {
-    "delta_s": (0, 2),
-    "coverage": (0, 1),
+    "delta_s": (-1e-6, 2 + 1e-6),
+    "coverage": (-1e-6, 1 + 1e-6),
     "latency_ms": (0, 1e9),
     "cost": (0, 1e9),
     "bucket": (0, 1),
@@ -99,6 +99,7 @@ def judge(value: bytes | None, timestamp: int = -1) -> dict[str, Any]:
             except OverflowError:
                 raise Refused from None
             check(math.isfinite(event[name]) and bounds[0] <= event[name] <= bounds[1])
+            event[name] = min(max(event[name], 0.0), float(round(bounds[1])))
     for name, choices in CHOICES.items():
         check(event.get(name, choices[0]) in choices)
     check(all(type(event[name]) is bool for name in FLAGS if name in event))
@@ -117,6 +118,19 @@ def judge(value: bytes | None, timestamp: int = -1) -> dict[str, Any]:
         check("latency_ms" in event and ("error" in event or "status" in event))
     check(timestamp < 0 or event["ts"] - timestamp <= 60_000)
     return event
+
+
+def _owner(value: bytes | None) -> tuple[str, str] | None:
+    """Flag and region of a record that is no event, if they can be read."""
+    try:
+        found = json.loads((value or b"").decode("utf-8"), parse_constant=_no_constant)
+        check(isinstance(found, dict) and levels(found) <= 512)
+        flag, region = found.get("flag"), found.get("region") or ""
+        check(isinstance(flag, str) and isinstance(region, str) and max(len(flag), len(region)) <= 1024)
+        f"{flag}{region}".encode()
+    except (ValueError, RecursionError):
+        return None
+    return flag, region
 
 
 @dataclass
@@ -140,6 +154,7 @@ class Seen:
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
     late: int = 0
     duplicates: int = 0
+    dead: int = 0
     offsets: list[int] = field(default_factory=list)
 
 
@@ -152,6 +167,7 @@ class Partition:
         self.largest: int | None = None
         self.panes: dict[int, dict[str, Seen]] = {}
         self.dead: Counter[int] = Counter()
+        self.records: Counter[int] = Counter()
         self.early_dead = 0
         self.late_offsets: list[int] = []
         self.dead_offsets: list[int] = []
@@ -168,8 +184,11 @@ class Partition:
             event = judge(value, timestamp)
         except Refused:
             self.dead_offsets.append(offset)
+            owner = _owner(value)
             if self.largest is None:
                 self.early_dead += 1
+            elif owner is not None:
+                self._seen(self.largest // self.pane_ms, "|".join(owner)).dead += 1
             else:
                 self.dead[self.largest // self.pane_ms] += 1
             return
@@ -178,6 +197,7 @@ class Partition:
         self.largest = max(event["ts"], -1 if self.largest is None else self.largest)
         if event["kind"] == "tick":
             return
+        self.records[self.largest // self.pane_ms] += 1
         if event["flag"] not in self.flags:
             self.unknown_flag += 1
         elif event.get("source") != "warmup" and self._in_scope(event):
@@ -205,11 +225,12 @@ class Partition:
             self._seen(self.largest // self.pane_ms, unit).late += 1
             return
         seen = self._seen(pane, unit)
-        if self.first_pane.get(event["event_id"], -1) >= self.closed:
+        name = f"{event['flag']} {event['kind']} {event['event_id']}"
+        if self.first_pane.get(name, -1) >= self.closed:
             seen.duplicates += 1
             self.duplicates += 1
             return
-        self.first_pane[event["event_id"]] = pane
+        self.first_pane[name] = pane
         self.accepted += 1
         seen.offsets.append(offset)
         source = event.get("source", "traffic")

@@ -71,13 +71,13 @@ def test_a_tick_goes_to_every_partition(settings: Settings) -> None:
 
     async def run() -> list[ConsumerRecord]:
         async with TelemetryPublisher(settings) as telemetry:
-            assert telemetry.publish({"kind": "tick", "ts": 5})
+            assert telemetry.publish({"kind": "tick", "ts": 1_700_000_000_005})
         assert telemetry.sent == PARTITIONS
         return await stored(settings)
 
     records = asyncio.run(run())
     assert sorted(record.partition for record in records) == list(range(PARTITIONS))
-    assert {record.value for record in records} == {b'{"ts":5,"kind":"tick"}'}
+    assert {record.value for record in records} == {b'{"ts":1700000000005,"kind":"tick"}'}
 
 
 def test_an_invalid_event_is_counted_and_named_once_and_fails_nobody(

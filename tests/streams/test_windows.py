@@ -63,7 +63,10 @@ class Span:
             for pane in range(start, end)
             for number, partition in enumerate(partitions)
         ]
-        self.dead = sum(partition.dead[pane] for partition in partitions for pane in range(start, end))
+        self.dead = sum(seen.dead for _, seen in self.seen)
+        for partition in partitions:
+            dead, records = (sum(found[p] for p in range(start, end)) for found in (partition.dead, partition.records))
+            self.dead += dead if dead > 0.01 * (dead + records) else 0
 
     def cells(self, arm: str, *sources: str) -> list[Cell]:
         return [seen.cells[arm, s] for s in sources for _, seen in self.seen if (arm, s) in seen.cells]
@@ -242,7 +245,7 @@ class TestWindows:
         first, second = decisions(log, text=RAMP)[:2]
         assert first.arms["canary"].requests == second.arms["canary"].requests == 6
 
-    def test_dead_letters_count_in_every_unit_and_late_events_in_their_own(self) -> None:
+    def test_dead_letters_of_nobody_count_in_every_unit_and_late_events_in_their_own(self) -> None:
         log: list[bytes | None] = [
             record(event_id="a", region="eu"),
             record(event_id="b", region="us"),
@@ -254,10 +257,34 @@ class TestWindows:
         eu, us = decisions(log)
         assert [(d.dead_letters, d.late) for d in (eu, us)] == [(1, 0), (1, 1)]
 
+    def test_a_dead_letter_that_names_its_unit_counts_there_alone(self) -> None:
+        """One service's garbage does not hold up the others."""
+        log: list[bytes | None] = [
+            record(event_id="a", region="eu"),
+            record(event_id="b", region="us"),
+            record(event_id="c", region="us", latency_ms=-1.0),
+            record(event_id="d", region="ap", latency_ms=-1.0),
+            record(event_id="e", flag="nobody's", latency_ms=-1.0),
+            tick(NOON + 30_000 + LATENESS),
+        ]
+        eu, us = decisions(log)
+        assert [d.dead_letters for d in (eu, us)] == [0, 1]
+
+    @pytest.mark.parametrize(("garbage", "counts"), [(1, 0), (2, 2)])
+    def test_garbage_of_nobody_counts_only_where_it_is_more_than_1_percent_of_a_partition(
+        self, garbage: int, counts: int
+    ) -> None:
+        """One in a hundred records of the partition in that window is let be, however small the unit is."""
+        log: list[bytes | None] = [record(event_id="small", region="eu")]
+        log += [record(event_id=f"{i}", region="us") for i in range(98)]
+        log += [b"x"] * garbage
+        log.append(tick(NOON + 30_000 + LATENESS))
+        assert [d.dead_letters for d in decisions(log)] == [counts, counts]
+
     def test_an_event_of_the_far_future_costs_a_thousand_records_and_no_more(self) -> None:
         """A unit that hears nothing for 1,000 windows sleeps until its next event, which starts a window."""
         far = NOON + 10**11
-        log = [*written(healthy_pane(NOON)), *written(healthy_pane(far)), tick(2**53 - 1)]
+        log = [*written(healthy_pane(NOON)), *written(healthy_pane(far)), tick(4_102_444_799_999)]
         found = decisions(log, text=RAMP)
         assert len(found) == 2 * (1 + 1_000)
         assert [d.window.start for d in found if d.arms["canary"].requests] == [NOON, far // PANE * PANE]
