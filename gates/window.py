@@ -216,7 +216,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
 
 
 class Read(msgspec.Struct, array_like=True):
-    """What a partition brought in a span of time: valid records, and dead letters that name no unit."""
+    """What a partition brought in a span of time: accepted events, and dead letters that name no unit."""
 
     records: int = 0
     dead_letters: int = 0
@@ -266,7 +266,7 @@ class Window(msgspec.Struct, array_like=True):
             self._widen(partition, seen.offsets)
 
     def read(self, partition: int, records: int, dead_letters: int) -> None:
-        """Note what a partition brought in a pane: valid records, and dead letters that anybody may have sent."""
+        """Note what a partition brought in a pane: accepted events, and dead letters that anybody may have sent."""
         known = self.partitions.setdefault(partition, Read())
         known.records += records
         known.dead_letters += dead_letters

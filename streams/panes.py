@@ -81,7 +81,7 @@ class Partial(msgspec.Struct, array_like=True):
     """What one partition saw in one pane, sent on when the pane closes.
 
     ``previous``: panes below it were closed by the partial before, so a gap shows. Panes between ``previous`` and
-    ``pane`` are empty. ``dead_letters``: those that name no flag and region, ``records``: valid ones that came while
+    ``pane`` are empty. ``dead_letters``: those that name no flag and region, ``records``: events accepted while
     the pane was the newest. ``more``: another piece of the same pane follows, with more units; the last one closes it.
     """
 
@@ -96,7 +96,7 @@ class Partial(msgspec.Struct, array_like=True):
 
 class Pane(msgspec.Struct, array_like=True):
     """An open pane. ``dead_letters``: those that nobody can be told to have sent; ``dead_of``: by the unit that they
-    name. ``records``: valid ones that came in it, ticks apart. ``late``: late events that came in it and are kept.
+    name. ``records``: accepted events that came in it. ``late``: late events that came in it and are kept.
     """
 
     units: dict[str, PaneUnit] = msgspec.field(default_factory=dict)
@@ -250,7 +250,6 @@ class PartitionState:
         largest = np.maximum.accumulate(np.maximum(columns.ts, state.largest_ts))
         closed = np.maximum((largest - state.lateness_ms) // state.pane_ms, state.closed)
         self._count_dead(columns, largest, values)
-        self._count_read(columns, largest)
         if len(columns.row):
             pane = columns.ts // state.pane_ms
             cell = table.cell[columns.code]
@@ -266,6 +265,7 @@ class PartitionState:
             fresh = self._drop_duplicates(columns, counted, pane, closed, cell)
             result.accepted, result.duplicates = len(fresh), len(counted) - len(fresh)
             if len(fresh):
+                self._count_read(largest[fresh])
                 self._count(first, columns, fresh, pane[fresh], cell[fresh], self._of)
             state.largest_ts = int(largest[-1])
             result.partials = self._close(np.unique(closed[closed > state.closed]).tolist())
@@ -289,9 +289,9 @@ class PartitionState:
             self._pane(int(columns.ts[0]) // state.pane_ms).dead_letters += state.early_dead_letters
             state.early_dead_letters = 0
 
-    def _count_read(self, columns: Columns, largest: Ints) -> None:
-        """Count valid records, ticks apart, in the panes in which they came."""
-        came = largest[~self._table.tick[columns.code]] // self._state.pane_ms
+    def _count_read(self, largest: Ints) -> None:
+        """Count accepted events, which no repeat changes, in the panes in which they came."""
+        came = largest // self._state.pane_ms
         for pane, count in zip(*(found.tolist() for found in np.unique(came, return_counts=True)), strict=True):
             self._pane(pane).records += count
 

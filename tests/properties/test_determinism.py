@@ -104,7 +104,7 @@ def scenario(seed: int, *, late: bool = True, panes: int = 9) -> list[Log]:
                 event["ts"] = max(START, event["ts"] - 40_000)
             logs[partition].append(json.dumps(event).encode())
             if rng.random() < 0.001:
-                logs[partition].append(b"no event")
+                logs[partition].append(rng.choice([b"no event", b'{"flag": "ramp"}']))
     for log in logs:
         log.append(b'{"kind":"tick","ts":%d}' % (START + (panes + 3) * PANE))
     return logs

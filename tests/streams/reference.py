@@ -197,7 +197,6 @@ class Partition:
         self.largest = max(event["ts"], -1 if self.largest is None else self.largest)
         if event["kind"] == "tick":
             return
-        self.records[self.largest // self.pane_ms] += 1
         if event["flag"] not in self.flags:
             self.unknown_flag += 1
         elif event.get("source") != "warmup" and self._in_scope(event):
@@ -232,6 +231,7 @@ class Partition:
             return
         self.first_pane[name] = pane
         self.accepted += 1
+        self.records[self.largest // self.pane_ms] += 1
         seen.offsets.append(offset)
         source = event.get("source", "traffic")
         cell = seen.cells.setdefault((event["arm"], source), Cell())
