@@ -21,13 +21,12 @@ RATIO_ALPHA, RATIO_OFF = 0.001, 0.05
 class Assignments(msgspec.Struct, array_like=True):
     """Sticky ids by the arm that they were last seen in.
 
-    ``start``: the first pane that counts, ms. ``bounced``: ids that changed arms and were not yet held against a
+    ``bounced``: ids that changed arms and were not yet held against a
     window. ``odds``: of the sample-ratio test over the stages before. ``ratio``: what the test found in this span.
     ``unsound``: what it found in the span before, which stands until this one has shown ``needed`` ids without a
     finding, as many as that one took.
     """
 
-    start: int
     baseline: IdSample = msgspec.field(default_factory=IdSample)
     canary: IdSample = msgspec.field(default_factory=IdSample)
     bounced: IdSample = msgspec.field(default_factory=IdSample)
@@ -89,14 +88,14 @@ class Assignments(msgspec.Struct, array_like=True):
             self.unsound = None
         return odds
 
-    def next_stage(self, start: int, weight: float) -> "Assignments":
-        """What the next stage of the same rollout begins with."""
-        return Assignments(start, odds=self.odds + self.test_ratio(weight))
+    def next_stage(self, weight: float) -> "Assignments":
+        """What the stage after one of this weight begins with."""
+        return Assignments(odds=self.odds + self.test_ratio(weight))
 
-    def next_window(self, end: int, *, held_for_bounces: bool) -> "Assignments":
-        """What the window after one that ended at ``end`` ms goes on with: findings stay with the one they held."""
+    def next_window(self, *, held_for_bounces: bool) -> "Assignments":
+        """What the next window goes on with: findings stay with the one that they held."""
         if self.ratio is not None:
-            return Assignments(end, unsound=self.ratio, needed=self.seen)
+            return Assignments(unsound=self.ratio, needed=self.seen)
         if held_for_bounces:
             self.bounced = IdSample()
         return self

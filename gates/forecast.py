@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from gates.metrics import MISSING_MAX, ArmMetrics
+from gates.metrics import LABELLED, MISSING_MAX, ArmMetrics, mostly_present
 from gates.power import judged_gates
 from gates.rules import QUALITY_GATES
 from schemas.decision import Forecast, GateResult, Need, Problem
@@ -89,9 +89,11 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
         return
     for name, arm in arms:
         if reason in QUALITY_GATES:
-            field, rows, labels = _quality(reason, arm)
-            source = _source_rows(flag, name, canary, baseline)
-            yield need(name, f"labels with {field}" if labels else source, rows, least)
+            field, labels = _labels_for(reason, arm)
+            if labels:
+                yield need(name, f"labels with {field}", labels, least)
+            else:
+                yield need(name, _source_rows(flag, name, canary, baseline), arm.quality_rows, least)
         # A safety guard reads the canary alone.
         elif name == "canary" or flag.kind != "safety_guard":
             yield need(name, "requests", arm.rows, least)
@@ -115,22 +117,21 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
         case "cost_uplift_max":
             for name, arm in arms:
                 labels = arm.served_labels["solved_rows"]
-                if "solved" in arm.taken_over:
+                if labels and not mostly_present(arm.rows, arm.served["solved_rows"]):
                     yield need(name, "labels with solved", labels, least)
                 yield share(name, "requests with cost" + " and solved" * (not labels), arm.cost_rows, arm.rows)
             yield need("baseline", "solved requests", baseline.solved, 1)
 
 
-def _quality(gate: str, arm: ArmMetrics) -> tuple[str, int, int]:
-    """The field that a quality gate reads, the rows that should have it, and how many of them are labels."""
-    match gate:
-        case "coverage_min":
-            metric, told = "coverage", arm.told("coverage")
-        case "lambda_convergent":
-            metric, told = "lambda_state", arm.told("lambda")
-        case _:
-            metric, told = "delta_s", arm.told("delta_s")
-    return metric, told.rows, told.labels
+FIELDS = {"coverage_min": ("coverage", "coverage"), "lambda_convergent": ("lambda", "lambda_state")}
+"""Of a quality gate the metric and the field; the others read ΔS."""
+
+
+def _labels_for(gate: str, arm: ArmMetrics) -> tuple[str, int]:
+    """The field that a quality gate reads, and its labels where the requests themselves do not tell it; 0 else."""
+    metric, field = FIELDS.get(gate, ("delta_s", "delta_s"))
+    told = LABELLED[metric](arm.quality)
+    return field, 0 if mostly_present(arm.quality_rows, told) else LABELLED[metric](arm.labels)
 
 
 def _present(rows: int) -> int:

@@ -171,7 +171,7 @@ class Machine(ABC):
         if self.asleep or not self.windowed:
             return
         if end <= unit.moving_until:
-            self._forget_ids(end)
+            self._forget_ids()
             unit.window.detail.misplaced, unit.window.unexpected = {}, 0
         self._test_ratio()
         self._correct(end)
@@ -274,7 +274,6 @@ class Machine(ABC):
         # An abort while the stage settled cut the span that ends here, not the window that begins.
         unit.settling = unit.cut = False
         unit.turn(start, start + self.flag.window.length_ms)
-        unit.assignments.start = start
 
     # Reading
 
@@ -327,7 +326,7 @@ class Machine(ABC):
         return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), found
 
     def _drift_rule(self, evidence: Evidence) -> list[RuleResult]:
-        """Pin drift as a hard rule, where the policy says so; looked at with every pane."""
+        """Pin drift as a hard rule, where the policy says so."""
         if self.flag.policy.on_pin_drift != "abort":
             return []
         drifts = sum(1 for _ in pins_drifted(evidence))
@@ -405,9 +404,9 @@ class Machine(ABC):
         unit.turn(ended.end, ended.end + self.flag.window.length_ms)
         if self.staged:
             held = any(problem.problem == "sticky_violation" for problem in judgement.problems)
-            unit.assignments = unit.assignments.next_window(ended.end, held_for_bounces=held)
+            unit.assignments = unit.assignments.next_window(held_for_bounces=held)
         else:
-            self._forget_ids(ended.end)
+            self._forget_ids()
             unit.lock(self.flag)
 
     def _stage_start(self) -> int:
@@ -415,12 +414,12 @@ class Machine(ABC):
 
     def _let_move(self, at: int) -> None:
         """Weights change at ``at`` ms, within a window: whoever moves until they are applied everywhere may."""
-        self._forget_ids(at)
+        self._forget_ids()
         self.unit.moving_until = self.clockwork.stage_start(at, self.flag.window.settle_ms)
 
-    def _forget_ids(self, at: int) -> None:
-        """Follow sticky ids anew from ``at`` ms on, in the same stage."""
-        self.unit.assignments = Assignments(at, odds=self.unit.assignments.odds)
+    def _forget_ids(self) -> None:
+        """Follow sticky ids from the start, in the same stage."""
+        self.unit.assignments = Assignments(odds=self.unit.assignments.odds)
 
     def _engage(self, verdict: Verdict) -> None:
         left = VERDICTS[verdict].engaged
@@ -430,7 +429,7 @@ class Machine(ABC):
     def _latch(self) -> None:
         unit = self.unit
         unit.latched, unit.engaged = True, False
-        unit.assignments = Assignments(unit.window.start)
+        unit.assignments = Assignments()
         unit.earlier_canary = IdSample()
 
     def _standing(

@@ -120,7 +120,7 @@ class Ramp(Machine):
             unit.pinned = Pinned(ended.baseline, ended.start, ended.end, decision.hash)
         unit.rate_limited = rate_limited(judgement.reading.canary)
         unit.earlier_canary.merge(unit.assignments.canary)
-        unit.assignments = unit.assignments.next_stage(start, self.stages[unit.stage])
+        unit.assignments = unit.assignments.next_stage(self.stages[unit.stage])
         unit.turn(ended.end, start)
         unit.settling, unit.coming = True, unit.stage + 1
         if start == ended.end:

@@ -99,7 +99,7 @@ class Unit(msgspec.Struct, array_like=True):
     idle: int = 0
     seq: int = 0
     previous_hash: str | None = None
-    assignments: Assignments = msgspec.field(default_factory=lambda: Assignments(0))
+    assignments: Assignments = msgspec.field(default_factory=Assignments)
     earlier_canary: IdSample = msgspec.field(default_factory=IdSample)
     exposed: IdSample = msgspec.field(default_factory=IdSample)
     rate_limited: float | None = None
@@ -139,7 +139,7 @@ class Unit(msgspec.Struct, array_like=True):
         self.settling = start < self.fresh_from
         self.coming = self.stage
         self.turn(start, self.fresh_from if self.settling else start + flag.window.length_ms)
-        self.assignments = Assignments(start)
+        self.assignments = Assignments()
 
     def turn(self, start: int, end: int) -> None:
         """Go over to a new window."""

@@ -165,11 +165,6 @@ def _unit_of_ts(value: bytes) -> str | None:
     return None
 
 
-def clamped(number: float, most: float) -> float:
-    """A number that rounding put outside 0 to ``most``, as the end of that range."""
-    return min(max(number, 0.0), most)
-
-
 def _settled(event: TelemetryEvent) -> TelemetryEvent:
     """The event with its default kind, and with ΔS and coverage inside their ranges."""
     changes: dict[str, Any] = {}
@@ -178,7 +173,7 @@ def _settled(event: TelemetryEvent) -> TelemetryEvent:
     for name, most in (("delta_s", 2.0), ("coverage", 1.0)):
         number = getattr(event, name)
         if number is not None and not 0 <= number <= most:
-            changes[name] = clamped(number, most)
+            changes[name] = min(max(number, 0.0), most)
     return msgspec.structs.replace(event, **changes) if changes else event
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gates.power import Catch, catch, certainty, judged_gates
 from gates.remarks import remarks as never
-from gates.rules import QUALITY_GATES, SLACK, SOFT_GATES
+from gates.rules import QUALITY_GATES, QUALITY_RULES, SLACK, SOFT_GATES
 from schemas.errors import SettingsError
 from schemas.load import read_manifest
 from schemas.manifest import MAX_DURATION_MS, Flag, HardRule
@@ -24,7 +24,6 @@ from streams.settings import load_settings
 _PER_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 RATE_MAX = 1e9
-QUALITY_RULES = ("delta_s_p95_over", "coverage_under", "lambda_flip_rate_over")
 
 
 def _rate(_: click.Context, __: click.Parameter, value: str | None) -> float | None:

@@ -9,10 +9,9 @@ import pytest
 from gates.forecast import SHARES, forecast
 from gates.metrics import ArmMetrics, read_arms
 from gates.rules import Comparison
-from gates.sums import COUNTERS
 from schemas.decision import Forecast, GateResult, Need, Problem
 from schemas.manifest import Flag
-from tests.gates.build import Event, flag, healthy, probes, requests, seen
+from tests.gates.build import Event, flag, healthy, labels, probes, requests, seen
 
 MINUTE = 60_000
 FEW = Problem(problem="insufficient_data", detail={"canary": 0, "baseline": 0, "min_requests": 20})
@@ -169,22 +168,30 @@ def test_rows_of_traffic_beside_gold_in_one_arm_are_not_called_requests() -> Non
     assert ("delta_s.median_max", "canary", "quality rows", 9, 20) in needs(events)
 
 
-def labelled(arm: ArmMetrics, rows: int) -> ArmMetrics:
-    """The arm with labels that say solved."""
-    row = dict.fromkeys(COUNTERS, 0) | {"labels": rows, "solved_rows": rows, "solved": rows}
-    labels = type(arm.served)()
-    labels.count([row[counter] for counter in COUNTERS])
-    return ArmMetrics(arm.served, arm.quality, arm.labels, labels, frozenset({"solved"}))
+def silent(n: int, **untold: Any) -> list[Event]:
+    """Requests of both arms, and their probes, that do not tell some fields themselves."""
+    return [replace(event, **untold) for event in healthy(n)]
 
 
-def test_too_few_labels_are_waited_for_as_labels() -> None:
-    """Where an arm has any label for solved, its requests' own words do not count."""
-    canary, baseline, _ = judged(PLAIN, healthy(40))
-    canary = labelled(canary, 7)
-    gates = Comparison(PLAIN, canary, baseline).gates()
-    found = forecast(PLAIN, canary, baseline, gates, [], MINUTE)
-    assert found is not None
-    assert found.needs[0] == Need(reason="cost_uplift_max", arm="canary", what="labels with solved", have=7, need=20)
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("solved", True, "cost_uplift_max"),
+        ("delta_s", 0.05, "delta_s.median_max"),
+        ("coverage", 0.9, "coverage_min"),
+    ],
+)
+def test_too_few_labels_are_waited_for_as_labels(field: str, value: Any, reason: str) -> None:
+    """Where the requests do not tell a metric themselves, it is labels that are missing, in the arm that lacks them."""
+    words = [*labels("canary", 7, **{field: value}), *labels("baseline", 30, **{field: value})]
+    found = needs([*silent(40, **{field: None}), *words])
+    assert (reason, "canary", f"labels with {field}", 7, 20) in found
+    assert not [need for need in found if need[1] == "baseline" and "labels" in need[2]]
+
+
+def test_where_requests_tell_a_metric_themselves_no_labels_are_waited_for() -> None:
+    """Few labels are read together with the requests' own values."""
+    assert needs([*healthy(40), *labels("canary", 7, solved=True, delta_s=0.05, coverage=0.9)]) == []
 
 
 def test_what_several_gates_lack_is_listed_once() -> None:

@@ -92,7 +92,7 @@ def climb(rng: np.random.Generator, service: Service, weights: Sequence[float] =
 
 def looks(rng: np.random.Generator, service: Service, weights: Sequence[float] = STAGES) -> tuple[int | None, int]:
     """As ``climb``, without the records: the same ids, the same looks, two thousand times as often."""
-    assignments, ids = Assignments(0), 0
+    assignments, ids = Assignments(), 0
     for stage, weight in enumerate(weights):
         for pane in panes(rng, service, weight):
             for arm, its in pane.items():
@@ -101,7 +101,7 @@ def looks(rng: np.random.Generator, service: Service, weights: Sequence[float] =
             assignments.test_ratio(weight)
             if assignments.ratio is not None:
                 return ids, stage
-        assignments = assignments.next_stage(0, weight)
+        assignments = assignments.next_stage(weight)
     return None, len(weights)
 
 
