@@ -5,6 +5,7 @@ are merged in a fixed order, so the sums of a window depend on its events alone.
 """
 
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
@@ -40,17 +41,31 @@ COUNTERS = (
     "labels",
     "solved_rows",
     "cost_known",
+    "square_high",
+    "square_mid",
+    "square_low",
+    "solved_cost_high",
+    "solved_cost_low",
     "reason_rows",
     "reason_failed",
     "reason_in_full",
 )
 """``tool_rows``: requests with calls, ``tool_missing``: those of them without ``tool_ok``.
-``cost_rows``: requests with both cost and solved.
+``cost_rows``: requests with both cost and solved. ``square_…``: Σ cost². ``solved_cost_…``: Σ cost of solved requests.
 ``lambda_rows``: rows with a λ state; ``lambda_events``: those of them without probe tags. ``labels``: rows that are
 labels and no requests. ``reason_in_full``: failed reason steps that were not served cite-only."""
 
 HIGH_BITS, LOW_BITS = 12, 45
 """Cost is summed exactly: the high part in units of 2^-12, the low part in units of 2^-57."""
+SQUARE_BITS = 20
+"""Squares of costs are summed in three parts: in units of 2^20, 2^-25 and 2^-70."""
+CARRIES = (
+    ("cost_low", "cost_high"),
+    ("solved_cost_low", "solved_cost_high"),
+    ("square_low", "square_mid"),
+    ("square_mid", "square_high"),
+)
+"""Parts of a sum that keep ``LOW_BITS`` bits, and where the rest goes; in this order."""
 COVERAGE_BITS = 40
 """Coverage is summed in units of 2^-40."""
 
@@ -64,6 +79,8 @@ KEYS_CAP = 1 << 14
 WORST = 3
 """Exemplars kept of each metric."""
 
+_CARRIES = tuple((COUNTERS.index(low), COUNTERS.index(high)) for low, high in CARRIES)
+
 CONVERGED, FLIPPED = 1, 2
 RUNS_PER_GROUP = 6
 _MAX = 2**63 - 1
@@ -75,6 +92,16 @@ def cost_parts(cost: NDArray[np.float64]) -> tuple[Ints, Ints]:
     high = np.floor(scaled)
     low = np.rint((scaled - high) * float(1 << LOW_BITS))
     return high.astype(np.int64), low.astype(np.int64)
+
+
+def square_parts(cost: NDArray[np.float64]) -> tuple[Ints, Ints, Ints]:
+    """Split the squares of finite costs in [0, 1e9], each rounded once, into integers as ``cost_parts`` does."""
+    scaled = cost * cost / float(1 << SQUARE_BITS)
+    high = np.floor(scaled)
+    rest = (scaled - high) * float(1 << LOW_BITS)
+    mid = np.floor(rest)
+    low = np.rint((rest - mid) * float(1 << LOW_BITS))
+    return high.astype(np.int64), mid.astype(np.int64), low.astype(np.int64)
 
 
 class IdSample:
@@ -248,9 +275,9 @@ class Sums(msgspec.Struct, array_like=True):
         self._carry()
 
     def _carry(self) -> None:
-        high, low = COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
-        self.counters[high] = min(self.counters[high] + (self.counters[low] >> LOW_BITS), _MAX)
-        self.counters[low] &= (1 << LOW_BITS) - 1
+        for low, high in _CARRIES:
+            self.counters[high] = min(self.counters[high] + (self.counters[low] >> LOW_BITS), _MAX)
+            self.counters[low] &= (1 << LOW_BITS) - 1
 
     def probe(self, group: int, run: int, state: int) -> None:
         """Note one run (0..5) of a λ group; a repeated run keeps its worse state."""
@@ -284,8 +311,24 @@ class Sums(msgspec.Struct, array_like=True):
     @property
     def cost(self) -> float:
         """Σ cost, rounded once."""
-        total = (self["cost_high"] << LOW_BITS) + self["cost_low"]
-        return total / (1 << (HIGH_BITS + LOW_BITS))
+        return float(self.exact_cost)
+
+    @property
+    def exact_cost(self) -> Fraction:
+        """Σ cost."""
+        return Fraction((self["cost_high"] << LOW_BITS) + self["cost_low"], 1 << (HIGH_BITS + LOW_BITS))
+
+    @property
+    def exact_solved_cost(self) -> Fraction:
+        """Σ cost of the solved requests."""
+        total = (self["solved_cost_high"] << LOW_BITS) + self["solved_cost_low"]
+        return Fraction(total, 1 << (HIGH_BITS + LOW_BITS))
+
+    @property
+    def exact_square(self) -> Fraction:
+        """Σ cost², each square rounded to a double."""
+        total = (((self["square_high"] << LOW_BITS) + self["square_mid"]) << LOW_BITS) + self["square_low"]
+        return Fraction(total, 1 << (2 * LOW_BITS - SQUARE_BITS))
 
     @property
     def coverage(self) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from gates.sums import COUNTERS, LOW_BITS, Ids, Ints
+from gates.sums import CARRIES, COUNTERS, LOW_BITS, Ids, Ints
 
 Floats = NDArray[np.float64]
 
@@ -121,6 +121,6 @@ def _present(values: Floats, group: Ints, groups: int) -> tuple[Ints, Floats]:
 
 def carry(counters: Ints) -> None:
     """Move what the low parts of costs have too much into the high parts, so that sums stay inside 64 bits."""
-    high, low = AT["cost_high"], AT["cost_low"]
-    counters[..., high] += counters[..., low] >> LOW_BITS
-    counters[..., low] &= (1 << LOW_BITS) - 1
+    for low, high in CARRIES:
+        counters[..., AT[high]] += counters[..., AT[low]] >> LOW_BITS
+        counters[..., AT[low]] &= (1 << LOW_BITS) - 1

@@ -200,6 +200,7 @@ class GroupTable:
         self.tool_failures = _badness([g.untagged[calls] - g.untagged[ok] for g in groups])
         self.reason_failures = _badness([g.untagged[failed] for g in groups])
         self.reasons_in_full = _badness([g.untagged[in_full] for g in groups])
+        self.solved = np.array([g.untagged[COUNTERS.index("solved")] for g in groups], np.int64)
         self.solved_known = np.array([g.solved_known for g in groups], np.bool_)
         self.sticky = np.array([g.sticky for g in groups], np.bool_)
 

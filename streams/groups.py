@@ -13,11 +13,26 @@ from numpy.typing import NDArray
 
 from gates.digest import Digest
 from gates.rules import SLACK
-from gates.sums import COUNTERS, COVERAGE_BITS, FLIPPED, HIGH_BITS, LOW_BITS, Ids, Ints, Sums, cost_parts
+from gates.sums import (
+    CARRIES,
+    COUNTERS,
+    COVERAGE_BITS,
+    FLIPPED,
+    HIGH_BITS,
+    LOW_BITS,
+    SQUARE_BITS,
+    Ids,
+    Ints,
+    Sums,
+    cost_parts,
+    square_parts,
+)
 from gates.window import SERVED, Arm
 from schemas.errors import InputError
 from schemas.manifest import Flag
 from streams.buckets import AT, BLOCK_ROWS, BUCKETS, SOURCES, SPLIT, Block, carry, drawn, mixed
+
+_COST_PARTS = sorted({AT[part] for carried in CARRIES for part in carried})
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -140,9 +155,7 @@ class Groups:
         if effect.metric == "error":
             counters[:, AT["errors"]] += self._extra_errors(size, seed)
         elif effect.metric == "cost":
-            cost = counters[:, AT["cost_high"]] / (1 << HIGH_BITS)
-            cost += counters[:, AT["cost_low"]] / (1 << (HIGH_BITS + LOW_BITS))
-            counters[:, AT["cost_high"]], counters[:, AT["cost_low"]] = cost_parts(cost * size)
+            _make_dearer(counters, size)
         else:
             most = counters[:, AT["coverage_rows"]] << COVERAGE_BITS
             total = counters[:, AT["coverage_sum"]] + np.rint(most * size).astype(np.int64)
@@ -251,7 +264,7 @@ class Groups:
             mine = self._mine(source, chosen)[bucket]
             sums = np.zeros((int(mine.sum()) + 1, len(COUNTERS)), np.int64)
             np.cumsum(counters[mine], axis=0, out=sums[1:])
-            sums[:, [AT["cost_high"], AT["cost_low"]]] = 0
+            sums[:, _COST_PARTS] = 0
             found[source] = sums[np.searchsorted(pane[mine], np.arange(self.panes), side="right")]
         return found
 
@@ -282,6 +295,18 @@ class Groups:
         shape, size = (self.panes, BUCKETS), self.panes * BUCKETS
         rows = np.bincount(place, minlength=size).reshape(shape)
         return rows, np.bincount(place[values > limit], minlength=size).reshape(shape)
+
+
+def _make_dearer(counters: Ints, factor: float) -> None:
+    """Multiply what each group's requests cost."""
+    for name in ("cost", "solved_cost"):
+        high, low = AT[f"{name}_high"], AT[f"{name}_low"]
+        cost = counters[:, high] / (1 << HIGH_BITS) + counters[:, low] / (1 << (HIGH_BITS + LOW_BITS))
+        counters[:, high], counters[:, low] = cost_parts(cost * factor)
+    parts = [AT[name] for name in ("square_high", "square_mid", "square_low")]
+    square = sum(counters[:, at] * 2.0 ** (SQUARE_BITS - i * LOW_BITS) for i, at in enumerate(parts))
+    for at, part in zip(parts, square_parts(np.sqrt(square) * factor), strict=True):
+        counters[:, at] = part
 
 
 def digest_of(values: Floats) -> Digest:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, Worst, cost_parts
+from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, Worst, cost_parts, square_parts
 from gates.unit import Clockwork
 from gates.window import CLIENT, Detail, PaneUnit
 from schemas.errors import HoleError, StateError
@@ -28,6 +28,8 @@ NEVER = -(2**53)
 
 _COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
 _COST_KNOWN = COUNTERS.index("cost_known")
+_SQUARE = COUNTERS.index("square_high")
+_SOLVED_COST = COUNTERS.index("solved_cost_high")
 UNIT_BYTES = 2 << 20
 """A unit whose names of one pane take more than this counts as dead letters of its own: a partial has to fit into a
 record."""
@@ -423,6 +425,11 @@ class PartitionState:
         counters[:, _COST_KNOWN] = has_cost
         counters[:, _COST[1]] = high
         counters[:, _COST[2]] = low
+        solved = table.solved[code]
+        counters[:, _SOLVED_COST] = high * solved
+        counters[:, _SOLVED_COST + 1] = low * solved
+        for at, part in enumerate(square_parts(np.where(has_cost, cost, 0.0))):
+            counters[:, _SQUARE + at] = part
         coverage = columns.coverage[rows]
         has_coverage = measured & ~np.isnan(coverage)
         counters[:, _COVERAGE[0]] = has_coverage

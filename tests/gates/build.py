@@ -19,7 +19,18 @@ from gates.guards import machine
 from gates.metrics import read_arms
 from gates.regions import Regions
 from gates.rules import Comparison
-from gates.sums import CONVERGED, COUNTERS, COVERAGE_BITS, FLIPPED, WORST, StateCodec, Sums, Worst, cost_parts
+from gates.sums import (
+    CONVERGED,
+    COUNTERS,
+    COVERAGE_BITS,
+    FLIPPED,
+    WORST,
+    StateCodec,
+    Sums,
+    Worst,
+    cost_parts,
+    square_parts,
+)
 from gates.unit import Clockwork, Unit, begin
 from gates.window import PaneUnit
 from schemas.decision import Command, Decision, GateResult, OperationBy, RuleResult
@@ -168,6 +179,9 @@ def sums_of(events: Sequence[Event], pane: int = 0, partition: int = 0, offsets:
     costs = np.array([event.cost for event in asked if event.cost is not None], np.float64)
     row["cost_known"] = len(costs)
     row["cost_high"], row["cost_low"] = (sum(part.tolist()) for part in cost_parts(costs))
+    row["square_high"], row["square_mid"], row["square_low"] = (sum(part.tolist()) for part in square_parts(costs))
+    solved = np.array([event.cost for event in asked if event.cost is not None and event.solved], np.float64)
+    row["solved_cost_high"], row["solved_cost_low"] = (sum(part.tolist()) for part in cost_parts(solved))
     sums.count([row[counter] for counter in COUNTERS])
     told = [event for event in events if event.kind != "exposure" and not event.client]
     sums.delta_s.add(np.array([e.delta_s for e in told if e.delta_s is not None], np.float64))

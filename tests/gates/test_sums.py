@@ -53,6 +53,30 @@ def test_a_cost_splits_into_whole_numbers_that_give_it_back(value: float) -> Non
     assert high[0] * 2.0**-12 + low[0] * 2.0**-57 == pytest.approx(value, abs=2.0**-57, rel=1e-15)
 
 
+def test_squares_and_the_cost_of_solved_requests_are_summed_exactly_in_any_order() -> None:
+    """Each square is rounded once; what follows loses nothing, however the rows were grouped."""
+    rng = random.Random(SEED)
+    values = [(rng.choice([0.1, 1e-7, 3.3, 1e9, 7e-5, 123456.789]), rng.random() < 0.5) for _ in range(300)]
+    square = sum(Fraction(cost * cost) for cost, _ in values)
+    solved_cost = sum(Fraction(cost) for cost, solved in values if solved)
+    found = []
+    for _ in range(3):
+        rng.shuffle(values)
+        parts = Sums()
+        for at in range(0, 300, 7):
+            parts.merge(sums_of([Event("canary", cost=cost, solved=solved) for cost, solved in values[at : at + 7]]))
+        found.append((parts.exact_square, parts.exact_solved_cost))
+    assert found[1:] == found[:-1]
+    # What lies below the last part's unit is rounded, once a row.
+    assert abs(found[0][0] - square) < 300 * Fraction(1, 2**70)
+    assert abs(found[0][1] - solved_cost) < 300 * Fraction(1, 2**57)
+
+
+def test_the_square_of_a_small_cost_keeps_its_digits() -> None:
+    """A hundred-thousandth of a cent is still told from nothing."""
+    assert float(costs([1e-7]).exact_square) == pytest.approx(1e-14, rel=1e-7)
+
+
 def test_the_sum_of_the_dearest_costs_does_not_wrap() -> None:
     """A sum beyond 63 bits stays at the top: it never turns negative."""
     sums = Sums()

@@ -142,6 +142,8 @@ class Cell:
     latency: list[float] = field(default_factory=list)
     coverage: list[float] = field(default_factory=list)
     cost: Fraction = Fraction(0)
+    square: Fraction = Fraction(0)
+    solved_cost: Fraction = Fraction(0)
     groups: dict[int, dict[int, bool]] = field(default_factory=dict)
     pins: dict[tuple[tuple[str, str], ...], list[int]] = field(default_factory=dict)
     sticky: set[int] = field(default_factory=set)
@@ -264,6 +266,8 @@ class Partition:
             cell.coverage.append(event["coverage"])
         if "cost" in event:
             cell.cost += Fraction(event["cost"])
+            cell.square += Fraction(event["cost"]) ** 2
+            cell.solved_cost += Fraction(event["cost"]) if event.get("solved") else 0
             counts["cost_rows"] += "solved" in event
         if "lambda_state" in event:
             self._lambda(event, cell)

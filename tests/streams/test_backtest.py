@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from gates.sums import COUNTERS, COVERAGE_BITS, Sums
+from gates.sums import CARRIES, COUNTERS, COVERAGE_BITS, Sums
 from gates.unit import Clockwork
 from schemas.decision import Decision
 from schemas.errors import InputError
@@ -432,13 +432,15 @@ class TestHistory:
     def same(self, groups: Groups, source: int, sums: list[Sums]) -> None:
         total = groups.totals[source].sum(axis=0)
         for counter in COUNTERS:
-            if not counter.startswith("cost_"):
+            if counter not in {part for carried in CARRIES for part in carried}:
                 assert total[COUNTERS.index(counter)] == sum(one[counter] for one in sums), counter
         mine = groups.arm(np.ones(BUCKETS, np.bool_)).sources[SOURCES[source]]
         whole = Sums()
         for one in sums:
             whole.merge(one)
-        assert mine.cost == pytest.approx(whole.cost, rel=1e-12)
+        assert mine.exact_cost == whole.exact_cost
+        assert mine.exact_square == whole.exact_square
+        assert mine.exact_solved_cost == whole.exact_solved_cost
         assert mine.groups == whole.groups
         for q in (0.0, 0.5, 0.95, 1.0):
             assert mine.delta_s.quantile(q) == whole.delta_s.quantile(q)
@@ -469,6 +471,8 @@ class TestHistory:
         assert sums("error=1")["errors"] == n
         assert sums("error=0")["errors"] == was["errors"]
         assert sums("cost=1.2").cost == pytest.approx(1.2 * was.cost, rel=1e-9)
+        assert sums("cost=1.2").exact_square == pytest.approx(1.44 * float(was.exact_square), rel=1e-9)
+        assert sums("cost=1.2").exact_solved_cost == pytest.approx(1.2 * float(was.exact_solved_cost), rel=1e-9)
         largest = was.latency.quantile(1.0) or 0.0, was.delta_s.quantile(1.0) or 0.0
         assert sums("latency=1.25").latency.quantile(1) == largest[0] * 1.25
         assert sums("delta_s=0.0625").delta_s.quantile(1) == largest[1] + 0.0625

@@ -65,6 +65,8 @@ def compare_cell(sums: Sums, cell: Cell) -> None:
     if cell.coverage:
         assert sums.coverage == pytest.approx(sum(cell.coverage) / len(cell.coverage), abs=1e-11)
     assert sums.cost == pytest.approx(float(cell.cost), rel=1e-15, abs=1e-15)
+    assert float(sums.exact_solved_cost) == pytest.approx(float(cell.solved_cost), rel=1e-15, abs=1e-15)
+    assert float(sums.exact_square) == pytest.approx(float(cell.square), rel=1e-15, abs=1e-18)
     for digest, values in ((sums.delta_s, cell.delta_s), (sums.latency, cell.latency)):
         assert digest.exact
         assert np.frombuffer(digest.dump()[-1], "<f8").tolist() == values
