@@ -97,7 +97,7 @@ class Catch:
 
 def catch(flag: Flag, rule: HardRule, window: int) -> Catch:
     """Rows until ``rule`` fires early in window number ``window`` = 1, 2, 3, … of a rollout; at least min_requests."""
-    alpha = alpha_for_window(flag.policy.early_abort_alpha, window) / len(flag.abort_rules.hard)
+    alpha = alpha_for_window(flag.policy.false_stop, window) / len(flag.abort_rules.hard)
     least, limit = flag.window.min_requests, rule.value
     if rule.kind == "delta_s_p95_over":
         share = P95_TAIL * WORSE

@@ -32,7 +32,7 @@ class Ramp(Machine):
     def _surely_broken(self, action: Literal["abort", "close"], severity: Literal["hard"] | None) -> Judgement | None:
         reading = self._read()
         hard = len(self.flag.abort_rules.hard)
-        alpha = alpha_for_window(self.flag.policy.early_abort_alpha, self.unit.number) / max(hard, 1)
+        alpha = alpha_for_window(self.flag.policy.false_stop, self.unit.number) / max(hard, 1)
         comparison = reading.comparison(self.flag)
         drift = self._drift_rule(self._evidence(reading))
         if not any(rule.fired for rule in comparison.hard_rules(alpha) + drift):

@@ -110,12 +110,12 @@ def _rules(flag: Flag) -> Iterator[str]:
         stays = flag.kind == "progressive_rollout" and flag.policy.on_gate_fail == "hold"
         more = ", and on_gate_fail: hold takes no canary back after one" if stays else ""
         yield f"there is no hard rule: nothing {closes} within a window{more}"
-    alpha = flag.policy.early_abort_alpha
+    alpha = flag.policy.false_stop
     if hard and alpha > ALPHA_MAX:
         verb = "closed" if flag.kind == "quality_gated" else "aborted"
         yield (
-            f"early_abort_alpha {alpha:g}: up to one healthy canary in {1 / alpha:.3g} is {verb} within a window; "
-            f"the default is {PAGE.policy.early_abort_alpha:g}"
+            f"false_stop {alpha:g}: up to one healthy canary in {1 / alpha:.3g} is {verb} within a window; "
+            f"the default is {PAGE.policy.false_stop:g}"
         )
 
 

@@ -4,12 +4,13 @@ Every default is the page's ("Feature Flags and Safe Launch").
 """
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -123,6 +124,7 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Drift = Annotated[Number, Field(ge=0, le=2)]
 Uplift = Annotated[Number, Field(ge=0)]
+Chance = Annotated[Number, Field(gt=0, le=0.5)]
 Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), Field(min_length=1)]
@@ -312,6 +314,55 @@ class QualityGain(Part):
     coverage_gain: Share = 0.05
 
 
+def _not_null(value: object) -> object:
+    if value is None:
+        raise _fault("nothing stands here", "write a number, or leave it out")
+    return value
+
+
+# Numbers that have their default from elsewhere in the manifest: left out, not null.
+WorseShare = Annotated[Share | None, BeforeValidator(_not_null, json_schema_input_type=Share)]
+WorseDrift = Annotated[Drift | None, BeforeValidator(_not_null, json_schema_input_type=Drift)]
+WorseUplift = Annotated[Uplift | None, BeforeValidator(_not_null, json_schema_input_type=Uplift)]
+
+
+class RuleOut(Part):
+    """From which value on a canary is intolerable: to pass a gate, its bound has to exclude that value.
+
+    Left out: the value of the gate's hard rule, or where there is none twice the limit's distance from the ideal.
+    """
+
+    error_rate: WorseShare = None
+    delta_s_p95: WorseDrift = None
+    coverage: WorseShare = None
+    lambda_flip_rate: WorseShare = None
+    delta_s_median: WorseDrift = None
+    latency_p95_uplift: WorseUplift = None
+    cost_uplift: WorseUplift = None
+    tool_success: WorseShare = None
+
+
+class Intolerable(NamedTuple):
+    """What a value to rule out is measured against: its gate, that gate's hard rule, and the worst value there is."""
+
+    gate: str
+    hard: HardKind | None
+    worst: float
+
+
+RULED_OUT: Mapping[str, Intolerable] = {
+    "error_rate": Intolerable("error_rate_max", "error_rate_over", 1),
+    "delta_s_p95": Intolerable("delta_s.p95_max", "delta_s_p95_over", 2),
+    "coverage": Intolerable("coverage_min", "coverage_under", 0),
+    "lambda_flip_rate": Intolerable("lambda_convergent", "lambda_flip_rate_over", 1),
+    "delta_s_median": Intolerable("delta_s.median_max", None, 2),
+    "latency_p95_uplift": Intolerable("latency_p95_uplift_max", None, math.inf),
+    "cost_uplift": Intolerable("cost_uplift_max", None, math.inf),
+    "tool_success": Intolerable("tool_success_min", None, 0),
+}
+"""By key of ``policy.rule_out``."""
+
+
 class Policy(Part):
     """How to judge where the page leaves a choice."""
 
@@ -325,10 +376,29 @@ class Policy(Part):
     lambda_source: Literal["probes", "traffic"] = "probes"
     sticky_violations_max: Annotated[int, Strict(), Field(ge=0, le=1_000_000_000)] = 0
     sticky_violation_share_max: Share = 0.001
-    early_abort_alpha: Annotated[Number, Field(gt=0, le=0.5)] = 0.05
-    """Chance that a healthy canary is ever aborted before a window's end, in the whole rollout."""
+    evidence: Literal["sequential", "point"] = "point"
+    """sequential: a stage goes on until its evidence settles every gate; point: each window is judged by itself."""
+    false_stop: Chance = 0.05
+    """Chance that a canary at or within all limits is ever stopped, in the whole rollout (point: within a window)."""
+    wrong_promote: Chance = 0.05
+    """Chance that a canary at a value to rule out passes that gate in a stage."""
+    design_effect: Annotated[Number, Field(ge=1, le=1_000_000)] = 1.0
+    """How many requests are worth one, where those of one user resemble each other."""
+    rule_out: RuleOut = RuleOut()
+    patience_ms: Duration = Field(604_800_000, alias="patience", json_schema_extra={"default": "7d"})
+    """After how long in one stage its holds say so."""
+    early_abort_alpha: Annotated[Chance, Field(exclude=True, deprecated=True)] = 0.05
+    """The old name of false_stop."""
     assignment: Literal["reported", "sha256"] = "reported"
     """sha256: the arm must follow from the sticky id."""
+
+    @model_validator(mode="after")
+    def _one_name(self) -> "Policy":
+        if "early_abort_alpha" not in self.model_fields_set:
+            return self
+        if "false_stop" in self.model_fields_set:
+            raise _fault("this is the old name of false_stop, which is written too", "keep one", "early_abort_alpha")
+        return self.model_copy(update={"false_stop": self.__dict__["early_abort_alpha"]})
 
 
 class Flag(Part):
@@ -344,7 +414,7 @@ class Flag(Part):
     window: Window = Field(default={}, validate_default=True)
     gates: Gates = Gates()
     abort_rules: AbortRules = AbortRules()
-    policy: Policy = Policy()
+    policy: Policy = Field(default={}, validate_default=True)
 
     _name: str = PrivateAttr("")
     _freeze_windows: "tuple[FreezeWindow, ...]" = PrivateAttr(())
@@ -378,7 +448,21 @@ class Flag(Part):
                 "canary_weight",
             )
         self._check_hard_rules()
-        return self.model_copy(update={"abort_rules": self._resolved_rules()})
+        policy = self.policy.model_copy(update={"rule_out": self._resolved_rule_out()})
+        return self.model_copy(update={"abort_rules": self._resolved_rules(), "policy": policy})
+
+    def _resolved_rule_out(self) -> RuleOut:
+        """The values to rule out, those that are left out filled in; None where nothing is worse than the limit."""
+        limits, rules = self.gates.limits(), {rule.kind: rule.value for rule in self.abort_rules.hard}
+        found: dict[str, float | None] = {}
+        for key, about in RULED_OUT.items():
+            limit, given = _numeric(limits[about.gate]), getattr(self.policy.rule_out, key)
+            if given is not None and limit is not None and not _looser(about.gate, given, limit):
+                worse, than = ("below" if about.gate in LESS_IS_LOOSER else "above"), f"{about.gate} {limit:.10g}"
+                problem = f"{given:.10g} is not worse than its gate's limit, {than}"
+                raise _fault(problem, f"write a number {worse} {limit:.10g}", "policy", "rule_out", key)
+            found[key] = given if given is not None else _default_rule_out(about, limit, rules)
+        return self.policy.rule_out.model_copy(update=found)
 
     def _check_hard_rules(self) -> None:
         limits = self.gates.limits()
@@ -417,7 +501,10 @@ class Flag(Part):
 
     def resolved(self) -> dict[str, Any]:
         """The flag as JSON builtins, every default spelled out, durations in ms; without the manifest's freezes."""
-        return {"name": self._name, **self.model_dump(mode="json")}
+        resolved = {"name": self._name, **self.model_dump(mode="json")}
+        rule_out = resolved["policy"]["rule_out"]
+        resolved["policy"]["rule_out"] = {key: value for key, value in rule_out.items() if value is not None}
+        return resolved
 
     @classmethod
     def from_resolved(cls, resolved: Mapping[str, Any]) -> "Flag":
@@ -461,6 +548,30 @@ def _unresolved(value: Any) -> Any:
     return {
         key.removesuffix("_ms"): f"{one}ms" if key.endswith("_ms") else _unresolved(one) for key, one in value.items()
     }
+
+
+def _numeric(limit: float | bool | None) -> float | None:
+    """A gate's limit; of λ, which has no number, the flip rate 0; None: the gate is off."""
+    if isinstance(limit, bool):
+        return 0.0 if limit else None
+    return limit
+
+
+def _default_rule_out(about: Intolerable, limit: float | None, rules: Mapping[HardKind, float]) -> float | None:
+    """The first of these that is worse than the limit: the hard rule's value, twice the distance, the page's value."""
+    if limit is None:
+        return None
+    page = _numeric(Gates().limits()[about.gate])
+    page_rules = {rule.kind: rule.value for rule in AbortRules().hard}
+    values = [rules.get(about.hard), _doubled(about, limit)] if about.hard else [_doubled(about, limit)]
+    values.append(page_rules[about.hard] if about.hard else _doubled(about, page or 0.0))
+    return next((value for value in values if value is not None and _looser(about.gate, value, limit)), None)
+
+
+def _doubled(about: Intolerable, limit: float) -> float:
+    if about.gate in LESS_IS_LOOSER:
+        return max(round(2 * limit - 1, 12), about.worst)
+    return min(round(2 * limit, 12), about.worst)
 
 
 def _strictness(flag: Flag) -> dict[str, float]:

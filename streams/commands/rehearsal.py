@@ -84,7 +84,7 @@ class Rehearsal:
         for title in ("rollouts", "rate", "exact 95 % interval"):
             table.add_column(title, justify="right")
         table.add_column("")
-        alpha = f"early_abort_alpha is {percent(self.flag.policy.early_abort_alpha)}"
+        alpha = f"false_stop is {percent(self.flag.policy.false_stop)}"
         for what, rate, note in (
             ("aborted early", healthy.aborted_early, alpha),
             ("aborted at a window's end", healthy.aborted_at_end, ""),

@@ -97,7 +97,7 @@ class TestSham:
         first, again = backtest(files, *arguments, b=None), backtest(files, *arguments, b=None)
         assert (first.code, first.err) == (0, "")
         assert first.out == again.out
-        for text in ("aborted early", "early_abort_alpha is 5 %", "exact 95 % interval", "latency=1.3", "error=0.5"):
+        for text in ("aborted early", "false_stop is 5 %", "exact 95 % interval", "latency=1.3", "error=0.5"):
             assert text in first.out
         (rates,) = json.loads((files["out"] / "rates.json").read_text())
         assert rates["rollouts"] == 6

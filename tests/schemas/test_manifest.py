@@ -98,16 +98,70 @@ class TestThePageManifest:
         assert (window.min_requests, window.min_lambda_groups, window.late_max) == (20, 1, 0.01)
         policy = bare.policy
         assert policy.quality_gain == QualityGain(max_cost_uplift=0.30, delta_s_median_gain=0.03, coverage_gain=0.05)
-        assert policy.model_dump(exclude={"quality_gain"}) == {
+        assert policy.model_dump(exclude={"quality_gain", "rule_out"}) == {
             "on_gate_fail": "rollback",
             "on_pin_drift": "hold",
             "quality_source": "gold_if_present",
             "lambda_source": "probes",
             "sticky_violations_max": 0,
             "sticky_violation_share_max": 0.001,
-            "early_abort_alpha": 0.05,
+            "evidence": "point",
+            "false_stop": 0.05,
+            "wrong_promote": 0.05,
+            "design_effect": 1.0,
+            "patience_ms": 604_800_000,
             "assignment": "reported",
         }
+
+        assert policy.rule_out.model_dump() == {
+            "error_rate": 0.01,
+            "delta_s_p95": 0.15,
+            "coverage": 0.60,
+            "lambda_flip_rate": 0.20,
+            "delta_s_median": 0.06,
+            "latency_p95_uplift": 0.30,
+            "cost_uplift": 0.20,
+            "tool_success": 0.98,
+        }
+
+
+class TestRuleOut:
+    """From which value on a canary is intolerable."""
+
+    @pytest.mark.parametrize(
+        ("body", "key", "value"),
+        [
+            # The hard rule's value, else twice the limit's distance from the ideal.
+            ("{abort_rules: {hard: [{kind: error_rate_over, value: 0.03}]}}", "error_rate", 0.03),
+            ("{abort_rules: {hard: []}}", "error_rate", 0.01),
+            ("{gates: {error_rate_max: 0.002}, abort_rules: {hard: []}}", "error_rate", 0.004),
+            ("{gates: {coverage_min: 0.8}, abort_rules: {hard: []}}", "coverage", 0.6),
+            ("{gates: {tool_success_min: 0.95}}", "tool_success", 0.9),
+            ("{gates: {latency_p95_uplift_max: 0.5}}", "latency_p95_uplift", 1.0),
+            # A rule at its gate's limit leaves nothing between the two.
+            ("{gates: {error_rate_max: 0.01}}", "error_rate", 0.02),
+            # At the ideal there is no distance to double.
+            ("{gates: {tool_success_min: 1}}", "tool_success", 0.98),
+            ("{gates: {cost_uplift_max: 0}}", "cost_uplift", 0.2),
+            ("{abort_rules: {hard: [{kind: lambda_flip_rate_over, value: 0}]}}", "lambda_flip_rate", 0.2),
+            # Nothing is worse than the worst; nothing is ruled out for a gate that is off.
+            ("{gates: {tool_success_min: 0}}", "tool_success", None),
+            ("{gates: {cost_uplift_max: null}}", "cost_uplift", None),
+            ("{gates: {lambda_convergent: false}}", "lambda_flip_rate", None),
+            ("{policy: {rule_out: {cost_uplift: 0.11}}}", "cost_uplift", 0.11),
+        ],
+    )
+    def test_is_resolved_from_rules_and_gates(self, body: str, key: str, value: float | None) -> None:
+        assert getattr(flag(body).policy.rule_out, key) == value
+
+    def test_a_default_that_is_spelled_out_changes_no_hash(self) -> None:
+        spelled = flag("{policy: {rule_out: {error_rate: 0.01, tool_success: 0.98}, false_stop: 0.05, patience: 168h}}")
+        assert spelled.manifest_hash == flag("{}").manifest_hash
+
+    def test_the_old_name_of_false_stop_is_read(self) -> None:
+        old, new = flag("{policy: {early_abort_alpha: 0.1}}"), flag("{policy: {false_stop: 0.1}}")
+        assert old.policy.false_stop == 0.1
+        assert old.manifest_hash == new.manifest_hash
 
 
 class TestResolution:
@@ -400,6 +454,19 @@ AT_ONE_KEY = [
     ("window.late_max", "1.01", "window.late_max", "at most 1"),
     ("policy.early_abort_alpha", "0", "policy.early_abort_alpha", "above 0"),
     ("policy.early_abort_alpha", "0.51", "policy.early_abort_alpha", "at most 0.5"),
+    ("policy", "{early_abort_alpha: 0.05, false_stop: 0.05}", "policy.early_abort_alpha", "keep one"),
+    ("policy.false_stop", "0", "policy.false_stop", "above 0"),
+    ("policy.wrong_promote", "0.6", "policy.wrong_promote", "at most 0.5"),
+    ("policy.evidence", "sequental", "policy.evidence", "did you mean sequential?"),
+    ("policy.design_effect", "0.9", "policy.design_effect", "at least 1"),
+    ("policy.patience", "7", "policy.patience", "a whole number and its unit: 7s"),
+    ("policy.rule_out", "{error_rate: 0.005}", "policy.rule_out.error_rate", "above 0.005"),
+    ("policy.rule_out", "{tool_success: 0.995}", "policy.rule_out.tool_success", "below 0.99"),
+    ("policy.rule_out", "{coverage: 0.7}", "policy.rule_out.coverage", "below 0.7"),
+    ("policy.rule_out", "{lambda_flip_rate: 0}", "policy.rule_out.lambda_flip_rate", "above 0"),
+    ("policy.rule_out", "{delta_s_p95: 3}", "policy.rule_out.delta_s_p95", "at most 2"),
+    ("policy.rule_out", "{error_rate: null}", "policy.rule_out.error_rate", "or leave it out"),
+    ("policy.rule_out", "{cost_uplft: 0.2}", "policy.rule_out.cost_uplft", "did you mean cost_uplift?"),
     ("policy.sticky_violations_max", "-1", "policy.sticky_violations_max", "at least 0"),
     ("policy.on_gate_fail", "off", "policy.on_gate_fail", "use one of rollback, hold"),
     ("policy.quality_gain", "true", "policy.quality_gain", "write keys below it"),
@@ -531,7 +598,7 @@ class TestHash:
     def test_of_the_page_is_what_consumers_have_stored(self) -> None:
         """A change here forks the history of every unit: it needs a line in the change log."""
         (page,) = read_manifest(PAGE_YAML).flags.values()
-        assert page.manifest_hash == ("sha256:7893d3ac8ad4e75e4e96a9d946527d028b23407f2eb6db92176380d8771112df")
+        assert page.manifest_hash == ("sha256:2b76117b70aeb7e3a7935787da4b90b80b4bded58fc3873eba2b51ab701fcd0c")
 
     def test_ignores_comments_key_order_and_spelled_out_defaults(self) -> None:
         (page,) = read_manifest(PAGE_YAML).flags.values()
@@ -569,10 +636,11 @@ class TestHash:
 def as_written(resolved: dict[str, Any]) -> dict[str, Any]:
     """A resolved flag in the manifest's own syntax."""
     body = {key: value for key, value in resolved.items() if key != "name"}
-    window = body["window"]
-    body["window"] = {
-        key.removesuffix("_ms"): f"{value}ms" if key.endswith("_ms") else value for key, value in window.items()
-    }
+    for section in ("window", "policy"):
+        body[section] = {
+            key.removesuffix("_ms"): f"{value}ms" if key.endswith("_ms") else value
+            for key, value in body[section].items()
+        }
     if body["policy"]["quality_gain"] is None:
         body["policy"] = body["policy"] | {"quality_gain": "off"}
     return body
@@ -632,6 +700,10 @@ bodies = optional(
         on_gate_fail=st.sampled_from(["rollback", "hold"]),
         quality_gain=st.just(False) | optional(max_cost_uplift=uplifts, coverage_gain=shares),
         early_abort_alpha=st.floats(1e-300, 0.5),
+        evidence=st.sampled_from(["sequential", "point"]),
+        design_effect=st.floats(1, 1e6),
+        patience=st.integers(0, 10**9).map(lambda n: f"{n}ms"),
+        rule_out=optional(delta_s_median=st.just(2.0), lambda_flip_rate=st.floats(0.01, 1)),
     ),
 ).filter(lambda body: body.get("kind") != "quality_gated" or not _all_traffic(body.get("traffic", {})))
 

@@ -356,7 +356,7 @@ class TestRollouts:
         found = rehearse(history, "f|", flag, ONE, 200)[None]
         told = outcomes(found)
         assert told.aborted_early.of == 200
-        assert told.aborted_early.interval[0] <= flag.policy.early_abort_alpha
+        assert told.aborted_early.interval[0] <= flag.policy.false_stop
         ends = (told.aborted_early, told.aborted_at_end, told.rolled_back, told.passed, told.open)
         assert sum(rate.count for rate in ends) == 200
         assert told.aborted_at_end.count > 20, "the history is no test of the bound"
