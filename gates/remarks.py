@@ -137,7 +137,10 @@ def _unread(flag: Flag) -> Iterator[str]:
     """Keys that are written and that the kind does not look at."""
     given = flag.model_fields_set
     if flag.kind == "kill_switch":
-        unread = [key for key in given if key in ("window", "gates", "policy")]
+        unread = [key for key in given if key in ("window", "gates")]
+        # What is worked out from gates and rules stands there in any case.
+        if flag.policy.model_fields_set - {"rule_out"}:
+            unread.append("policy")
         if flag.abort_rules != PAGE.abort_rules:
             unread.append("abort_rules")
         if unread:
