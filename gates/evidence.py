@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from gates.metrics import ArmMetrics
+from gates.metrics import ArmMetrics, Pair
 from gates.regions import Regions
 from gates.rules import SLACK, rounded
 from gates.sums import PinSet
@@ -34,6 +34,7 @@ class Evidence:
 
     ``baseline_is_pinned``: the baseline of an earlier window stands in, as no traffic is left for it.
     ``regions``: the manifest hashes that the events of the flag's regions came from. ``weight``: the canary's.
+    ``stage``: canary and baseline of all that is judged together; more than the window with sequential evidence.
     """
 
     flag: Flag
@@ -43,6 +44,7 @@ class Evidence:
     baseline_is_pinned: bool
     regions: Regions
     weight: float
+    stage: Pair
 
     @property
     def arms(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
@@ -54,13 +56,14 @@ def insufficient_data(seen: Evidence) -> Iterator[dict[str, Any]]:
     """Too few requests in an arm; where the canary serves, too few of its users' and of the baseline's."""
     least = seen.flag.window.min_requests
     # A safety guard reads the canary alone.
-    arms = [seen.canary] if seen.flag.kind == "safety_guard" else [seen.canary, seen.baseline]
-    rows = {"canary": seen.canary.rows, "baseline": seen.baseline.rows}
+    canary, baseline = seen.stage
+    arms = [canary] if seen.flag.kind == "safety_guard" else [canary, baseline]
+    rows = {"canary": canary.rows, "baseline": baseline.rows}
     if any(arm.rows < least for arm in arms):
         yield {**rows, "min_requests": least}
     elif seen.weight > 0 and any(arm.traffic < least for arm in arms):
         # Gold rows say nothing of what is served.
-        traffic = {"canary": seen.canary.traffic, "baseline": seen.baseline.traffic}
+        traffic = {"canary": canary.traffic, "baseline": baseline.traffic}
         yield {**rows, "min_requests": least, "traffic": traffic}
 
 
@@ -74,7 +77,7 @@ def no_pinned_baseline(seen: Evidence) -> Iterator[dict[str, Any]]:
     """No baseline at all, or two values of one pin in it."""
     if seen.flag.kind == "safety_guard":
         return
-    if seen.baseline.rows == 0:
+    if seen.stage[1].rows == 0:
         yield {"requests": 0}
     elif not seen.baseline_is_pinned:
         values: dict[str, set[str]] = {}

@@ -7,6 +7,7 @@ from typing import Literal
 from gates.metrics import LABELLED, MISSING_MAX, ArmMetrics, mostly_present
 from gates.power import judged_gates
 from gates.rules import QUALITY_GATES
+from gates.sequential import COST_LEAST
 from schemas.decision import Forecast, GateResult, Need, Problem
 from schemas.manifest import Flag
 
@@ -120,7 +121,11 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
                 if labels and not mostly_present(arm.rows, arm.served["solved_rows"]):
                     yield need(name, "labels with solved", labels, least)
                 yield share(name, "requests with cost" + " and solved" * (not labels), arm.cost_rows, arm.rows)
-            yield need("baseline", "solved requests", baseline.solved, 1)
+            if flag.policy.evidence == "sequential" and flag.kind == "progressive_rollout":
+                for name, arm in arms:
+                    yield need(name, "solved requests", arm.solved, COST_LEAST)
+            else:
+                yield need("baseline", "solved requests", baseline.solved, 1)
 
 
 FIELDS = {"coverage_min": ("coverage", "coverage"), "lambda_convergent": ("lambda", "lambda_state")}

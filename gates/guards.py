@@ -5,6 +5,7 @@ from gates.ramp import Ramp
 from gates.records import Judgement, Reading, unfired
 from gates.regions import Regions
 from gates.rules import QUALITY_GATES, SLACK, rounded
+from gates.staged import StagedRamp
 from gates.unit import Clockwork, Unit
 from gates.window import PaneUnit
 from schemas.decision import Action, Decision, GateResult, Problem, RuleResult, Verdict
@@ -209,4 +210,5 @@ KINDS: dict[str, type[Machine]] = {
 
 def machine(flag: Flag, unit: Unit, clockwork: Clockwork, regions: Regions | None = None) -> Machine:
     """The state machine of a flag's kind over a unit's state."""
-    return KINDS[flag.kind](flag, unit, clockwork, regions)
+    staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
+    return (StagedRamp if staged else KINDS[flag.kind])(flag, unit, clockwork, regions)

@@ -15,8 +15,9 @@ from gates.digest import SKETCH
 from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread
 from gates.forecast import forecast
 from gates.metrics import read_arms
-from gates.records import Judgement, Reading, exemplars, summaries, unfired, weights
+from gates.records import Assessment, Judgement, Reading, exemplars, summaries, unfired, weights
 from gates.regions import Regions
+from gates.stage import StageEvidence
 from gates.sums import IdSample, shared
 from gates.unit import Clockwork, Closed, Unit, first_weight
 from gates.window import PaneUnit, Window
@@ -64,6 +65,8 @@ class Machine(ABC):
         self._note_region()
         self.corrections: list[Correction] = []
         self._rereads: list[Problem] | None = None
+        self.at: int | None = None
+        """The end of the pane that was closed last, ms; None before the first."""
 
     @property
     def asleep(self) -> bool:
@@ -104,10 +107,8 @@ class Machine(ABC):
         self._correct(at)
         if at <= unit.window.start or unit.settling:
             return
-        reading = self._read()
-        gates, rules, problems_ = self._judged(reading, None)
-        judgement = Judgement("hold", reasons, reading, gates, list(map(unfired, rules)), [*problems_, *found])
-        yield self._record(judgement, at)
+        seen = self._assess()
+        yield self._record(seen.judgement("hold", reasons, rules=list(map(unfired, seen.rules)), found=found), at)
 
     def operate(self, operation: OperationBy, at: int) -> Iterator[Outcome]:
         """Carry out an operator's action, at once; ``at``: the end of the last pane that is closed, ms.
@@ -167,7 +168,7 @@ class Machine(ABC):
 
     def close(self, end: int) -> Iterator[Outcome]:
         """End the pane that ends at ``end`` ms; give the decisions and commands that follow, if any."""
-        unit = self.unit
+        unit, self.at = self.unit, end
         if self.asleep or not self.windowed:
             return
         if end <= unit.moving_until:
@@ -227,6 +228,7 @@ class Machine(ABC):
             pinned=closed.pinned,
             locked=closed.locked,
             graduated=closed.graduated,
+            evidence=closed.evidence,
             latched=False,
             cut=False,
             settling=False,
@@ -309,11 +311,16 @@ class Machine(ABC):
         """Whether mirrored requests may stand for the canary's traffic now, if the flag wants it."""
         return False
 
-    def _evidence(self, reading: Reading) -> Evidence:
-        pinned = reading.pinned is not None
+    def _evidence(self, reading: Reading, stage: Reading | None = None) -> Evidence:
+        """What the detectors look at: the window, and with it the ``stage`` where more is judged together."""
+        pinned, together = reading.pinned is not None, stage or reading
+        pair = together.canary, together.baseline
         return Evidence(
-            self.flag, self.unit, reading.canary, reading.baseline, pinned, self.regions, self.canary_weight
+            self.flag, self.unit, reading.canary, reading.baseline, pinned, self.regions, self.canary_weight, pair
         )
+
+    def _problems(self, evidence: Evidence) -> list[Problem]:
+        return problems(evidence) if self._rereads is None else reread(evidence, self._rereads)
 
     def _judged(
         self, reading: Reading, alpha: float | None
@@ -322,8 +329,12 @@ class Machine(ABC):
         comparison = reading.comparison(self.flag)
         evidence = self._evidence(reading)
         gates = comparison.gates()
-        found = problems(evidence) if self._rereads is None else reread(evidence, self._rereads)
-        return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), found
+        return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), self._problems(evidence)
+
+    def _assess(self) -> Assessment:
+        """All that a window's end is judged by."""
+        reading = self._read()
+        return Assessment(reading, *self._judged(reading, None))
 
     def _drift_rule(self, evidence: Evidence) -> list[RuleResult]:
         """Pin drift as a hard rule, where the policy says so."""
@@ -362,7 +373,7 @@ class Machine(ABC):
                 judgement.reading.baseline,
                 judgement.gates,
                 judgement.problems,
-                decided_at - window.start,
+                decided_at - window.start if judgement.ms is None else judgement.ms,
                 pinned=judgement.reading.pinned is not None,
             )
             if judgement.waits
@@ -381,6 +392,7 @@ class Machine(ABC):
             exemplars=exemplars(judgement),
             change_freeze=judgement.freeze,
             drifted=judgement.drifted,
+            evidence=judgement.evidence,
         )
         command = None
         if judgement.action is not None:
@@ -429,6 +441,7 @@ class Machine(ABC):
     def _latch(self) -> None:
         unit = self.unit
         unit.latched, unit.engaged = True, False
+        unit.evidence = StageEvidence()
         unit.assignments = Assignments()
         unit.earlier_canary = IdSample()
 
@@ -577,5 +590,6 @@ def _closed(before: Unit, decision: Decision) -> Closed:
         pinned=before.pinned,
         locked=before.locked,
         graduated=before.graduated,
+        evidence=before.evidence,
         told=decision.verdict,
     )

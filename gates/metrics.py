@@ -6,12 +6,13 @@ Every value is None where it is not known: nothing here is ever NaN.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
-from gates.bounds import excludes_from_above, excludes_from_below, interval, quantile_ranks
+from gates.bounds import excludes_from_above, excludes_from_below, interval, quantile_ranks, ratio_variance
 from gates.digest import RANK_ERROR, Digest
-from gates.sums import COVERAGE_BITS, Sums, complete, flipped
+from gates.sums import COVERAGE_BITS, Sums
 from gates.window import LABELS, SERVED, Arm
 
 INFORMATION_N_OPT = 1000
@@ -209,17 +210,34 @@ class ArmMetrics:
             return self.served.cost / self.cost_rows * self.solved_known / self.solved if self.cost_rows else None
         return self.served.cost / self.solved
 
+    @property
+    def cost_variances(self) -> list[tuple[int, float]]:
+        """What the cost per solved varies by: rows, and the variance times their number, of each part of it.
+
+        One part where each request says what it cost and whether it was solved, by the delta method over both; with
+        labels two, the mean cost and the share of labels that say solved. Empty where nothing was solved.
+        """
+        if not self.solved or not self.cost_rows:
+            return []
+        served, n = self.served, self.cost_rows
+        cost = served.exact_cost
+        if not self._solved_labels:
+            solved, product = Fraction(self.solved), served.exact_solved_cost
+            return [(self.rows, ratio_variance(self.rows, cost, solved, served.exact_square, solved, product))]
+        mean, share = cost / n, Fraction(self.solved, self.solved_known)
+        of_mean = max(served.exact_square / n - mean * mean, Fraction(0)) / share**2
+        return [(n, float(of_mean)), (self.solved_known, float(mean**2 * (1 - share) / share**3))]
+
     @cached_property
     def lambda_(self) -> Lambda:
         """λ of the quality source in use."""
         sums = self.told("lambda").sums
-        groups = sums.groups.values()
-        full = [g for g in groups if complete(g)]
+        groups, full, convergent, flips = sums.lambda_groups
         return Lambda(
-            groups=len(groups),
-            complete=len(full),
-            convergent=sum(not flipped(g) for g in full),
-            flipped_groups=sum(map(flipped, groups)),
+            groups=groups,
+            complete=full,
+            convergent=convergent,
+            flipped_groups=flips,
             events=sums["lambda_events"],
             flipped_events=sums["lambda_flips"],
         )
@@ -329,39 +347,40 @@ def uplift(canary: float | None, baseline: float | None) -> float | None:
     return ratio if math.isfinite(ratio) else None
 
 
-def rate_interval(successes: float, n: int, alpha: float) -> Interval:
-    """Anytime interval of a rate or of a mean of values in [0, 1]."""
-    return interval(successes, n, alpha, INFORMATION_N_OPT) if n else UNKNOWN
+def rate_interval(successes: float, n: int, alpha: float, design_effect: float = 1.0) -> Interval:
+    """Anytime interval of a rate or of a mean of values in [0, 1]; so many rows are worth one."""
+    return interval(successes / design_effect, n / design_effect, alpha, INFORMATION_N_OPT) if n else UNKNOWN
 
 
-def quantile_interval(digest: Digest, q: float, alpha: float) -> Interval:
+def quantile_interval(digest: Digest, q: float, alpha: float, design_effect: float = 1.0) -> Interval:
     """Anytime interval of a quantile; an end is None where the data cannot bound it."""
     if not digest.count:
         return UNKNOWN
-    lower, upper = quantile_ranks(digest.count, q, alpha, slack=0.0 if digest.exact else RANK_ERROR)
+    slack = 0.0 if digest.exact else RANK_ERROR
+    lower, upper = quantile_ranks(digest.count, q, alpha, slack=slack, design_effect=design_effect)
     return (
         None if lower is None else digest.order_statistic(lower),
         None if upper is None else digest.order_statistic(upper),
     )
 
 
-def drift_interval(canary: Digest, baseline: Digest, q: float, alpha: float) -> Interval:
+def drift_interval(canary: Digest, baseline: Digest, q: float, alpha: float, design_effect: float = 1.0) -> Interval:
     """Anytime interval of the difference of two quantiles; the level is shared by the two arms."""
-    c, b = quantile_interval(canary, q, alpha / 2), quantile_interval(baseline, q, alpha / 2)
+    c, b = (quantile_interval(arm, q, alpha / 2, design_effect) for arm in (canary, baseline))
     return difference(c[0], b[1]), difference(c[1], b[0])
 
 
-def uplift_interval(canary: Digest, baseline: Digest, q: float, alpha: float) -> Interval:
+def uplift_interval(canary: Digest, baseline: Digest, q: float, alpha: float, design_effect: float = 1.0) -> Interval:
     """Anytime interval of the ratio of two quantiles, minus 1; the level is shared by the two arms."""
-    c, b = quantile_interval(canary, q, alpha / 2), quantile_interval(baseline, q, alpha / 2)
+    c, b = (quantile_interval(arm, q, alpha / 2, design_effect) for arm in (canary, baseline))
     return uplift(c[0], b[1]), uplift(c[1], b[0])
 
 
-def rate_surely_over(successes: float, n: int, limit: float, alpha: float) -> bool:
+def rate_surely_over(successes: float, n: float, limit: float, alpha: float) -> bool:
     """Whether a rate's anytime lower bound is over the limit."""
     return n > 0 and excludes_from_below(successes, n, limit, alpha, rate_n_opt(limit))
 
 
-def mean_surely_under(total: float, n: int, limit: float, alpha: float) -> bool:
+def mean_surely_under(total: float, n: float, limit: float, alpha: float) -> bool:
     """Whether the anytime upper bound of a mean of values in [0, 1] is under the limit."""
     return n > 0 and excludes_from_above(total, n, limit, alpha, rate_n_opt(limit))

@@ -8,8 +8,9 @@ from gates.machine import Machine
 from gates.records import Judgement, unfired
 from gates.rules import SOFT_GATES
 from gates.unit import Pinned
+from gates.window import Arm
 from schemas.catalogue import VERDICTS
-from schemas.decision import Action, Decision, Verdict
+from schemas.decision import Action, ChangeFreeze, Decision, Verdict
 
 COMPARED = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
 """Gates that hold the canary against the baseline."""
@@ -44,8 +45,8 @@ class Ramp(Machine):
     def judge_window(self) -> Judgement:
         """The verdict at the window's end: abort, then evidence, then failed, then unknown gates, then promote."""
         unit, flag = self.unit, self.flag
-        reading = self._read()
-        gates, rules, found = self._judged(reading, None)
+        seen = self._assess()
+        gates, rules, found = seen.gates, seen.rules, seen.problems
 
         def judgement(
             verdict: Verdict,
@@ -54,11 +55,13 @@ class Ramp(Machine):
             *,
             weight: float | None = 0.0,
             waits: bool = False,
+            freeze: ChangeFreeze | None = None,
         ) -> Judgement:
             action: Action | None = None if verdict in ("hold", "pass") else verdict  # type: ignore[assignment]
-            reasons = list(dict.fromkeys(reasons))
-            return Judgement(
-                verdict, reasons, reading, gates, rules, found, severity, action, weight, waits=waits, drifted=drifted
+            if verdict == "hold" and reasons != ["latched"]:
+                reasons = [*reasons, *self._impatient()]
+            return seen.judgement(
+                verdict, reasons, severity, action, weight, rules=rules, freeze=freeze, waits=waits, drifted=drifted
             )
 
         drifted = 0
@@ -70,7 +73,7 @@ class Ramp(Machine):
         hard = [rule.kind for rule in rules if rule.fired and rule.severity == "hard"]
         soft = [rule.kind for rule in rules if rule.fired and rule.severity == "soft"]
         failed = [gate.gate for gate in judged if gate.status == "fail"]
-        unknown = [gate.gate for gate in judged if gate.status == "unknown"]
+        open_ = [gate.gate for gate in judged if gate.status in ("unknown", "undecided")]
         if unit.latched or unit.cut:
             return judgement("hold", ["latched"])
         if hard:
@@ -87,18 +90,25 @@ class Ramp(Machine):
             if flag.policy.on_gate_fail == "rollback":
                 return judgement("rollback", failed + soft, "soft")
             return judgement("hold", failed + soft)
-        if unknown:
-            return judgement("hold", unknown, waits=True)
+        if open_:
+            return judgement("hold", open_, waits=True)
         unit.green, unit.strike = green + 1, False
         if unit.green < flag.window.hold_windows:
             return judgement("hold", ["hold_windows"])
         if unit.stage + 1 == len(self.stages):
             return judgement("pass", ["all_gates_pass"])
-        freeze = self.frozen(unit.window.end)
-        if freeze is not None:
-            reasons = ["change_freeze"]
-            return Judgement("hold", reasons, reading, gates, rules, found, freeze=freeze)
+        frozen = self.frozen(unit.window.end)
+        if frozen is not None:
+            return judgement("hold", ["change_freeze"], weight=None, freeze=frozen)
         return judgement("promote", ["all_gates_pass"], weight=self.stages[unit.stage + 1])
+
+    def _impatient(self) -> list[str]:
+        """A further reason of a hold, where a stage has lasted too long."""
+        return []
+
+    def _to_pin(self) -> tuple[Arm, int]:
+        """What stands in for the baseline at 100 %, and its start, ms."""
+        return self.unit.window.baseline, self.unit.window.start
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
         """Latch after an end, settle after a promote."""
@@ -117,7 +127,8 @@ class Ramp(Machine):
         unit.number += 1
         unit.green, unit.idle = 0, 0
         if self.stages[unit.stage + 1] >= 1:
-            unit.pinned = Pinned(ended.baseline, ended.start, ended.end, decision.hash)
+            baseline, since = self._to_pin()
+            unit.pinned = Pinned(baseline, since, ended.end, decision.hash)
         unit.rate_limited = rate_limited(judgement.reading.canary)
         unit.earlier_canary.merge(unit.assignments.canary)
         unit.assignments = unit.assignments.next_stage(self.stages[unit.stage])

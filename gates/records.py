@@ -1,6 +1,8 @@
 """A judgement, and what of it stands in the records: summaries of both arms, and the worst events."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gates.metrics import ArmMetrics, Arms
 from gates.rules import Comparison, rounded
@@ -10,6 +12,7 @@ from schemas.decision import (
     Action,
     ArmSummary,
     ChangeFreeze,
+    EvidenceSpan,
     Exemplar,
     GateResult,
     PinnedFrom,
@@ -74,11 +77,52 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Assessment:
+    """Gates, rules and evidence problems, and what they were read from; ``evidence``, ``ms``: as of ``Judgement``."""
+
+    reading: Reading
+    gates: list[GateResult]
+    rules: list[RuleResult]
+    problems: list[Problem]
+    evidence: EvidenceSpan | None = None
+    ms: int | None = None
+
+    def judgement(
+        self,
+        verdict: Verdict,
+        reasons: Iterable[str],
+        severity: Severity | None = None,
+        action: Action | None = None,
+        weight: float | None = None,
+        *,
+        rules: list[RuleResult] | None = None,
+        found: Sequence[Problem] = (),
+        **more: Any,
+    ) -> "Judgement":
+        """A verdict on what was assessed, with further problems; ``rules`` instead of those here."""
+        return Judgement(
+            verdict,
+            list(dict.fromkeys(reasons)),
+            self.reading,
+            self.gates,
+            self.rules if rules is None else rules,
+            [*self.problems, *found],
+            severity,
+            action,
+            weight,
+            evidence=self.evidence,
+            ms=self.ms,
+            **more,
+        )
+
+
+@dataclass(frozen=True)
 class Judgement:
     """A verdict and what it rests on.
 
     ``action``: the command that follows, ``weight``: the canary's in it. ``drifted``: gates of a graduated unit that
-    fail against its pinned baseline, which is a warning.
+    fail against its pinned baseline, which is a warning. ``evidence``: what of a stage it rests on, ``ms``: how long
+    that took to come; None: the window.
     """
 
     verdict: Verdict
@@ -93,6 +137,8 @@ class Judgement:
     freeze: ChangeFreeze | None = None
     waits: bool = False
     drifted: int = 0
+    evidence: EvidenceSpan | None = None
+    ms: int | None = None
 
 
 def exemplars(judgement: Judgement) -> dict[str, list[Exemplar]]:

@@ -3,9 +3,11 @@
 All gates and all rules are evaluated and listed, also when the first fails.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
+
+import msgspec
 
 from gates.metrics import (
     MISSING_MAX,
@@ -23,7 +25,7 @@ from gates.metrics import (
     uplift,
     uplift_interval,
 )
-from schemas.decision import GateResult, RuleResult
+from schemas.decision import GateResult, RuleResult, Status
 from schemas.manifest import Flag
 
 SLACK = 1e-9
@@ -36,8 +38,6 @@ SOFT_GATES = {
     "cost_per_solved_over_budget": "cost_uplift_max",
 }
 """The gate that each soft rule watches."""
-
-Status = Literal["pass", "fail", "unknown", "waived", "not_applicable", "off"]
 
 
 def rounded(value: float | None, digits: int = 12) -> float | None:
@@ -65,8 +65,15 @@ class Comparison:
 
     def gates(self) -> list[GateResult]:
         """The eight gates, in the order of the manifest."""
+        return self._waive(self._by_value(bounds=True))
+
+    def _by_value(self, *, bounds: bool) -> list[GateResult]:
+        """The gates as their values have them, without the waiver; ``bounds``: with anytime intervals beside them."""
+        return [result(bounds) for result in self._gates()]
+
+    def _gates(self) -> list["_Result"]:
         gates = self.flag.gates
-        results = [
+        return [
             self._delta_s("delta_s.median_max", gates.delta_s.median_max, 0.5),
             self._delta_s("delta_s.p95_max", gates.delta_s.p95_max, 0.95),
             self._coverage(gates.coverage_min),
@@ -76,7 +83,10 @@ class Comparison:
             self._tool_success(gates.tool_success_min),
             self._cost(gates.cost_uplift_max),
         ]
-        return self._waive(results)
+
+    @property
+    def _design_effect(self) -> float:
+        return self.flag.policy.design_effect
 
     def _enough(self, canary: int, baseline: int) -> bool:
         least = self.flag.window.min_requests
@@ -86,17 +96,18 @@ class Comparison:
     def _enough_served(self) -> bool:
         return self._enough(self.canary.rows, self.baseline.rows)
 
-    def _delta_s(self, gate: str, limit: float | None, q: float) -> GateResult:
+    def _delta_s(self, gate: str, limit: float | None, q: float) -> "_Result":
         c, b = self.canary.delta_s, self.baseline.delta_s
-        observed = difference(c.quantile(q), b.quantile(q))
-        return _result(
+        values = c.quantile(q), b.quantile(q)
+        observed = difference(*values)
+        return _Result(
             gate,
             limit,
             _at_most(observed if self._delta_s_known else None, limit),
             observed,
-            (c.quantile(q), b.quantile(q)),
+            values,
             (c.count, b.count),
-            drift_interval(c, b, q, INFORMATION_ALPHA),
+            lambda: drift_interval(c, b, q, INFORMATION_ALPHA, self._design_effect),
         )
 
     @property
@@ -111,19 +122,19 @@ class Comparison:
             mostly_present(arm.coverage_rows, arm.coverage_count) for arm in arms
         )
 
-    def _coverage(self, limit: float | None) -> GateResult:
+    def _coverage(self, limit: float | None) -> "_Result":
         rows, observed = self.canary.coverage_count, self.canary.coverage
-        return _result(
+        return _Result(
             "coverage_min",
             limit,
             _at_least(observed if self._coverage_known(self.canary) else None, limit),
             observed,
             (observed, self.baseline.coverage),
             (rows, self.baseline.coverage_count),
-            rate_interval(self.canary.coverage_sum, rows, INFORMATION_ALPHA),
+            lambda: rate_interval(self.canary.coverage_sum, rows, INFORMATION_ALPHA, self._design_effect),
         )
 
-    def _lambda(self, wanted: bool) -> GateResult:
+    def _lambda(self, wanted: bool) -> "_Result":
         c, b = self.canary.lambda_, self.baseline.lambda_
         least = self.flag.window.min_lambda_groups
         if self.flag.policy.lambda_source == "probes":
@@ -135,59 +146,60 @@ class Comparison:
         status: Status = "unknown"
         if known and self._enough(self.canary.lambda_rows, self.baseline.lambda_rows):
             status = "pass" if good == n else "fail"
-        return _result(
+        return _Result(
             "lambda_convergent",
             True if wanted else None,
             status,
             share,
             (share, other),
             (n, n_other),
-            rate_interval(good, n, INFORMATION_ALPHA),
+            lambda: rate_interval(good, n, INFORMATION_ALPHA, self._design_effect),
         )
 
-    def _latency(self, limit: float | None) -> GateResult:
+    def _latency(self, limit: float | None) -> "_Result":
         c, b = self.canary.served.latency, self.baseline.served.latency
-        observed = uplift(c.quantile(0.95), b.quantile(0.95))
-        return _result(
+        values = c.quantile(0.95), b.quantile(0.95)
+        observed = uplift(*values)
+        return _Result(
             "latency_p95_uplift_max",
             limit,
             _at_most(observed if self._enough_served else None, limit),
             observed,
-            (c.quantile(0.95), b.quantile(0.95)),
+            values,
             (c.count, b.count),
-            uplift_interval(c, b, 0.95, INFORMATION_ALPHA),
+            lambda: uplift_interval(c, b, 0.95, INFORMATION_ALPHA, self._design_effect),
         )
 
-    def _error_rate(self, limit: float | None) -> GateResult:
-        observed = self.canary.error_rate
-        return _result(
+    def _error_rate(self, limit: float | None) -> "_Result":
+        observed, errors = self.canary.error_rate, self.canary.served["errors"]
+        return _Result(
             "error_rate_max",
             limit,
             _at_most(observed if self._enough_served else None, limit),
             observed,
             (observed, self.baseline.error_rate),
             (self.canary.rows, self.baseline.rows),
-            rate_interval(self.canary.served["errors"], self.canary.rows, INFORMATION_ALPHA),
+            lambda: rate_interval(errors, self.canary.rows, INFORMATION_ALPHA, self._design_effect),
         )
 
-    def _tool_success(self, limit: float | None) -> GateResult:
+    def _tool_success(self, limit: float | None) -> "_Result":
         c, b = self.canary.served, self.baseline.served
         calls, observed = c["tool_calls"], self.canary.tool_success
         known = self._enough_served and c["tool_missing"] <= MISSING_MAX * c["tool_rows"]
         status = _at_least(observed if known else None, limit)
         if not any(arm[counter] for arm in (c, b) for counter in ("tool_calls", "tool_missing")):
             status = "not_applicable" if self._enough_served else "unknown"
-        return _result(
+        return _Result(
             "tool_success_min",
             limit,
             status,
             observed,
             (observed, self.baseline.tool_success),
             (calls, b["tool_calls"]),
-            rate_interval(c["tool_ok"], calls, INFORMATION_ALPHA),
+            lambda: rate_interval(c["tool_ok"], calls, INFORMATION_ALPHA, self._design_effect),
         )
 
-    def _cost(self, limit: float | None) -> GateResult:
+    def _cost(self, limit: float | None) -> "_Result":
         c, b = self.canary, self.baseline
         observed = uplift(c.cost_per_solved, b.cost_per_solved)
         known = (
@@ -200,14 +212,14 @@ class Comparison:
         status = _at_most(observed if known else None, limit)
         if known and not c.solved:
             status = "fail"
-        return _result(
+        return _Result(
             "cost_uplift_max",
             limit,
             status,
             observed,
             (c.cost_per_solved, b.cost_per_solved),
             (c.solved, b.solved),
-            UNKNOWN,
+            lambda: UNKNOWN,
         )
 
     def _waive(self, results: list[GateResult]) -> list[GateResult]:
@@ -266,30 +278,31 @@ class Comparison:
 
     def _hard(self, kind: str, limit: float, alpha: float | None) -> RuleResult:
         c, b = self.canary, self.baseline
-        least = self.flag.window.min_requests
+        least, worth = self.flag.window.min_requests, self._design_effect
         surely = False
         if kind == "delta_s_p95_over":
             n, enough = c.delta_s.count, min(c.delta_s.count, b.delta_s.count) >= least
             observed = difference(c.delta_s.quantile(0.95), b.delta_s.quantile(0.95))
             over = observed is not None and observed > limit + SLACK
             if over and enough and alpha is not None:
-                lower = drift_interval(c.delta_s, b.delta_s, 0.95, alpha)[0]
+                lower = drift_interval(c.delta_s, b.delta_s, 0.95, alpha, worth)[0]
                 surely = lower is not None and lower > limit + SLACK
         elif kind == "coverage_under":
             n, observed = c.coverage_count, c.coverage
             enough, over = n >= least, observed is not None and observed < limit - SLACK
             if over and enough and alpha is not None:
-                surely = mean_surely_under(c.coverage_sum, n, limit, alpha)
+                surely = mean_surely_under(c.coverage_sum / worth, n / worth, limit, alpha)
         elif kind == "lambda_flip_rate_over":
             n, observed = c.lambda_rows, c.lambda_.flip_rate
             enough, over = n >= least, observed is not None and observed > limit + SLACK
             if over and enough and alpha is not None:
-                surely = any(rate_surely_over(k, units, limit, alpha / 2) for k, units in c.lambda_.tests)
+                tests, half = c.lambda_.tests, alpha / 2
+                surely = any(rate_surely_over(k / worth, units / worth, limit, half) for k, units in tests)
         else:
             n, observed = c.rows, c.error_rate
             enough, over = n >= least, observed is not None and observed > limit + SLACK
             if over and enough and alpha is not None:
-                surely = rate_surely_over(c.served["errors"], n, limit, alpha)
+                surely = rate_surely_over(c.served["errors"] / worth, n / worth, limit, alpha)
         return RuleResult(
             kind=kind,
             severity="hard",
@@ -329,28 +342,33 @@ def _at_least(observed: float | None, limit: float | None) -> Status:
     return "pass" if observed >= limit - SLACK else "fail"
 
 
-def _result(
-    gate: str,
-    limit: float | bool | None,
-    status: Status,
-    observed: float | None,
-    values: tuple[float | None, float | None],
-    counts: tuple[int, int],
-    bounds: Interval,
-) -> GateResult:
-    return GateResult(
-        gate=gate,
-        status="off" if limit is None else status,
-        observed=rounded(observed),
-        threshold=limit,
-        canary=rounded(values[0]),
-        baseline=rounded(values[1]),
-        n_canary=counts[0],
-        n_baseline=counts[1],
-        lower=rounded(bounds[0], 6),
-        upper=rounded(bounds[1], 6),
-    )
+@dataclass(frozen=True)
+class _Result:
+    """A gate's result, its interval left open until it is asked for: that costs a hundred times as much."""
+
+    gate: str
+    limit: float | bool | None
+    status: Status
+    observed: float | None
+    values: tuple[float | None, float | None]
+    counts: tuple[int, int]
+    interval: Callable[[], Interval]
+
+    def __call__(self, bounds: bool) -> GateResult:
+        lower, upper = self.interval() if bounds else UNKNOWN
+        return GateResult(
+            gate=self.gate,
+            status="off" if self.limit is None else self.status,
+            observed=rounded(self.observed),
+            threshold=self.limit,
+            canary=rounded(self.values[0]),
+            baseline=rounded(self.values[1]),
+            n_canary=self.counts[0],
+            n_baseline=self.counts[1],
+            lower=rounded(lower, 6),
+            upper=rounded(upper, 6),
+        )
 
 
 def _replace_status(result: GateResult, status: Status) -> GateResult:
-    return GateResult(**{f: getattr(result, f) for f in result.__struct_fields__} | {"status": status})
+    return msgspec.structs.replace(result, status=status)

@@ -254,8 +254,15 @@ class PinSet(msgspec.Struct, array_like=True):
     first: tuple[int, int, int]
 
 
+PAST = ("groups", "complete", "convergent", "flipped")
+"""What is kept of the λ groups of windows that are over: how many there were, as each window saw them."""
+
+
 class Sums(msgspec.Struct, array_like=True):
-    """The events of one arm and source in one span of time."""
+    """The events of one arm and source in one span of time.
+
+    ``past``: the λ groups of earlier windows, counted as ``PAST`` says; ``groups`` are those of the window that runs.
+    """
 
     counters: list[int] = msgspec.field(default_factory=lambda: [0] * len(COUNTERS))
     delta_s: Digest = msgspec.field(default_factory=Digest)
@@ -265,6 +272,7 @@ class Sums(msgspec.Struct, array_like=True):
     sticky: IdSample = msgspec.field(default_factory=IdSample)
     exposed: IdSample = msgspec.field(default_factory=IdSample)
     worst: dict[str, list[Worst]] = msgspec.field(default_factory=dict)
+    past: list[int] = msgspec.field(default_factory=lambda: [0] * len(PAST))
 
     def __getitem__(self, counter: str) -> int:
         return self.counters[COUNTERS.index(counter)]
@@ -301,8 +309,27 @@ class Sums(msgspec.Struct, array_like=True):
             self.groups[group] = _worse(self.groups.get(group, 0), runs)
         for pins, seen in other.pins.items():
             self.see_pins(pins, seen.count, seen.first)
+        self.past = [a + b for a, b in zip(self.past, other.past, strict=True)]
         for metric, found in other.worst.items():
             self.note_worst(metric, found)
+
+    def gather(self, other: "Sums") -> None:
+        """Add another window's sums: its λ groups are over, and its pins stay with it."""
+        self.count(other.counters)
+        self.delta_s.merge(other.delta_s)
+        self.latency.merge(other.latency)
+        self.past = [a + b for a, b in zip(self.past, other.lambda_groups, strict=True)]
+        for metric, found in other.worst.items():
+            self.note_worst(metric, found)
+
+    @property
+    def lambda_groups(self) -> tuple[int, int, int, int]:
+        """All λ groups, counted as ``PAST`` says."""
+        full = [runs for runs in self.groups.values() if complete(runs)]
+        convergent = sum(not flipped(runs) for runs in full)
+        here = len(self.groups), len(full), convergent, sum(map(flipped, self.groups.values()))
+        groups, whole, good, bad = (a + b for a, b in zip(self.past, here, strict=True))
+        return groups, whole, good, bad
 
     def note_worst(self, metric: str, found: list[Worst]) -> None:
         """Keep the worst of these and of those known."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gates.assignments import Assignments
+from gates.stage import StageEvidence
 from gates.sums import IdSample
 from gates.window import Arm, Window
 from schemas.catalogue import engaged_under
@@ -29,7 +30,7 @@ class Clockwork:
 
 
 class Pinned(msgspec.Struct, array_like=True):
-    """The baseline of the last window before 100 %, with the decision that promoted on it."""
+    """The baseline of the last window, or all evidence, before 100 %, with the decision that promoted on it."""
 
     arm: Arm
     start: int
@@ -57,6 +58,7 @@ class Closed(msgspec.Struct, array_like=True):
     pinned: Pinned | None
     locked: dict[str, dict[str, str]]
     graduated: bool
+    evidence: StageEvidence
     told: Verdict
     seen: int = 0
 
@@ -77,7 +79,8 @@ class Unit(msgspec.Struct, array_like=True):
     between the arms in panes that end by then, ms: weights have changed, or services may not have applied the first
     ones yet. ``fresh_from``: an operator or a revision ended all evidence from before then, ms. ``hashes``: rows of
     the window before by manifest hash. ``closed``: the last window, while late events may correct it: until the next
-    one is decided. ``retired``: the flag has left the manifest, and that was said.
+    one is decided. ``retired``: the flag has left the manifest, and that was said. ``evidence``: of the stage's
+    windows before this one, where they are judged together.
     """
 
     region: str
@@ -110,6 +113,7 @@ class Unit(msgspec.Struct, array_like=True):
     hashes: dict[str, int] = msgspec.field(default_factory=dict)
     closed: Closed | None = None
     retired: bool = False
+    evidence: StageEvidence = msgspec.field(default_factory=StageEvidence)
 
     @property
     def asleep(self) -> bool:
@@ -124,6 +128,7 @@ class Unit(msgspec.Struct, array_like=True):
         self.stage, self.number, self.green = 0, 1, 0
         self.strike = self.latched = self.engaged = self.cut = self.graduated = False
         self.rate_limited = self.pinned = self.closed = None
+        self.evidence = StageEvidence()
         self.earlier_canary = IdSample()
         self.lock(flag)
         self.fresh_from = fresh_from

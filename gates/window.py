@@ -42,6 +42,16 @@ class Arm(msgspec.Struct, array_like=True):
             if source in other.sources:
                 self.of(source).merge(other.sources[source])
 
+    @classmethod
+    def gathered(cls, *arms: "Arm") -> "Arm":
+        """The arm over several windows: bounded as one is, for λ groups and pins are not kept by name."""
+        whole = cls()
+        for source in SOURCES:
+            for arm in arms:
+                if source in arm.sources:
+                    whole.of(source).gather(arm.sources[source])
+        return whole
+
     def has(self, source: str, counter: str) -> bool:
         """Whether a source has any of a counter."""
         return source in self.sources and self.sources[source][counter] > 0

@@ -13,7 +13,7 @@ from schemas.canonical import canonical, sha256_of
 from schemas.errors import EventError
 
 Sha256 = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
-Status = Literal["pass", "fail", "unknown", "waived", "not_applicable", "off"]
+Status = Literal["pass", "fail", "undecided", "unknown", "waived", "not_applicable", "off"]
 Action = Literal[
     "promote",
     "freeze",
@@ -37,7 +37,15 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
     start: Annotated[int, Meta(description="ms, a pane's start")]
     end: Annotated[int, Meta(description="ms, the nominal end, exclusive")]
-    closed: Annotated[bool, Meta(description="false where an abort or a kill came before the end")]
+    closed: Annotated[bool, Meta(description="false where a stop, a freeze or a kill came before the end")]
+
+
+class EvidenceSpan(msgspec.Struct, frozen=True, kw_only=True):
+    """The windows of a stage that its gates are judged by."""
+
+    windows: Annotated[int, Meta(description="whose evidence counts, the present one included")]
+    left_out: Annotated[int, Meta(description="with an evidence problem; hard rules alone read them")]
+    since: Annotated[int, Meta(description="start of the first, ms")]
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +54,18 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     index: Annotated[int, Meta(description="from 0; with traffic.shadow, 0 is the shadow stage")]
     canary_weight: Annotated[float, Meta(description="share of traffic; 0 after the latch")]
     next_canary_weight: Annotated[float | None, Meta(description="null where no stage follows")]
+
+
+class GateForecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What an undecided gate still needs at its present values and rate."""
+
+    outcome: Annotated[
+        Literal["pass", "fail"] | None,
+        Meta(description="how it ends then; null: not soon, as its value is too near to limit or rule_out"),
+    ]
+    canary: Annotated[int | None, Meta(description="more canary requests until then")]
+    baseline: Annotated[int | None, Meta(description="more baseline requests until then; 0 where it is not compared")]
+    minutes: float | None
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +79,15 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     baseline: Annotated[float | None, Meta(description="the baseline's part of `observed`")]
     n_canary: Annotated[int, Meta(description="rows, or λ groups, that `canary` rests on")]
     n_baseline: Annotated[int, Meta(description="rows that `baseline` rests on")]
-    lower: Annotated[float | None, Meta(description="lower end of the anytime 95 % interval")]
+    lower: Annotated[
+        float | None,
+        Meta(description="lower end of an anytime interval: 95 %, or each end at the level at which it decides"),
+    ]
     upper: Annotated[float | None, Meta(description="upper end; null where the data set none")]
+    rule_out: Annotated[
+        float | None, Meta(description="to pass, the interval has to exclude it; null with point evidence")
+    ] = None
+    forecast: Annotated[GateForecast | None, Meta(description="of an undecided gate")] = None
 
 
 class RuleResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +117,7 @@ class PinnedFrom(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArmSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts, sums and quantiles of one arm in the window."""
+    """Counts, sums and quantiles of one arm in what the gates are judged by: the window, or the stage's evidence."""
 
     requests: Annotated[int, Meta(description="traffic and gold")]
     traffic: Annotated[int, Meta(description="requests of real users")]
@@ -212,12 +239,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         list[str],
         Meta(
             description="gate ids, rule kinds, problem names, all_gates_pass, hold_windows, latched, change_freeze, "
-            "kill, rearm, retire, manifest_revision; of guards hysteresis, reason_status, reason_steps_pass"
+            "patience, kill, rearm, retire, manifest_revision; of guards hysteresis, reason_status, reason_steps_pass"
         ),
     ]
     window: Span
     decided_at: Annotated[int, Meta(description="event time, ms")]
     stage: Stage
+    evidence: Annotated[EvidenceSpan | None, Meta(description="of sequential evidence; null: the window alone")] = None
     gates: list[GateResult]
     abort_rules: Annotated[list[RuleResult], Meta(description="fired or not")]
     evidence_problems: list[Problem]

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,9 @@ def _why(decision: Decision) -> Iterator[str]:
     for gate in [*by_status.get("fail", ()), *by_status.get("waived", ())]:
         yield _gate(decision, gate)
         yield from _exemplars(decision, gate.gate, told)
+    for gate in by_status.get("undecided", ()):
+        yield _undecided(decision, gate)
+        yield f" {_outlook(gate)}"
     unknown = by_status.get("unknown", [])
     if unknown:
         yield f"not known: {', '.join(_NAMES.get(gate.gate, plain(gate.gate)) for gate in unknown)}"
@@ -243,6 +246,7 @@ def _reasons(decision: Decision) -> Iterator[str]:
         "reason_steps_pass": _reason_steps(decision),
         "reason_status": "too few requests tell whether their reason step failed",
         "manifest_revision": "a new revision of the manifest took over",
+        "patience": "the stage has lasted longer than policy.patience: somebody should look at it",
     }
     for reason in decision.reasons:
         operated = decision.operation is not None and reason in ("kill", "rearm", "retire")
@@ -306,6 +310,56 @@ def _gate(decision: Decision, gate: GateResult) -> str:
             said = f"{percent(gate.observed, limit)} ({_against(gate, percent, 'requests')})"
             said += f"; the limit is {percent(limit)}"
     return f"{_NAMES[gate.gate]} is {said}"
+
+
+def _undecided(decision: Decision, gate: GateResult) -> str:
+    """An open gate: its value, how far its bound reaches, and what that has to exclude."""
+    name, n = _NAMES.get(gate.gate, plain(gate.gate)), f"{gate.n_canary:,}"
+    show = number if gate.gate.startswith(("delta_s", "coverage")) else percent
+    floor = gate.gate in ("coverage_min", "tool_success_min", "lambda_convergent")
+    seen, limit = gate.observed, gate.threshold
+    if gate.gate == "lambda_convergent" and gate.rule_out is not None:
+        # The rule-out value is a share of flips, the bounds are of convergent groups.
+        worst = None if gate.lower is None else 1 - gate.lower
+        known = "nothing bounds its flip rate yet" if worst is None else f"the flip rate may still be {percent(worst)}"
+        return f"not decided yet: λ converges in all of {n}; {known}, and {_ruled(gate, percent)}"
+    what = {"coverage_min": "values", "tool_success_min": "calls", "cost_uplift_max": "solved requests"}.get(
+        gate.gate, "values" if gate.gate.startswith("delta_s") else "requests"
+    )
+    value = f"not decided yet: {name} is {_standing(gate, show)} in {n} {what}"
+    over = seen is not None and limit is not None and (seen < limit if floor else seen > limit)
+    if over:
+        end = gate.upper if floor else gate.lower
+        bound = "nothing bounds it yet" if end is None else f"it may still be {show(end)}"
+        return f"{value}, {'under' if floor else 'over'} the limit of {show(float(limit or 0))}; {bound}"
+    end = gate.lower if floor else gate.upper
+    bound = "nothing bounds it yet" if end is None else f"it may still be {show(end)}"
+    return f"{value}; {bound}, and {_ruled(gate, show)}"
+
+
+def _ruled(gate: GateResult, show: Callable[[float | None], str]) -> str:
+    return f"{show(gate.rule_out)} has to be ruled out"
+
+
+def _standing(gate: GateResult, show: Callable[[float | None], str]) -> str:
+    """A gate's value, against the baseline's where it is compared."""
+    if gate.gate in ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max"):
+        by = gate.observed or 0.0
+        return (
+            "level with the baseline" if by == 0 else f"{show(abs(by))} {'below' if by < 0 else 'above'} the baseline"
+        )
+    return show(gate.observed)
+
+
+def _outlook(gate: GateResult) -> str:
+    """What an open gate still needs at its present value and rate."""
+    seen = gate.forecast
+    if seen is None or seen.outcome is None or seen.canary is None or seen.minutes is None:
+        return "it cannot end soon: its value is too near to the limit or to what has to be ruled out"
+    more = many(seen.canary, "more canary request")
+    if seen.baseline:
+        more += f" and {seen.baseline:,} of the baseline"
+    return f"at this value it would {seen.outcome} after about {more}, {minutes_long(seen.minutes)}"
 
 
 def _pair(gate: GateResult, unit: str = "") -> str:
@@ -389,6 +443,9 @@ def _forecast(decision: Decision, forecast: Forecast) -> Iterator[str]:
         else:
             yield "more requests alone do not help: too many of those that come lack a metric"
         return
+    if decision.evidence is not None:
+        yield f"about {forecast.requests:,} more requests, {minutes_long(forecast.minutes)} at the present rate"
+        return
     window = decision.window
     whole = (window.end - window.start) / 60_000 + forecast.minutes
     yield f"about {forecast.requests:,} more requests, {minutes_long(forecast.minutes)} at the present rate"
@@ -409,6 +466,9 @@ def _next(decision: Decision) -> Iterator[str]:
             yield f"no stage follows: the canary stays at {at}, and every further window is judged"
         case "freeze":
             yield f"the canary stays at {at} and is not promoted"
+            if decision.evidence is not None:
+                yield "if it is still so at a window's end it rolls back, unless on_gate_fail is hold"
+                return
             yield "a green window promotes it; the next one to fail rolls it back, unless on_gate_fail is hold"
         case "rollback" | "abort":
             yield f"the canary goes to 0 % at once, and {again}"
@@ -443,6 +503,8 @@ def _waits(decision: Decision) -> str:
     if not decision.window.closed:
         return "the ramp goes on under the new manifest"
     goal = "it passes" if decision.stage.next_canary_weight is None else "it is promoted"
+    if any(gate.status == "undecided" for gate in decision.gates):
+        return f"{goal} at a window's end once the stage's evidence settles every gate"
     if "hold_windows" in decision.reasons:
         return f"{goal} once enough windows in a row are green"
     problems = [found.problem for found in decision.evidence_problems if found.problem != "insufficient_data"]
@@ -454,6 +516,10 @@ def _waits(decision: Decision) -> str:
 
 def _also(decision: Decision) -> Iterator[str]:
     """What blocks nothing but should be known."""
+    seen = decision.evidence
+    if seen is not None and (seen.windows > 1 or seen.left_out):
+        left_out = f"; {many(seen.left_out, 'window')} with an evidence problem left out" if seen.left_out else ""
+        yield f"the gates rest on {many(seen.windows, 'window')} of the stage, since {iso(seen.since)}{left_out}"
     pinned = next((arm.pinned_from for arm in decision.arms.values() if arm.pinned_from), None)
     if pinned is not None:
         yield f"the baseline is that of the window {iso(pinned.start)} to {iso(pinned.end)}"

@@ -768,7 +768,7 @@ def test_a_decision_has_the_contract_s_fields() -> None:
     names = (
         "schema decision_id flag region kind verdict reasons window decided_at stage gates abort_rules "
         "evidence_problems arms late duplicates dead_letters warnings relaxed source manifest_hash versions engine "
-        "previous_hash hash forecast exemplars change_freeze operation"
+        "previous_hash hash forecast exemplars change_freeze operation evidence"
     )
     for decision in DRIVEN.decisions:
         record = json.loads(decision.to_bytes())
@@ -778,7 +778,7 @@ def test_a_decision_has_the_contract_s_fields() -> None:
         assert set(record["window"]) == {"start", "end", "closed"}
         assert set(record["stage"]) == {"index", "canary_weight", "next_canary_weight"}
         assert record["engine"] == {"pane_ms": PANE, "lateness_ms": CLOCKWORK.lateness_ms, "sketch": SKETCH}
-        gate = "gate status observed threshold canary baseline n_canary n_baseline lower upper"
+        gate = "gate status observed threshold canary baseline n_canary n_baseline lower upper rule_out forecast"
         assert {frozenset(g) for g in record["gates"]} == {frozenset(gate.split())}
         rule = "kind severity value observed n fired"
         assert {frozenset(r) for r in record["abort_rules"]} == {frozenset(rule.split())}

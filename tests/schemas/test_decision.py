@@ -98,10 +98,10 @@ WRITTEN = (
     '{"abort_rules":[{"fired":false,"kind":"error_rate_over","n":600,"observed":0,'
     '"severity":"hard","value":0.01}],"arms":{},"change_freeze":null,"dead_letters":0,"decided_at":900000,'
     '"decision_id":"%s","duplicates":0,"engine":{"lateness_ms":10000,"pane_ms":10000,'
-    '"sketch":"s/1"},"evidence_problems":[{"detail":{"pin":"INDEX_HASH"},'
+    '"sketch":"s/1"},"evidence":null,"evidence_problems":[{"detail":{"pin":"INDEX_HASH"},'
     '"problem":"pins_drifted"}],"exemplars":{},"flag":"f","forecast":null,"gates":[{"baseline":null,"canary":1,'
-    '"gate":"lambda_convergent","lower":null,"n_baseline":0,"n_canary":20,"observed":1,'
-    '"status":"pass","threshold":true,"upper":null}],%s"kind":"progressive_rollout","late":0,'
+    '"forecast":null,"gate":"lambda_convergent","lower":null,"n_baseline":0,"n_canary":20,"observed":1,'
+    '"rule_out":null,"status":"pass","threshold":true,"upper":null}],%s"kind":"progressive_rollout","late":0,'
     '"manifest_hash":"sha256:' + "0" * 64 + '","operation":null,"previous_hash":null,'
     '"reasons":["all_gates_pass"],"region":"","relaxed":[],"schema":"tidegate.decision/1",'
     '"source":[{"first":0,"last":9,"partition":0,"topic":"t"}],'
@@ -132,7 +132,7 @@ class TestSealing:
         """sha256sum of the two texts above, taken outside Python."""
         sealed = seal_decision(decision(), None)
         assert sealed.decision_id == "sha256:afc2745ef4482fae8f0898b012bbe022c71c8434ee001753911a5560855ac69e"
-        assert sealed.hash == "sha256:ac204742d7b47010c12458bb4901407d6be7958d95da02a93a604fc2bc64c259"
+        assert sealed.hash == "sha256:87c1555475bf3b6e0908599df46d2f8c4a9f8a417b133ca9fe7571fe933d8c4f"
 
     def test_chains_through_the_previous_hash_but_keeps_the_id(self) -> None:
         first = seal_decision(decision(), None)
