@@ -16,6 +16,7 @@ from streams.differences import told
 from streams.panes import Mark, PartitionState, Run
 from streams.past import Past
 from streams.replay import Corrected, Pipeline, by_unit
+from streams.tally import Tally
 from streams.windows import GateState, Order, Outcome, all_switches, gate_of
 
 
@@ -151,6 +152,11 @@ class Again:
                 state = PartitionState.load(blob, partition, clockwork, pipeline.table)
                 pipeline.partitions[partition] = state
         self._heads = {name: head for gate in self._gates for name, head in gate.heads.items()}
+
+    @property
+    def tally(self) -> Tally:
+        """What the records counted for."""
+        return self._pipeline.tally
 
     @property
     def positions(self) -> dict[int, int]:

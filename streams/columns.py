@@ -7,6 +7,7 @@ Runs without any of the optional facts about assignment, caches, tools and reaso
 struct, which costs less; the result is the same.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -101,7 +102,8 @@ class Group:
     ``cell``: index of (unit, arm, source) in ``GroupTable.cells``, or a negative reason why it counts for nothing.
     ``tagged``, ``untagged``: the counters it adds to, as a run of a λ group and otherwise.
     ``run``: which of a λ group's six runs it is if it has a query id, else -1. ``hash``: index of the manifest hash
-    that its assignment came from, or -1. ``client``: the assignment was a client's own.
+    that its assignment came from, or -1. ``client``: the assignment was a client's own. ``warmup``: it counts for
+    nothing for that reason, ``outside``: for the fields of it that are not among its flag's.
     """
 
     cell: int
@@ -118,6 +120,8 @@ class Group:
     exposure: bool = False
     hash: int = -1
     error: bool = False
+    warmup: bool = False
+    outside: str = ""
 
 
 class _Codes(dict[Any, int]):
@@ -176,6 +180,16 @@ class GroupTable:
     def __len__(self) -> int:
         return len(self._groups)
 
+    def outside(self, code: Ints) -> Counter[str]:
+        """How many of these rows, by the fields that are not among their flag's."""
+        codes, counts = np.unique(code, return_counts=True)
+        found: Counter[str] = Counter()
+        for index, count in zip(codes.tolist(), counts.tolist(), strict=True):
+            fields = self._groups[index].outside
+            if fields:
+                found[fields] += count
+        return found
+
     def refresh(self) -> None:
         """Rebuild the arrays after new combinations came in."""
         groups = self._groups
@@ -187,6 +201,7 @@ class GroupTable:
         self.run = np.array([g.run for g in groups], np.int64)
         self.state = np.array([g.state for g in groups], np.int64)
         self.tick = np.array([g.tick for g in groups], np.bool_)
+        self.warmup = np.array([g.warmup for g in groups], np.bool_)
         self.request = np.array([g.request for g in groups], np.bool_)
         self.label = np.array([g.label for g in groups], np.bool_)
         self.measured = self.request | self.label
@@ -237,8 +252,10 @@ class GroupTable:
         if flag is None:
             return Group(UNKNOWN_FLAG, request=request, label=label)
         source = event["source"] or "traffic"
-        if source == "warmup" or not in_scope(flag.scope, event):
-            return Group(NOTHING, request=request, label=label)
+        warmup = source == "warmup"
+        outside = "" if warmup else ", ".join(out_of_scope(flag.scope, event))
+        if warmup or outside:
+            return Group(NOTHING, request=request, label=label, warmup=warmup, outside=outside)
         return self._counting(flag, event, pins, source)
 
     def _cell(self, flag: Flag, event: dict[str, Any], source: str) -> int:
@@ -333,13 +350,13 @@ def _counters(**counts: int) -> tuple[int, ...]:
     return tuple(int(counts.pop(name, 0)) for name in COUNTERS)
 
 
-def in_scope(scope: Scope, event: Mapping[str, Any]) -> bool:
-    """Whether an event's region, tenant, endpoint, cohort and surface are all among the flag's."""
-    for field, names in {"region": "regions", **_SCOPE}.items():
-        wanted = getattr(scope, names)
-        if "all" not in wanted and (event[field] or "") not in wanted:
-            return False
-    return True
+def out_of_scope(scope: Scope, event: Mapping[str, Any]) -> list[str]:
+    """Those of an event's region, tenant, endpoint, cohort and surface that are not among the flag's."""
+    return [
+        field
+        for field, names in {"region": "regions", **_SCOPE}.items()
+        if "all" not in (wanted := getattr(scope, names)) and (event[field] or "") not in wanted
+    ]
 
 
 @dataclass(frozen=True)

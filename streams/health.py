@@ -31,6 +31,13 @@ class Metrics:
         self.duplicates = Counter("tidegate_events_duplicate", "events dropped as repeats", registry=r)
         self.dead_letters = Counter("tidegate_dead_letters", "records that are no events", registry=r)
         self.unknown_flag = Counter("tidegate_events_unknown_flag", "events of flags without a manifest", registry=r)
+        self.warmup = Counter("tidegate_events_warmup", "warm-up events, which count for nothing", registry=r)
+        self.outside = Counter(
+            "tidegate_events_out_of_scope",
+            "events that count for no unit, by the fields that are not among their flag's",
+            ["fields"],
+            registry=r,
+        )
         self.partials = Counter("tidegate_partials", "panes closed", registry=r)
         self.corrections = Counter("tidegate_corrections", "decisions that late events would have changed", registry=r)
         self.decisions = Counter("tidegate_decisions", "decisions written", ["verdict"], registry=r)
@@ -54,6 +61,9 @@ class Metrics:
         self.duplicates.inc(step.duplicates)
         self.dead_letters.inc(len(step.dead))
         self.unknown_flag.inc(step.unknown_flag)
+        self.warmup.inc(step.warmup)
+        for fields, count in step.outside.items():
+            self.outside.labels(fields).inc(count)
         self.partials.inc(len(step.partials))
 
     def reached(self, agent: str, partition: int, position: int, watermark: int | None) -> None:

@@ -19,7 +19,7 @@ from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, W
 from gates.unit import Clockwork
 from gates.window import CLIENT, Detail, PaneUnit
 from schemas.errors import HoleError, StateError
-from streams.columns import UNKNOWN_FLAG, Columns, GroupTable, decode, hash_of, whose
+from streams.columns import NOTHING, UNKNOWN_FLAG, Columns, GroupTable, decode, hash_of, whose
 
 STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
@@ -153,7 +153,11 @@ partial_codec = StateCodec(Partial)
 
 @dataclass
 class Step:
-    """What a run gave: partials in order; rows (offset, and error for dead letters) to send on; counts to show."""
+    """What a run gave: partials in order; rows (offset, and error for dead letters) to send on; counts to show.
+
+    ``outside``: events out of their flag's scope, by the fields that are not among its own. ``span``: the smallest and
+    the largest ``ts`` of the valid records, ms.
+    """
 
     partials: list[Partial] = field(default_factory=list)
     late: list[int] = field(default_factory=list)
@@ -161,6 +165,10 @@ class Step:
     accepted: int = 0
     duplicates: int = 0
     unknown_flag: int = 0
+    warmup: int = 0
+    ticks: int = 0
+    outside: Counter[str] = field(default_factory=Counter)
+    span: tuple[int, int] | None = None
 
     def add(self, other: "Step") -> None:
         """Append the next step's results."""
@@ -170,6 +178,10 @@ class Step:
         self.accepted += other.accepted
         self.duplicates += other.duplicates
         self.unknown_flag += other.unknown_flag
+        self.warmup += other.warmup
+        self.ticks += other.ticks
+        self.outside += other.outside
+        self.span = _widest(self.span, other.span)
 
 
 class PartitionState:
@@ -256,6 +268,11 @@ class PartitionState:
             pane = columns.ts // state.pane_ms
             cell = table.cell[columns.code]
             result.unknown_flag = int((cell == UNKNOWN_FLAG).sum())
+            nothing = columns.code[cell == NOTHING]
+            if len(nothing):
+                result.warmup, result.ticks = int(table.warmup[nothing].sum()), int(table.tick[nothing].sum())
+                result.outside = table.outside(nothing)
+            result.span = int(columns.ts.min()), int(columns.ts.max())
             counted = self._of_regions_met(first, columns, np.flatnonzero(cell >= 0), cell, result)
             late = counted[pane[counted] < closed[counted]]
             if len(late):
@@ -577,6 +594,12 @@ def bucket_of(flag: str, sticky_id: str) -> float:
 def cut(text: str) -> str:
     """A name as findings show it."""
     return text[:100]
+
+
+def _widest(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _tally(one: Ints, other: Ints) -> list[tuple[tuple[int, int], int]]:

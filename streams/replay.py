@@ -24,6 +24,7 @@ from streams import parquet
 from streams.columns import GroupTable
 from streams.differences import told
 from streams.panes import STEP, PartitionState, Run, partial_codec
+from streams.tally import Tally
 from streams.windows import GateState, Order, Outcome, all_switches, split
 
 PARTITIONS_MAX = 100_000
@@ -49,12 +50,15 @@ class Pipeline:
         gate.schedule([*all_switches(timeline), *(Order(o.flag, o.by) for o in operations)])
         self.gates = [gate]
         self.corrected: Corrected = lambda _: None
+        self.tally = Tally()
 
     def step(self, partition: int, run: Run) -> Iterator[Outcome]:
         """Take in a run of one partition; give the decisions that follow. Raises HoleError on missing offsets."""
         if partition not in self.partitions:
             self.partitions[partition] = PartitionState.fresh(partition, self.clockwork, self.table, run.first)
-        for partial in self.partitions[partition].step(run).partials:
+        step = self.partitions[partition].step(run)
+        self.tally.add(step)
+        for partial in step.partials:
             for gate, part in zip(self.gates, split(partial, len(self.gates)), strict=True):
                 # Through the codec, as on the wire: the gate takes over what a partial holds.
                 yield from gate.step(gate.next, partial_codec.load(partial_codec.dump(part)))
@@ -227,13 +231,16 @@ def replay(
     progress: Callable[[int], None] = lambda _: None,
     operations: Sequence[Operation] = (),
     corrected: Corrected = lambda _: None,
+    tally: Tally | None = None,
 ) -> Iterator[Outcome]:
-    """The decisions and commands that follow from the files, in order; ``corrected`` gets the corrections.
+    """The decisions and commands that follow from the files, in order; ``corrected`` gets the corrections, ``tally``
+    what the records counted for.
 
     Raises InputError as ``runs``.
     """
     pipeline = Pipeline(timeline, partitions, clockwork, operations)
     pipeline.corrected = corrected
+    pipeline.tally = pipeline.tally if tally is None else tally
     for partition, run in runs(paths, partitions, progress):
         yield from pipeline.step(partition, run)
     yield from pipeline.finish()

@@ -14,6 +14,7 @@ from schemas.correction import Correction
 from schemas.errors import InputError
 from streams.commands.words import many
 from streams.replay import by_unit
+from streams.tally import Tally
 from streams.windows import Outcome
 
 
@@ -142,9 +143,10 @@ class Made:
             self._files[2].write(correction.to_bytes())
             self._corrected += 1
 
-    def tell(self) -> None:
-        """Say how many there were."""
+    def tell(self, tally: Tally) -> None:
+        """Say how many there were, and of how many events."""
         told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
         click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._ordered} commands")
+        click.echo(tally.told())
         if self._corrected:
             click.echo(f"{many(self._corrected, 'correction')}: late events would have changed a verdict")

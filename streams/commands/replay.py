@@ -20,6 +20,7 @@ from streams.history import Extent, History, iso, moment
 from streams.manifests import load_trusted, read_files
 from streams.replay import Corrected, count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
+from streams.tally import Tally
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -115,8 +116,9 @@ def command(
         partitions = count_partitions(paths, partitions, lambda n: progress.advance(counting, n))
         deciding = progress.add_task("deciding", total=progress.tasks[0].completed)
         advance = partial(progress.advance, deciding)
-        made.take(replay(paths, timeline, partitions, settings.clockwork, advance, ordered, made.correct))
-    made.tell()
+        tally = Tally()
+        made.take(replay(paths, timeline, partitions, settings.clockwork, advance, ordered, made.correct, tally))
+    made.tell(tally)
     if compare is not None:
         _compare(made, compare)
 
@@ -164,7 +166,7 @@ def _from_topics(
             deciding = progress.add_task("deciding", total=rest.size)
             advance = partial(progress.advance, deciding)
             made.take(again.decide(history.read(rest), advance))
-    made.tell()
+    made.tell(again.tally)
     if compare == _TOPICS:
         _conclude(again.difference(made.decisions, made.orders), "the topics")
     elif compare is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from streams.commands.outcomes import After
 from tests.commands.invoke import Done, tidegate
-from tests.streams.events import NOON, RAMP, healthy_pane, probes, tick, written
+from tests.streams.events import NOON, RAMP, event, healthy_pane, probes, tick, written
 
 END = NOON + 200_000
 PANES = [NOON, NOON + 10_000, NOON + 40_000, NOON + 50_000]
@@ -267,3 +267,53 @@ def test_a_decision_that_a_worker_sent_again_is_not_after_a_time_that_it_was_bef
     """After a crash older ones stand once more behind the first that is after the time."""
     old, new = (b'{"flag":"f","region":"eu","decided_at":%d}' % at for at in (10, 20))
     assert list(After(15).of([old, new, old, new])) == [new]
+
+
+SCOPED = """
+flags:
+  narrow:
+    scope: {regions: [eu], endpoints: [/a]}
+    versions: {MODEL_VER: m1}
+"""
+
+
+class TestWhatCounted:
+    """Whoever gets fewer decisions than expected is told what became of the records."""
+
+    @staticmethod
+    def told(case: Case, events: list[dict[str, Any] | bytes]) -> str:
+        case.manifest.write_text(SCOPED)
+        lines = [e if isinstance(e, bytes) else json.dumps(e).encode() for e in events]
+        done = case.replay(events=case.write("few.ndjson", lines))
+        assert done.code == 0
+        return " ".join(done.out.split())
+
+    def test_each_record_is_in_one_count(self, case: Case) -> None:
+        """Ticks apart, which are no events."""
+
+        def one(id: str, **changes: Any) -> dict[str, Any]:
+            return event(**{"flag": "narrow", "region": "eu", "endpoint": "/a", "event_id": id} | changes)
+
+        inside, both = one("1"), one("2", region=..., endpoint=...)
+        told = self.told(
+            case,
+            [
+                inside,
+                inside,
+                both,
+                one("3", endpoint="/b"),
+                one("4", endpoint="/c"),
+                one("5", flag="narow"),
+                one("6", source="warmup", region="us"),
+                b"garbage",
+                tick(NOON + 60_000),
+                one("7"),
+            ],
+        )
+        assert (
+            "1 event counted; left out: 2 out of scope by endpoint, 1 out of scope by region, endpoint, "
+            "1 of flags that the manifest does not name, 1 warm-up, 1 late, 1 repeated, 1 refused"
+        ) in told
+
+    def test_nothing_left_out_is_said_too(self, case: Case) -> None:
+        assert "left out: none" in self.told(case, [event(flag="narrow", region="eu", endpoint="/a")])

@@ -173,7 +173,8 @@ class Partition:
         self.early_dead = 0
         self.late_offsets: list[int] = []
         self.dead_offsets: list[int] = []
-        self.accepted = self.duplicates = self.unknown_flag = 0
+        self.accepted = self.duplicates = self.unknown_flag = self.warmup = 0
+        self.outside: Counter[str] = Counter()
         self.first_pane: dict[str, int] = {}
 
     @property
@@ -201,20 +202,25 @@ class Partition:
             return
         if event["flag"] not in self.flags:
             self.unknown_flag += 1
-        elif event.get("source") != "warmup" and self._in_scope(event):
+        elif event.get("source") == "warmup":
+            self.warmup += 1
+        elif outside := self._outside(event):
+            self.outside[outside] += 1
+        else:
             self._counts(offset, event)
 
-    def _in_scope(self, event: dict[str, Any]) -> bool:
+    def _outside(self, event: dict[str, Any]) -> str:
         scope = self.flags[event["flag"]].get("scope", {})
-        return all(
-            "all" in scope.get(names, ["all"]) or event.get(name, "") in scope[names]
+        return ", ".join(
+            name
             for names, name in (
-                ("tenants", "tenant"),
                 ("regions", "region"),
+                ("tenants", "tenant"),
                 ("endpoints", "endpoint"),
                 ("cohorts", "cohort"),
                 ("surfaces", "surface"),
             )
+            if "all" not in scope.get(names, ["all"]) and event.get(name, "") not in scope[names]
         )
 
     def _counts(self, offset: int, event: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What a worker tells over HTTP: alive, ready, and numbers that a scraper can always read."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -114,13 +115,17 @@ class TestMetrics:
             accepted=5,
             duplicates=6,
             unknown_flag=7,
+            warmup=8,
+            outside=Counter({"region": 9, "region, endpoint": 10}),
         )
         metrics.stepped(100, step)
         metrics.stepped(1, Step())
         found = samples(metrics)
         expected = {"records": 101, "partials": 2, "events_late": 3, "dead_letters": 4}
-        expected |= {"events_accepted": 5, "events_duplicate": 6, "events_unknown_flag": 7}
+        expected |= {"events_accepted": 5, "events_duplicate": 6, "events_unknown_flag": 7, "events_warmup": 8}
         assert {name: found[f"tidegate_{name}_total", ()] for name in expected} == expected
+        outside = {key[1][0][1]: n for key, n in found.items() if key[0] == "tidegate_events_out_of_scope_total"}
+        assert outside == {"region": 9, "region, endpoint": 10}
 
     def test_position_and_watermark_are_shown_by_agent_and_partition(self) -> None:
         """Before any event there is no event time to show."""

@@ -144,6 +144,7 @@ def test_what_the_columns_count_is_what_one_event_after_the_other_counts(seed: i
         model.duplicates,
         model.unknown_flag,
     )
+    assert (total.warmup, total.outside) == (model.warmup, model.outside)
     assert state.watermark == NOON + 10**9 - LATENESS
     still_open = [pane for pane, count in model.dead.items() if count and pane > total.partials[-1].pane]
     assert (state.next, state.open_panes) == (first + len(log), len(still_open))
