@@ -6,6 +6,7 @@ blocks a promote and never suppresses an abort.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 import msgspec
@@ -190,7 +191,7 @@ def unfenced_side_effect(seen: Evidence) -> Iterator[dict[str, Any]]:
         yield {"what": "write_without_key", **found}
     if detail.effects.conflicts:
         keys = detail.effects.conflicts
-        first = [f"{key:016x}" for key in keys[:EXAMPLES]]
+        first = [f"{key:016x}" for key in nsmallest(EXAMPLES, keys)]
         followed = f"1 key in {1 << detail.effects.level}"
         yield {"what": "key_with_two_effects", "keys": len(keys), "xxh3": first, "followed": followed}
 

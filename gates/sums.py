@@ -193,18 +193,18 @@ def shared(one: IdSample, other: IdSample) -> tuple[Ids, int]:
 class Effects(msgspec.Struct, array_like=True):
     """The effect of each idempotency key, both as 64-bit hashes, thinned by the key's hash like ``IdSample``.
 
-    ``conflicts``: keys that showed a second effect, ascending.
+    ``conflicts``: keys that showed a second effect, as a set that keeps its order in a checkpoint.
     """
 
     level: int = 0
     effects: dict[int, int] = msgspec.field(default_factory=dict)
-    conflicts: list[int] = msgspec.field(default_factory=list)
+    conflicts: dict[int, None] = msgspec.field(default_factory=dict)
 
     def add(self, key: int, effect: int) -> None:
         """Note that a key had an effect."""
         if key < 1 << (64 - self.level):
             if self.effects.setdefault(key, effect) != effect:
-                self._conflict([key])
+                self.conflicts[key] = None
                 # Which effect is held must not depend on which came first.
                 self.effects[key] = min(self.effects[key], effect)
             self._thin()
@@ -214,12 +214,9 @@ class Effects(msgspec.Struct, array_like=True):
         if other.level > self.level:
             self.level = other.level
             self._drop()
-        self._conflict([key for key in other.conflicts if key < 1 << (64 - self.level)])
+        self.conflicts |= {key: None for key in other.conflicts if key < 1 << (64 - self.level)}
         for key, effect in other.effects.items():
             self.add(key, effect)
-
-    def _conflict(self, keys: list[int]) -> None:
-        self.conflicts = sorted({*self.conflicts, *keys})
 
     def _thin(self) -> None:
         while len(self.effects) > KEYS_CAP:
@@ -229,7 +226,7 @@ class Effects(msgspec.Struct, array_like=True):
     def _drop(self) -> None:
         bound = 1 << (64 - self.level)
         self.effects = {key: effect for key, effect in self.effects.items() if key < bound}
-        self.conflicts = [key for key in self.conflicts if key < bound]
+        self.conflicts = {key: None for key in self.conflicts if key < bound}
 
 
 class Worst(msgspec.Struct, array_like=True):
