@@ -61,7 +61,11 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ] = "request"
     event_id: Annotated[Name | None, Meta(description="unique per event; required but for ticks and labels")] = None
     labels_event_id: Annotated[
-        Name | None, Meta(description="required for labels: the request that ΔS, coverage, λ or solved are of")
+        Name | None,
+        Meta(
+            description="required for labels, beside `flag`, `arm` and `sticky_id`: the request that ΔS, coverage, λ "
+            "or solved are of"
+        ),
     ] = None
     flag: Annotated[Name | None, Meta(description="required but for ticks")] = None
     arm: Annotated[Literal["baseline", "canary"] | None, Meta(description="required but for ticks")] = None
