@@ -184,6 +184,7 @@ class Again:
             )
             progress(len(run))
         yield from self._pipeline.finish()
+        self.tally.unclosed = self._pipeline.unclosed()
 
     def difference(self, made: Sequence[bytes], commands: Sequence[bytes]) -> str | None:
         """Where all that was decided differs first from what was recorded; None if nowhere.

@@ -194,8 +194,3 @@ def moment(_: object, parameter: Any, value: str | None) -> int | None:
         option = parameter.opts[0]
         raise SettingsError(f"{option}: {value[:40]!r} is no time; write 2025-01-31T12:00:00Z, or ms")
     return ms
-
-
-def iso(ms: int) -> str:
-    """A time in ms as ISO 8601."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -7,7 +7,7 @@ runs, nor of restarts. ``step`` says what to send on; the caller sends it and th
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -244,6 +244,10 @@ class PartitionState:
     def open_panes(self) -> int:
         """Number of panes that hold something."""
         return len(self._state.open)
+
+    def open_units(self) -> Iterator[tuple[int, Mapping[str, PaneUnit]]]:
+        """What the open panes hold, by unit."""
+        return ((index, pane.units) for index, pane in sorted(self._state.open.items()))
 
     def step(self, run: Run) -> Step:
         """Take in a run; records below ``next`` are skipped. Raises HoleError if records are missing before it."""

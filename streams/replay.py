@@ -6,7 +6,7 @@ them.
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -15,6 +15,7 @@ import msgspec
 from aiokafka.partitioner import murmur2
 
 from gates.unit import Clockwork
+from gates.window import PaneUnit
 from schemas.correction import Correction
 from schemas.errors import InputError
 from schemas.event import too_deep
@@ -24,10 +25,12 @@ from streams import parquet
 from streams.columns import GroupTable
 from streams.differences import told
 from streams.panes import STEP, PartitionState, Run, partial_codec
-from streams.tally import Tally
+from streams.tally import Tally, iso
 from streams.windows import GateState, Order, Outcome, all_switches, split
 
 PARTITIONS_MAX = 100_000
+NAMED = 8
+"""Partitions that a line for people names."""
 
 
 Corrected = Callable[[Correction], None]
@@ -45,12 +48,14 @@ class Pipeline:
     ) -> None:
         self.table = GroupTable(timeline)
         self.clockwork = clockwork
+        self.count = partitions
         self.partitions: dict[int, PartitionState] = {}
         gate = GateState.fresh(0, 1, partitions, clockwork, timeline)
         gate.schedule([*all_switches(timeline), *(Order(o.flag, o.by) for o in operations)])
         self.gates = [gate]
         self.corrected: Corrected = lambda _: None
         self.tally = Tally()
+        self._begun: dict[str, int] = {}
 
     def step(self, partition: int, run: Run) -> Iterator[Outcome]:
         """Take in a run of one partition; give the decisions that follow. Raises HoleError on missing offsets."""
@@ -59,11 +64,41 @@ class Pipeline:
         step = self.partitions[partition].step(run)
         self.tally.add(step)
         for partial in step.partials:
+            self._note_begun(partial.pane, partial.units)
             for gate, part in zip(self.gates, split(partial, len(self.gates)), strict=True):
                 # Through the codec, as on the wire: the gate takes over what a partial holds.
                 yield from gate.step(gate.next, partial_codec.load(partial_codec.dump(part)))
                 for correction in gate.take_corrections():
                     self.corrected(correction)
+
+    def _note_begun(self, pane: int, units: Mapping[str, PaneUnit]) -> None:
+        for name, seen in units.items():
+            if pane < self._begun.get(name, pane + 1) and seen.accepted:
+                self._begun[name] = pane
+
+    def unclosed(self) -> str:
+        """Why no window was closed, and what closes one."""
+        for state in self.partitions.values():
+            for pane, units in state.open_units():
+                self._note_begun(pane, units)
+        flags = self.table.timeline.revisions[-1].flags if self.table.timeline.revisions else {}
+        ends = [
+            pane * self.clockwork.pane_ms + flags[flag].window.length_ms
+            for name, pane in self._begun.items()
+            if (flag := name.split("|", 1)[0]) in flags and flags[flag].kind != "kill_switch"
+        ]
+        if not ends:
+            return "no window was closed: no event counted for a flag that has windows"
+        due = min(ends) + self.clockwork.lateness_ms
+        marks = {partition: state.watermark for partition, state in self.partitions.items()}
+        behind = [n for n in range(self.count) if (mark := marks.get(n)) is None or mark < min(ends)]
+        where = f"partition{'s' if len(behind) > 1 else ''} {', '.join(map(str, behind[:NAMED]))}"
+        more = f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
+        return (
+            f"no window was closed: the first one ends at {iso(min(ends))}, and is closed by a tick, or any event, "
+            f"with ts {due} ({iso(due)}) or later in every partition"
+            + (f"; {where}{more} came to no such time" if behind else "")
+        )
 
     def finish(self) -> Iterator[Outcome]:
         """Carry out the operations that were given after everything that the logs decide."""
@@ -244,6 +279,7 @@ def replay(
     for partition, run in runs(paths, partitions, progress):
         yield from pipeline.step(partition, run)
     yield from pipeline.finish()
+    pipeline.tally.unclosed = pipeline.unclosed()
 
 
 def read_operations(path: Path) -> list[Operation]:

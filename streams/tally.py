@@ -1,17 +1,27 @@
 """What became of the records that were read: counted, or left out and why."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from streams.panes import Step
 
 
+def iso(ms: int) -> str:
+    """A time in ms as ISO 8601."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 @dataclass
 class Tally:
-    """Records that were read, by what became of them; each is in one of the counts, which are in ``step``."""
+    """Records that were read, by what became of them; each is in one of the counts, which are in ``step``.
+
+    ``unclosed``: why there is no decision, if there is none.
+    """
 
     step: Step = field(default_factory=Step)
     late: int = 0
     refused: int = 0
+    unclosed: str = ""
 
     def add(self, step: Step) -> None:
         """Count what a run gave; its rows and panes are not kept."""
@@ -41,4 +51,5 @@ class Tally:
             (self.refused, "refused"),
         ]
         told = ", ".join(f"{count:,} {why}" for count, why in left if count)
-        return f"{step.accepted:,} event{'' if step.accepted == 1 else 's'} counted; left out: {told or 'none'}"
+        span = "" if step.span is None else f", of {iso(step.span[0])} to {iso(step.span[1])}"
+        return f"{step.accepted:,} event{'' if step.accepted == 1 else 's'} counted; left out: {told or 'none'}{span}"

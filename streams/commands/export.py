@@ -15,8 +15,9 @@ from schemas.errors import InputError
 from streams import parquet
 from streams.commands.options import bars
 from streams.dumps import dump_line
-from streams.history import Extent, History, iso, moment
+from streams.history import Extent, History, moment
 from streams.settings import load_settings
+from streams.tally import iso
 
 MANIFEST = "manifest.json"
 

@@ -148,5 +148,7 @@ class Made:
         told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
         click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._ordered} commands")
         click.echo(tally.told())
+        if not self._verdicts and not self.after.time:
+            click.echo(tally.unclosed)
         if self._corrected:
             click.echo(f"{many(self._corrected, 'correction')}: late events would have changed a verdict")

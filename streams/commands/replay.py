@@ -16,11 +16,11 @@ from streams.again import Again, Asked
 from streams.commands.options import bars, lateness_option, pane_option
 from streams.commands.outcomes import Made
 from streams.commands.words import many, plain
-from streams.history import Extent, History, iso, moment
+from streams.history import Extent, History, moment
 from streams.manifests import load_trusted, read_files
 from streams.replay import Corrected, count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
-from streams.tally import Tally
+from streams.tally import Tally, iso
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""

@@ -80,6 +80,29 @@ class TestOutput:
         assert (done.code, case.out.read_bytes()) == (0, b"")
         assert "no window was closed" in done.out
 
+    @pytest.mark.parametrize("partitions", [1, 3])
+    def test_who_closes_no_window_is_told_what_would(self, partitions: int, case: Case) -> None:
+        """The advice is enough, and one ms less is not: a silent partition holds the others back."""
+        given = "--partitions", partitions
+        events = case.lines[: len(written(healthy_pane(NOON)))]
+
+        def told(*more: bytes) -> str:
+            done = case.replay(*given, events=case.write("short.ndjson", [*events, *more]))
+            assert done.code == 0
+            return " ".join(done.out.split())
+
+        before = told()
+        assert "of 2023-11-14T22:13:20.000Z to 2023-11-14T22:13:2" in before
+        due = int(before.split("with ts ")[1].split()[0])
+        assert "no window was closed: the first one ends" in told(tick(due - 1))
+        after = told(tick(due))
+        assert after.startswith("1 decisions (")
+        assert "no window was closed" not in after
+
+    def test_a_log_in_which_nothing_counts_says_so(self, case: Case) -> None:
+        done = case.replay(events=case.write("ticks.ndjson", [tick(NOON), tick(END)]))
+        assert "no window was closed: no event counted" in done.out
+
     @pytest.mark.parametrize("option", ["--out", "--commands"])
     def test_a_place_that_cannot_be_written_is_named(self, option: str, case: Case) -> None:
         done = case.replay(option, case.folder / "missing" / "x.ndjson")
