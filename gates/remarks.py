@@ -40,6 +40,17 @@ def remarks(flag: Flag) -> list[str]:
     return found
 
 
+def probes_wanted(flag: Flag) -> str | None:
+    """What has to be sent so that λ is known, and how to do without; None where nothing waits for it."""
+    if "lambda_convergent" not in judged_gates(flag) or flag.policy.lambda_source != "probes":
+        return None
+    return (
+        "lambda_convergent stays unknown, and holds every window, without probes: for each query_id send lambda_state "
+        "with paraphrase 1 to 3 and seed 1 to 2; or write gates.lambda_convergent: false, or "
+        "policy.lambda_source: traffic to judge the lambda_state of every request"
+    )
+
+
 def _stages(flag: Flag) -> Iterator[str]:
     stages, name = flag.traffic.stages, NAMES[flag.kind]
     first, last = stages[0], stages[-1]

@@ -167,6 +167,7 @@ class Step:
     unknown_flag: int = 0
     warmup: int = 0
     ticks: int = 0
+    probes: int = 0
     outside: Counter[str] = field(default_factory=Counter)
     span: tuple[int, int] | None = None
 
@@ -180,6 +181,7 @@ class Step:
         self.unknown_flag += other.unknown_flag
         self.warmup += other.warmup
         self.ticks += other.ticks
+        self.probes += other.probes
         self.outside += other.outside
         self.span = _widest(self.span, other.span)
 
@@ -276,6 +278,7 @@ class PartitionState:
             if len(nothing):
                 result.warmup, result.ticks = int(table.warmup[nothing].sum()), int(table.tick[nothing].sum())
                 result.outside = table.outside(nothing)
+            result.probes = len(columns.query)
             result.span = int(columns.ts.min()), int(columns.ts.max())
             counted = self._of_regions_met(first, columns, np.flatnonzero(cell >= 0), cell, result)
             late = counted[pane[counted] < closed[counted]]

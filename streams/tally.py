@@ -34,6 +34,7 @@ class Tally:
                 unknown_flag=step.unknown_flag,
                 warmup=step.warmup,
                 ticks=step.ticks,
+                probes=step.probes,
                 outside=step.outside,
                 span=step.span,
             )

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gates.power import Catch, catch, certainty, judged_gates
+from gates.remarks import probes_wanted
 from gates.remarks import remarks as never
 from gates.rules import QUALITY_GATES, QUALITY_RULES, SLACK, SOFT_GATES
 from schemas.errors import SettingsError
@@ -96,7 +97,8 @@ def _remarks(flag: Flag) -> list[str]:
         remarks.append(f"versions do not pin {', '.join(flag.unpinned)}: a change there is seen only within an arm")
     if flag.relaxed:
         remarks.append(f"looser than the safe-launch targets: {', '.join(flag.relaxed)}")
-    return [*remarks, *never(flag)]
+    wanted = probes_wanted(flag)
+    return [*remarks, *([wanted] if wanted else []), *never(flag)]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from typing import IO
 import click
 import msgspec
 
+from gates.remarks import probes_wanted
 from schemas.correction import Correction
 from schemas.errors import InputError
-from streams.commands.words import many
+from schemas.timeline import Timeline
+from streams.commands.words import many, plain
 from streams.replay import by_unit
 from streams.tally import Tally
 from streams.windows import Outcome
@@ -99,6 +101,7 @@ class Made:
         self._keep, self.after = keep, After(after)
         self._verdicts: Counter[str] = Counter()
         self._ordered = self._corrected = 0
+        self._unprobed: set[str] = set()
         self.decisions: list[bytes] = []
         self.orders: list[bytes] = []
         self.written: list[bytes] = []
@@ -117,6 +120,8 @@ class Made:
     def take(self, outcomes: Iterator[Outcome]) -> None:
         """Write all of them that are after the time."""
         for decision, order in outcomes:
+            if any(gate.gate == "lambda_convergent" and gate.status == "unknown" for gate in decision.gates):
+                self._unprobed.add(decision.flag)
             wanted = self.after.take(decision.key, decision.decided_at)
             if not (wanted or self._keep):
                 continue
@@ -143,12 +148,16 @@ class Made:
             self._files[2].write(correction.to_bytes())
             self._corrected += 1
 
-    def tell(self, tally: Tally) -> None:
-        """Say how many there were, and of how many events."""
+    def tell(self, tally: Tally, timeline: Timeline) -> None:
+        """Say how many there were, of how many events, and which flags wait for probes that nobody sends."""
         told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
         click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._ordered} commands")
         click.echo(tally.told())
         if not self._verdicts and not self.after.time:
             click.echo(tally.unclosed)
+        flags = timeline.revisions[-1].flags if timeline.revisions else {}
+        for name in sorted(self._unprobed & flags.keys()):
+            if not tally.step.probes and (wanted := probes_wanted(flags[name])):
+                click.echo(plain(f"{name}: {wanted}"))
         if self._corrected:
             click.echo(f"{many(self._corrected, 'correction')}: late events would have changed a verdict")

@@ -118,7 +118,7 @@ def command(
         advance = partial(progress.advance, deciding)
         tally = Tally()
         made.take(replay(paths, timeline, partitions, settings.clockwork, advance, ordered, made.correct, tally))
-    made.tell(tally)
+    made.tell(tally, timeline)
     if compare is not None:
         _compare(made, compare)
 
@@ -166,7 +166,7 @@ def _from_topics(
             deciding = progress.add_task("deciding", total=rest.size)
             advance = partial(progress.advance, deciding)
             made.take(again.decide(history.read(rest), advance))
-    made.tell(again.tally)
+    made.tell(again.tally, timeline)
     if compare == _TOPICS:
         _conclude(again.difference(made.decisions, made.orders), "the topics")
     elif compare is not None:
