@@ -240,6 +240,21 @@ def test_a_thinned_sample_says_its_level_before_and_after_its_ids_are_asked_for(
     assert max(merged.ids.tolist()) < 1 << (64 - known.level)
 
 
+def test_of_two_samples_the_coarser_level_holds_whichever_takes_up_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thinned sample that takes up a whole one still follows one id in 2^level, not all of the new ones."""
+    monkeypatch.setattr(gates.sums, "SAMPLE_CAP", 64)
+    thinned, whole = IdSample(), IdSample()
+    thinned.add(ids(f"u{i}" for i in range(1_000)))
+    level = thinned.level
+    whole.add(ids(f"v{i}" for i in range(20)))
+    assert (level > 0, whole.level) == (True, 0)
+    thinned.merge(whole)
+    bound = 1 << (64 - thinned.level)
+    names = [*(f"u{i}" for i in range(1_000)), *(f"v{i}" for i in range(20))]
+    assert thinned.level >= level
+    assert thinned.ids.tolist() == sorted(h for h in ids(names).tolist() if h < bound)
+
+
 def test_a_sample_survives_being_written_down_and_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dump and load at any point change nothing of what follows."""
     monkeypatch.setattr(gates.sums, "SAMPLE_CAP", 64)
