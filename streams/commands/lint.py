@@ -20,7 +20,10 @@ from schemas.load import read_manifest
 from schemas.manifest import MAX_DURATION_MS, Flag, HardRule
 from streams.commands.options import pane_option
 from streams.commands.screen import percent
-from streams.settings import load_settings
+from streams.manifests import read_files
+from streams.replay import count_partitions, replay
+from streams.settings import Settings, load_settings
+from streams.tally import Tally
 
 _PER_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -42,7 +45,10 @@ def _rate(_: click.Context, __: click.Parameter, value: str | None) -> float | N
 @click.argument("manifest", type=click.Path(path_type=Path))
 @pane_option
 @click.option("--rate", callback=_rate, help="requests of both arms in one region, such as 2/s, 90/m or 5000/h")
-def command(manifest: Path, pane: int | None, rate: float | None) -> None:
+@click.option(
+    "--events", type=click.Path(path_type=Path), multiple=True, help="telemetry: say how much of it counts, and why not"
+)
+def command(manifest: Path, pane: int | None, rate: float | None, events: tuple[Path, ...]) -> None:
     """Check MANIFEST and show every flag with its defaults filled in.
 
     With --rate also what evidence costs at each stage: how long until a gate can pass, until it is sure, and until a
@@ -50,7 +56,8 @@ def command(manifest: Path, pane: int | None, rate: float | None) -> None:
 
     Exits with 2 and one line that names the place and the way out if the manifest is wrong.
     """
-    pane_ms = load_settings(pane=pane).pane
+    settings = load_settings(pane=pane)
+    pane_ms = settings.pane
     console = Console(soft_wrap=True, highlight=False)
     flags = read_manifest(manifest, pane_ms=pane_ms).flags
     for flag in flags.values():
@@ -58,7 +65,20 @@ def command(manifest: Path, pane: int | None, rate: float | None) -> None:
         if rate is not None:
             _show_power(console, flag, rate, pane_ms)
         console.print()
+    if events:
+        console.print(_counted(manifest, events, settings), markup=False)
     console.print(Text(f"{manifest}: {len(flags)} flag{'s' if len(flags) > 1 else ''}, no errors", "green"))
+
+
+def _counted(manifest: Path, events: tuple[Path, ...], settings: Settings) -> str:
+    """What becomes of the events of some files."""
+    tally = Tally()
+    decided = replay(
+        events, read_files([manifest], settings, None), count_partitions(events, 1), settings.clockwork, tally=tally
+    )
+    for _ in decided:
+        pass
+    return tally.told()
 
 
 def _show(console: Console, flag: Flag) -> None:

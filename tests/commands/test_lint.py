@@ -1,10 +1,12 @@
 """``tidegate lint``: what is right is shown in full, what is wrong is one line with the place and the way out."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.commands.invoke import Done, tidegate
+from tests.streams.events import event
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "tests" / "schemas" / "data" / "feature_flags.yml"
@@ -177,3 +179,15 @@ class TestWrong:
         """The default is the worker's default."""
         assert lint(manifest, "flags: {x: {window: {length: 15s, settle: 0s}}}", "--pane", "5s").code == 0
         assert lint(manifest, "flags: {x: {window: {length: 15s, settle: 0s}}}").code == 2
+
+
+def test_lint_says_how_much_of_a_log_counts(tmp_path: Path) -> None:
+    manifest, log = tmp_path / "flags.yml", tmp_path / "log.ndjson"
+    manifest.write_text("flags: {narrow: {scope: {regions: [eu]}}}")
+    counted = event(flag="narrow", region="eu", event_id="1")
+    events = [counted, event(flag="narrow", region=..., event_id="2"), event(flag="narow", event_id="3")]
+    log.write_text("".join(json.dumps(one) + "\n" for one in events))
+    done = tidegate("lint", manifest, "--events", log)
+    assert done.code == 0
+    said = "1 event counted; left out: 1 out of scope by region, 1 of flags that the manifest does not name"
+    assert said in " ".join(done.out.split())
