@@ -246,6 +246,7 @@ def _reasons(decision: Decision) -> Iterator[str]:
         "reason_steps_pass": _reason_steps(decision),
         "reason_status": "too few requests tell whether their reason step failed",
         "manifest_revision": "a new revision of the manifest took over",
+        "rearm": "an operator's rearm ended the window before its end",
         "patience": "the stage has lasted longer than policy.patience: somebody should look at it",
     }
     for reason in decision.reasons:
@@ -490,6 +491,8 @@ def _next(decision: Decision) -> Iterator[str]:
             yield "the guard has stepped out; every further window is judged"
         case "hold" if "latched" in reasons:
             yield again
+        case "hold" if reasons[:1] == ["rearm"]:
+            yield "a rearm ended the window; it begins anew at its first stage, on evidence from after the rearm"
         case "hold" if decision.change_freeze is not None:
             yield f"the canary stays at {at}; a green window that ends after the freeze promotes it"
         case "hold" if decision.kind == "progressive_rollout":

@@ -504,6 +504,10 @@ Next
             ),
             ["The manifest changed at 2025-08-31T10:16:00Z".lower(), "the ramp goes on under the new manifest"],
         ),
+        (
+            decided("hold", ["rearm"], window=Span(start=START, end=END, closed=False)),
+            ["a rearm ended the window", "it begins anew at its first stage"],
+        ),
     ],
     ids=lambda value: f"{value.kind} {value.verdict} {value.reasons[0]}" if isinstance(value, Decision) else "",
 )
