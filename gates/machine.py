@@ -66,7 +66,7 @@ class Machine(ABC):
         self.corrections: list[Correction] = []
         self._rereads: list[Problem] | None = None
         self.at: int | None = None
-        """The end of the pane that was closed last, ms; None before the first."""
+        """Up to when the window is judged, ms; None: to its end. Set for each judgement, as no restart keeps it."""
 
     @property
     def asleep(self) -> bool:
@@ -107,6 +107,7 @@ class Machine(ABC):
         self._correct(at)
         if at <= unit.window.start or unit.settling:
             return
+        self.at = at
         seen = self._assess()
         yield self._record(seen.judgement("hold", reasons, rules=list(map(unfired, seen.rules)), found=found), at)
 

@@ -376,7 +376,7 @@ class Policy(Part):
     lambda_source: Literal["probes", "traffic"] = "probes"
     sticky_violations_max: Annotated[int, Strict(), Field(ge=0, le=1_000_000_000)] = 0
     sticky_violation_share_max: Share = 0.001
-    evidence: Literal["sequential", "point"] = "point"
+    evidence: Literal["sequential", "point"] = "sequential"
     """sequential: a stage goes on until its evidence settles every gate; point: each window is judged by itself."""
     false_stop: Chance = 0.05
     """Chance that a canary at or within all limits is ever stopped, in the whole rollout (point: within a window)."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from msgspec.structs import replace
 
-from schemas.decision import Verdict
+from schemas.decision import Decision, Verdict
 from schemas.errors import InputError
 from schemas.event import TelemetryEvent, ToolCall
 from schemas.manifest import Flag
@@ -20,6 +20,8 @@ from schemas.operation import Operation
 Arm = Literal["baseline", "canary"]
 
 ERROR_RATE = 0.0002
+WITHIN = 0.003
+"""An error rate that is within the page's limit of 0.005."""
 LABEL_DELAY = 0.2
 """How long after a request its label comes, in windows."""
 HELD_UP_MS = 30_000
@@ -67,7 +69,8 @@ class Change:
 class Scenario:
     """A story, and how it ends.
 
-    ``verdicts``: what to expect in each region, in order, after which it has shown its point. ``problem``: the evidence
+    ``verdicts``: what to expect in each region, in order, after which it has shown its point; holds that only wait for
+    more evidence come between them, however many it takes. ``problem``: the evidence
     problem that its holds name. ``canary``: the model by windows. ``killed``: when an operator kills the flag,
     in windows since the start. ``regions``: how many it plays in. ``needs``: keys of the flag without which the story
     cannot happen. ``eases``: keys of the demo's flag with which it is told sooner.
@@ -257,6 +260,13 @@ def labelled(event: TelemetryEvent, flag: Flag) -> Events:
     )
 
 
+def waits(decision: Decision) -> bool:
+    """Whether a stage merely goes on: it is held as its evidence is sound and does not settle every gate yet."""
+    open_ = any(gate.status in ("undecided", "unknown") for gate in decision.gates)
+    going_on = decision.evidence is not None and decision.verdict == "hold" and "latched" not in decision.reasons
+    return going_on and open_ and not decision.evidence_problems
+
+
 def regions_of(flag: Flag) -> tuple[str, ...]:
     """The regions that a flag may be simulated in, the first one first."""
     return REGIONS if "all" in flag.scope.regions else flag.scope.regions
@@ -290,8 +300,8 @@ SCENARIOS: dict[str, Scenario] = {
         ("promote", "promote", "promote", "pass"),
     ),
     "drift": Scenario(
-        "answers drift away from the gold set after the first promote: abort",
-        ("promote", "abort", "hold"),
+        "answers drift away from the gold set after the first promote: rollback",
+        ("promote", "rollback", "hold"),
         canary=lambda window: Canary(delta_s=0.004 + 0.4 * min(max(window - 0.1, 0.0), 0.8)),
     ),
     "slow": Scenario(
@@ -302,7 +312,18 @@ SCENARIOS: dict[str, Scenario] = {
     "errors": Scenario(
         "a burst of errors after the first promote: abort, long before the window ends",
         ("promote", "abort", "hold"),
-        canary=lambda window: Canary(error_rate=0.20 if 0.2 <= window < 0.5 else ERROR_RATE),
+        canary=lambda window: Canary(error_rate=0.60 if 0.2 <= window < 0.5 else ERROR_RATE),
+    ),
+    "few-errors": Scenario(
+        "3 in 1,000 canary requests fail, within the limit of 5: the canary ramps on",
+        ("promote", "promote"),
+        canary=lambda window: Canary(error_rate=WITHIN),
+    ),
+    "few-errors-by-point": Scenario(
+        "the same canary, each window judged by itself (evidence: point): stopped by chance",
+        ("promote", "rollback"),
+        canary=lambda window: Canary(error_rate=WITHIN),
+        needs={"policy": {"evidence": "point"}},
     ),
     "shadow": Scenario(
         "mirrored requests are judged before a user is served, then the canary ramps to 100 %",
@@ -322,7 +343,7 @@ SCENARIOS: dict[str, Scenario] = {
         "quality comes from an evaluator, more than a minute later: the canary ramps to 100 % on its labels",
         ("promote", "promote", "promote", "pass"),
         changes=(always(labelled),),
-        eases={"window": {"length": "8m"}},
+        eases={"window": {"length": "6m"}},
     ),
     "quality-gate": Scenario(
         "gold probes open a closed gate; coverage falls and closes it, until it is back",

@@ -36,7 +36,7 @@ from streams.commands.screen import (
 )
 from streams.loop import Loop
 from streams.replay import by_unit, first_difference, replay
-from streams.scenarios import SCENARIOS, Scenario, told_scenarios
+from streams.scenarios import SCENARIOS, Scenario, told_scenarios, waits
 from streams.settings import Settings, load_settings
 from streams.simulate import Simulation, Site, read_trace
 from streams.tail import tail
@@ -249,7 +249,7 @@ class Demo:
             self._order_is_due.set()
 
     def _of(self, unit: str) -> list[Decision]:
-        return [decision for decision in self.decisions if decision.key == unit]
+        return [decision for decision in self.decisions if decision.key == unit and not waits(decision)]
 
     async def run(self, *, own_topics: bool) -> bool:
         """Run, record, replay, compare; whether all was as it should be.
@@ -324,7 +324,10 @@ class Demo:
         parts += self.notes
         if self.decisions and self.decisions[-1].gates:
             window = self.decisions[-1].window
-            parts += [Text(f"\ngates of {clock(window.start)}-{clock(window.end)}"), gates_table(self.decisions[-1])]
+            seen = self.decisions[-1].evidence
+            whole = f" and the stage's {seen.windows} windows so far" if seen is not None and seen.windows > 1 else ""
+            title = Text(f"\ngates of {clock(window.start)}-{clock(window.end)}{whole}")
+            parts += [title, gates_table(self.decisions[-1])]
         return Group(*parts)
 
     def _stands(self, site: Site) -> Text:

@@ -15,6 +15,7 @@ from streams.commands.words import plain, problem_words
 GATE_STYLE = {
     "pass": "green",
     "fail": "bold red",
+    "undecided": "yellow",
     "unknown": "yellow",
     "waived": "cyan",
     "not_applicable": "dim",
@@ -81,11 +82,18 @@ def limit(gate: GateResult) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A gate, or a rule that stands for one, as it is shown. ``judged``: the flag's verdict depends on it."""
+    """A gate, or a rule that stands for one, as it is shown. ``judged``: the flag's verdict depends on it.
+
+    ``bound``, ``rule_out``: how far the value may still be off, and what that has to exclude; empty where no evidence
+    of a stage is asked. ``along``: how much of what an undecided gate takes is there.
+    """
 
     name: str
     observed: str
+    bound: str
     limit: str
+    rule_out: str
+    along: str
     canary_rows: int
     baseline_rows: int | None
     status: str
@@ -102,7 +110,8 @@ def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[Row]:
         decides = gate.gate in judged
         status = gate.status.replace("_", " ") if decides else "not judged"
         style = GATE_STYLE[gate.status] if decides else "dim"
-        rows.append(Row(plain(gate.gate), observed(gate), limit(gate), *counts, status, style, decides))
+        shown = observed(gate), _bound(gate), limit(gate), _ruled_out(gate), _along(gate)
+        rows.append(Row(plain(gate.gate), *shown, *counts, status, style, decides))
     return [row for row in rows if row.judged or not only_judged]
 
 
@@ -111,23 +120,51 @@ def _rule_row(rule: RuleResult) -> Row:
     shown = "?" if seen is None else f"{100 * seen:.2f} %" if share else f"{seen:g}"
     allowed = f"≤ {percent(most) if share else f'{most:g}'}"
     status, style = ("fired", "bold red") if rule.fired else ("pass", "green")
-    return Row(plain(rule.kind), shown, allowed, rule.n, None, status, style, judged=True)
+    return Row(plain(rule.kind), shown, "", allowed, "", "", rule.n, None, status, style, judged=True)
+
+
+def _bound(gate: GateResult) -> str:
+    """The end of the interval that has to exclude the value to rule out."""
+    if gate.rule_out is None or gate.status == "off":
+        return ""
+    end = gate.lower if gate.gate in (*_AT_LEAST, "lambda_convergent") else gate.upper
+    # Of λ the share of flips, as its value to rule out is one.
+    return "none" if end is None else _value(gate, 1 - end if gate.gate == "lambda_convergent" else end)
+
+
+def _ruled_out(gate: GateResult) -> str:
+    return "" if gate.rule_out is None or gate.status == "off" else _value(gate, gate.rule_out)
+
+
+def _value(gate: GateResult, value: float) -> str:
+    return percent(value) if gate.gate in (*_SHARES, "lambda_convergent") else f"{value:.3g}"
+
+
+def _along(gate: GateResult) -> str:
+    """How much of the canary's rows that it takes are there."""
+    if gate.status != "undecided" or gate.forecast is None:
+        return ""
+    more = gate.forecast.canary
+    return "?" if more is None else f"{gate.n_canary / max(gate.n_canary + more, 1):.0%}"
 
 
 def gates_table(decision: Decision) -> Table:
     """Every gate with its value, its limit and the rows it rests on."""
     table = Table("gate", box=None, pad_edge=False, header_style="dim")
-    for title in ("observed", "limit", "canary rows", "baseline rows"):
+    staged = decision.evidence is not None
+    for title in ("observed", *(["bound"] * staged), "limit", *(["rule out"] * staged), "canary rows", "baseline rows"):
         table.add_column(title, justify="right")
     table.add_column("")
     for row in gate_rows(decision):
         table.add_row(
             row.name,
             Text(row.observed, style=row.style),
+            *([row.bound] * staged),
             row.limit,
+            *([row.rule_out] * staged),
             f"{row.canary_rows:,}",
             "" if row.baseline_rows is None else f"{row.baseline_rows:,}",
-            Text(row.status, style=row.style),
+            Text(f"{row.status} {row.along}".strip(), style=row.style),
             style="" if row.judged else "dim",
         )
     return table
@@ -170,7 +207,7 @@ def order(command: Command) -> Text:
 def plain_gates(decision: Decision) -> str:
     """Everything that the flag decides on, in one line."""
     rows = gate_rows(decision, only_judged=True)
-    return "; ".join(f"{row.name} {row.observed} ({row.limit}) {row.status}" for row in rows)
+    return "; ".join(f"{row.name} {row.observed} ({row.limit}) {row.status} {row.along}".strip() for row in rows)
 
 
 def state(kind: str, weight: float, *, engaged: bool) -> str:

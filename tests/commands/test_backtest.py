@@ -19,6 +19,7 @@ flags:
     versions: {MODEL_VER: m1}
     traffic: {canary_weight: 0.4, baseline_weight: 0.6, stages: [0.4, 1.0]}
     window: {length: 20s, settle: 5s, min_requests: 6, hold_windows: 100}
+    policy: {evidence: point}
 """
 STRICT = MANIFEST.replace("  f:\n", "  f:\n    gates: {latency_p95_uplift_max: 0.05}\n")
 ELEMENTS = {"svg", "rect", "text", "line", "circle", "path"}

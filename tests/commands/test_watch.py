@@ -47,7 +47,8 @@ def test_once_shows_the_last_decision_of_each_unit_with_every_gate(settings: Set
     assert "hold (pins_drifted)" in first
     for gate in pins.decisions[-1].gates:
         assert gate.gate in gates
-    assert "error_rate_max 0.00 % (≤ 0.5 %) pass" in gates
+    # The one window of the stage is left out, so nothing is known of it yet.
+    assert "error_rate_max ? (≤ 0.5 %) unknown" in gates
     assert "INDEX_HASH" in problem
     assert "b7f3..." in problem
 

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from textwrap import indent
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import xxhash
+import yaml
 
 from gates.guards import machine
 from gates.metrics import read_arms
@@ -305,10 +305,21 @@ def _tell(unit: PaneUnit, event: Event, partition: int, offset: int) -> None:
 
 
 def flag(body: str = "", *, name: str = "f") -> Flag:
-    """A flag with 1 min windows, its other keys given as YAML; ``window`` in the body replaces the default."""
+    """A flag with 1 min windows, its other keys given as YAML; ``window`` in the body replaces the default.
+
+    Evidence is by points unless the body says otherwise: a window's values then settle its gates, so that a test of
+    anything else needs a handful of events.
+    """
     if "window:" not in body:
         body = f"window: {{length: 1m}}\n{body}"
-    return load_manifest(f"flags:\n  {name}:\n{indent(body, '    ')}", pane_ms=PANE).flags[name]
+    return load_manifest(yaml.safe_dump({"flags": {name: by_points(yaml.safe_load(body))}}), pane_ms=PANE).flags[name]
+
+
+def by_points(written: dict[str, Any]) -> dict[str, Any]:
+    """A flag with point evidence, where it is a rollout and no evidence is written in it."""
+    if written.get("kind", "progressive_rollout") != "progressive_rollout":
+        return written
+    return {**written, "policy": {"evidence": "point", **written.get("policy", {})}}
 
 
 def compare(rules: Flag, events: Sequence[Event]) -> Comparison:

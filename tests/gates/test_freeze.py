@@ -26,6 +26,7 @@ freeze_windows:
 flags:
   f:
     window: {{length: 1m}}
+    policy: {{evidence: point}}
 {indent(body, "    ")}"""
     return load_manifest(text, pane_ms=PANE).flags["f"]
 
@@ -111,7 +112,7 @@ def test_green_windows_in_a_freeze_are_consecutive() -> None:
     """hold_windows are consecutive: a freeze breaks no row of green windows."""
     text = f"""
 freeze_windows: [{{from: "{iso(0)}", to: "{iso(170_000)}", reason: r}}]
-flags: {{f: {{window: {{length: 1m, hold_windows: 2}}}}}}"""
+flags: {{f: {{window: {{length: 1m, hold_windows: 2}}, policy: {{evidence: point}}}}}}"""
     drive = Drive(load_manifest(text).flags["f"])
     decisions = [drive.window(healthy()) for _ in range(3)]
     assert [d.reasons for d in decisions] == [["hold_windows"], ["change_freeze"], ["all_gates_pass"]]

@@ -411,6 +411,18 @@ def test_a_unit_that_has_passed_is_judged_by_what_comes_after() -> None:
     assert [d.verdict for d in stopped] == ["abort"]
 
 
+def test_what_a_restart_forgets_changes_no_window_that_is_ended_early() -> None:
+    """How long the evidence took to come is told up to the moment, whoever closed the panes before."""
+
+    def said(*, restore: bool) -> bytes:
+        drive = Drive(sequential(), restore=restore)
+        drive.pane(both(50))
+        drive.operate("rearm")
+        return drive.decisions[0].to_bytes()
+
+    assert said(restore=True) == said(restore=False)
+
+
 # What else a record says
 
 

@@ -39,6 +39,7 @@ MANIFEST = """flags:
     versions: {MODEL_VER: m-2, PROMPT_VER: p-1, INDEX_HASH: i-1, RERANK_CONF: r-1, TOK_VER: t-1, ANALYZER_CONF: a-1}
     traffic: {canary_weight: 0.25, baseline_weight: 0.75, stages: [0.25, 0.5, 1.0]}
     window: {length: 60s}
+    policy: {evidence: point}
 """
 PARTITIONED = """flags:
   answer: &rollout
@@ -46,7 +47,7 @@ PARTITIONED = """flags:
     versions: {MODEL_VER: m-2}
     traffic: {canary_weight: 0.25, baseline_weight: 0.75, stages: [0.25, 1.0]}
     window: {length: 60s, late_max: 0.05}
-    policy: {quality_source: traffic, lambda_source: traffic}
+    policy: {evidence: point, quality_source: traffic, lambda_source: traffic}
   rerank:
     <<: *rollout
     scope: {regions: [eu]}

@@ -32,7 +32,7 @@ flags:
   answer:
     scope: {regions: [eu, us]}
     window: {length: 60s, min_requests: 50}
-    policy: {lambda_source: traffic}
+    policy: {evidence: point, lambda_source: traffic}
 """
 KILL_SECONDS = 20.0
 """What these tests wait for a kill: room for a slow machine. It takes a fraction of a second."""

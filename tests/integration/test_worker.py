@@ -30,12 +30,12 @@ flags:
     versions: &pins {MODEL_VER: m2, PROMPT_VER: p2, INDEX_HASH: i2, RERANK_CONF: r, TOK_VER: t, ANALYZER_CONF: a}
     traffic: &traffic {stages: [0.25, 0.251, 0.252, 0.253]}
     window: {length: 60s, min_requests: 50}
-    policy: {lambda_source: traffic}
+    policy: {evidence: point, lambda_source: traffic}
   rerank:
     versions: *pins
     traffic: *traffic
     window: {length: 40s, min_requests: 50}
-    policy: {lambda_source: traffic}
+    policy: {evidence: point, lambda_source: traffic}
 """
 PARTITIONS = 4
 START = 1_700_000_000_000

@@ -33,6 +33,7 @@ flags:
     versions: {MODEL_VER: m1}
     traffic: {canary_weight: 0.1, baseline_weight: 0.9, stages: [0.1, 0.5, 1.0]}
     window: {length: 20s, settle: 5s, min_requests: 5, min_lambda_groups: 1, late_max: 1.0}
+    policy: {evidence: point}
   second:
     traffic: {canary_weight: 0.5, baseline_weight: 0.5, stages: [0.5, 1.0]}
     window: {length: 30s, settle: 0s, min_requests: 5, hold_windows: 2, late_max: 1.0}

@@ -47,7 +47,7 @@ RAMP = """
     versions: {MODEL_VER: m1}
     traffic: {canary_weight: 0.1, baseline_weight: 0.9, stages: [0.1, 1.0]}
     window: {length: 20s, settle: 5s, min_requests: 4, min_lambda_groups: 1, late_max: 1.0}
-    policy: {quality_source: traffic, lambda_source: traffic}
+    policy: {evidence: point, quality_source: traffic, lambda_source: traffic}
 """
 GUARDS = """
   quality: {kind: quality_gated, window: &window {length: 20s, settle: 0s, min_requests: 3, late_max: 1.0},

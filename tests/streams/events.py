@@ -25,11 +25,12 @@ flags:
   wide:
     versions: {MODEL_VER: m1, POLICY: p1}
     window: {length: 30s, min_requests: 1000000}
+    policy: {evidence: point}
     abort_rules: {hard: [], soft: []}
   narrow:
     scope: {tenants: [acme, beta], regions: [eu, us], endpoints: ["/a"], cohorts: [c1], surfaces: [web]}
     baseline_versions: {OTHER: o1}
-    policy: {quality_source: gold}
+    policy: {evidence: point, quality_source: gold}
     window: {length: 20s, min_requests: 1000000}
     abort_rules: {hard: [], soft: []}
 """
@@ -113,6 +114,7 @@ flags:
     versions: {MODEL_VER: m1}
     traffic: {canary_weight: 0.25, baseline_weight: 0.75, stages: [0.25, 1.0]}
     window: {length: 20s, settle: 5s, min_requests: 6, min_lambda_groups: 1}
+    policy: {evidence: point}
 """
 
 

@@ -12,7 +12,7 @@ from schemas.manifest import Flag
 from schemas.timeline import Timeline
 from streams.panes import Run
 from streams.replay import Pipeline, partition_of
-from streams.scenarios import SCENARIOS, SHORT
+from streams.scenarios import SCENARIOS, SHORT, waits
 from streams.simulate import Arrival, Simulation, read_trace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -57,8 +57,13 @@ class Play:
         return all(len(self.of(unit)) >= len(self.verdicts) for unit in self.simulation.sites)
 
     def of(self, unit: str) -> list[Decision]:
-        """The decisions on one region."""
-        return [decision for decision in self.decisions if decision.key == unit]
+        """The decisions on one region, without those that only wait for more evidence."""
+        return [decision for decision in self.decisions if decision.key == unit and not waits(decision)]
+
+    @property
+    def told(self) -> list[Decision]:
+        """The decisions on the first region, without those that only wait for more evidence."""
+        return self.of(self.simulation.unit)
 
     def feed(self, events: list[TelemetryEvent]) -> None:
         self.events += events

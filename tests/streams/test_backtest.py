@@ -48,6 +48,7 @@ flags:
     versions: {MODEL_VER: m1}
     traffic: {canary_weight: 0.4, baseline_weight: 0.6, stages: [0.4, 1.0]}
     window: {length: 20s, settle: 5s, min_requests: 6, min_lambda_groups: 1, hold_windows: 100}
+    policy: {evidence: point}
 """
 """A ramp that holds on in its first stage."""
 RAMPS = STAYS.replace("hold_windows: 100", "hold_windows: 1")
@@ -202,12 +203,13 @@ flags:
         - {kind: coverage_under, value: 0.7}
         - {kind: error_rate_over, value: %(error)s}
         - {kind: lambda_flip_rate_over, value: %(flips)s}
+    policy: {evidence: %(evidence)s}
 """
 
 
 def half(more: str = "", **limits: object) -> Flag:
     """``more``: of the window."""
-    text = HALF % ({"error": 0.015, "delta_s": 0.03, "flips": 0.1, "stages": "0.5, 1.0"} | limits)
+    text = HALF % ({"error": 0.015, "delta_s": 0.03, "flips": 0.1, "stages": "0.5, 1.0", "evidence": "point"} | limits)
     return flags(text.replace("settle: 5s", f"settle: 5s, {more}") if more else text)["f"]
 
 

@@ -32,7 +32,7 @@ flags:
     versions: {MODEL_VER: m}
     traffic: {canary_weight: 0.25, baseline_weight: 0.75, stages: [0.25, 1.0]}
     window: {length: 20s, settle: 5s, min_requests: 6}
-    policy: {assignment: sha256}
+    policy: {evidence: point, assignment: sha256}
 """
 """Arms follow from the sticky id."""
 REPORTED = TEXT.replace("sha256", "reported").replace("{MODEL_VER: m}", "{MODEL_VER: m1}")

@@ -23,7 +23,13 @@ from streams.simulate import Arrival, Simulation
 from streams.tail import tail
 from streams.topics import topics
 
-MANIFEST = "flags: {f: {scope: {regions: [eu]}, window: {length: 60s, min_requests: 1, min_lambda_groups: 1}}}"
+MANIFEST = """
+flags:
+  f:
+    scope: {regions: [eu]}
+    window: {length: 60s, min_requests: 1, min_lambda_groups: 1}
+    policy: {evidence: point}
+"""
 FLAG: Flag = load_manifest(MANIFEST).flags["f"]
 TRACE = [Arrival(100 * n, 100, 10) for n in range(2_000)]
 """200 s of it."""

@@ -28,6 +28,7 @@ flags:
     versions: {MODEL_VER: m1}
     traffic: {canary_weight: 0.25, baseline_weight: 0.75, stages: [0.25, 0.5, 1.0]}
     window: &window {length: 20s, settle: 5s, min_requests: 6, min_lambda_groups: 1}
+    policy: {evidence: point}
   quality: {<<: *ramp, kind: quality_gated, traffic: {canary_weight: 0.2, baseline_weight: 0.8}}
   cost: {<<: *ramp, kind: cost_guard}
   safety: {<<: *ramp, kind: safety_guard}
