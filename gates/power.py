@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from gates.bounds import alpha_for_window, excludes_from_above, excludes_from_below, quantile_ranks
 from gates.metrics import INFORMATION_N_OPT, mean_surely_under, rate_n_opt, rate_surely_over
 from gates.rules import INFORMATION_ALPHA, QUALITY_GATES
+from gates.sequential import Levels
 from schemas.manifest import PAGE, Flag, HardRule
 
 ROWS_MAX = 1_000_000_000
@@ -43,7 +44,7 @@ def judged_gates(flag: Flag) -> tuple[str, ...]:
 
 def rows_to_clear(limit: float, rate: float = 0.0, alpha: float = INFORMATION_ALPHA) -> int | None:
     """Rows of a true ``rate`` until its upper bound is under ``limit``; None: never."""
-    return _first(lambda n: excludes_from_above(rate * n, n, limit, alpha, rate_n_opt(limit)))
+    return first(lambda n: excludes_from_above(rate * n, n, limit, alpha, rate_n_opt(limit)))
 
 
 def bad_share(gate: str, limit: float) -> float | None:
@@ -97,30 +98,32 @@ class Catch:
 
 def catch(flag: Flag, rule: HardRule, window: int) -> Catch:
     """Rows until ``rule`` fires early in window number ``window`` = 1, 2, 3, … of a rollout; at least min_requests."""
+    staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
     alpha = alpha_for_window(flag.policy.false_stop, window) / len(flag.abort_rules.hard)
+    alpha = Levels.of(flag, window).stop if staged else alpha
     least, limit = flag.window.min_requests, rule.value
     if rule.kind == "delta_s_p95_over":
         share = P95_TAIL * WORSE
-        canary = _first(lambda n: excludes_from_below(share * n, n, P95_TAIL, alpha / 2, INFORMATION_N_OPT))
-        baseline = _first(lambda n: quantile_ranks(n, 0.95, alpha / 2)[1] is not None)
+        canary = first(lambda n: excludes_from_below(share * n, n, P95_TAIL, alpha / 2, INFORMATION_N_OPT))
+        baseline = first(lambda n: quantile_ranks(n, 0.95, alpha / 2)[1] is not None)
         return Catch(share, _at_least(least, canary), max(least, baseline or 0))
     if rule.kind == "coverage_under":
         mean = round(limit * LOW_COVERAGE, 12)
-        rows = _first(lambda n: mean_surely_under(mean * n, n, limit, alpha)) if limit > 0 else None
+        rows = first(lambda n: mean_surely_under(mean * n, n, limit, alpha)) if limit > 0 else None
         return Catch(mean if limit > 0 else None, _at_least(least, rows))
     if limit >= 1:
         return Catch(None, None)
     rate = round(min(WORSE * limit, (1 + limit) / 2), 12) if limit > 0 else LEAST_WORSE
     if rule.kind == "lambda_flip_rate_over":
         alpha /= 2
-    return Catch(rate, _at_least(least, _first(lambda n: rate_surely_over(rate * n, n, limit, alpha))))
+    return Catch(rate, _at_least(least, first(lambda n: rate_surely_over(rate * n, n, limit, alpha))))
 
 
 def _at_least(least: int, rows: int | None) -> int | None:
     return None if rows is None else max(least, rows)
 
 
-def _first(holds: Callable[[int], bool]) -> int | None:
+def first(holds: Callable[[int], bool]) -> int | None:
     """The smallest n >= 1 from which on ``holds``; None: not up to ``ROWS_MAX``."""
     top = 1
     while not holds(top):

@@ -15,11 +15,13 @@ from gates.power import Catch, catch, certainty, judged_gates
 from gates.remarks import probes_wanted
 from gates.remarks import remarks as never
 from gates.rules import QUALITY_GATES, QUALITY_RULES, SLACK, SOFT_GATES
+from gates.verdict import Takes, finishes_by_point, to_pass, to_stop
 from schemas.errors import SettingsError
 from schemas.load import read_manifest
 from schemas.manifest import MAX_DURATION_MS, Flag, HardRule
 from streams.commands.options import pane_option
 from streams.commands.screen import percent
+from streams.commands.words import plain
 from streams.manifests import read_files
 from streams.replay import count_partitions, replay
 from streams.settings import Settings, load_settings
@@ -44,17 +46,19 @@ def _rate(_: click.Context, __: click.Parameter, value: str | None) -> float | N
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @pane_option
+@click.option("--strict", is_flag=True, help="exit with 1 where a flag can never decide")
 @click.option("--rate", callback=_rate, help="requests of both arms in one region, such as 2/s, 90/m or 5000/h")
 @click.option(
     "--events", type=click.Path(path_type=Path), multiple=True, help="telemetry: say how much of it counts, and why not"
 )
-def command(manifest: Path, pane: int | None, rate: float | None, events: tuple[Path, ...]) -> None:
+def command(manifest: Path, pane: int | None, rate: float | None, strict: bool, events: tuple[Path, ...]) -> None:
     """Check MANIFEST and show every flag with its defaults filled in.
 
     With --rate also what evidence costs at each stage: how long until a gate can pass, until it is sure, and until a
     hard rule catches a regression; and a warning where a stage can never decide in its window.
 
-    Exits with 2 and one line that names the place and the way out if the manifest is wrong.
+    Exits with 2 and one line that names the place and the way out if the manifest is wrong; with --strict, with 1
+    where a stage, or what the manifest says of a flag, can never decide.
     """
     settings = load_settings(pane=pane)
     pane_ms = settings.pane
@@ -63,11 +67,24 @@ def command(manifest: Path, pane: int | None, rate: float | None, events: tuple[
     for flag in flags.values():
         _show(console, flag)
         if rate is not None:
+            if flag.kind == "progressive_rollout":
+                _show_verdict(console, flag, rate)
             _show_power(console, flag, rate, pane_ms)
         console.print()
     if events:
         console.print(_counted(manifest, events, settings), markup=False)
     console.print(Text(f"{manifest}: {len(flags)} flag{'s' if len(flags) > 1 else ''}, no errors", "green"))
+    stuck = [flag.name for flag in flags.values() if _never_decides(flag, rate, pane_ms)]
+    if strict and stuck:
+        console.print(Text(f"can never decide: {', '.join(map(plain, stuck))}", "yellow"))
+        raise SystemExit(1)
+
+
+def _never_decides(flag: Flag, rate: float | None, pane_ms: int) -> bool:
+    said = list(never(flag))
+    if rate is not None and flag.kind != "kill_switch":
+        said += [short for stage in _stages(flag, rate) for short in _shortages(flag, stage, pane_ms)]
+    return any("can never decide" in one or "never be decided" in one for one in said)
 
 
 def _counted(manifest: Path, events: tuple[Path, ...], settings: Settings) -> str:
@@ -175,6 +192,75 @@ def _show_power(console: Console, flag: Flag, rate: float, pane_ms: int) -> None
         console.print(Text(line, "dim"))
 
 
+def _staged(flag: Flag) -> bool:
+    """Whether windows add up until every gate is settled."""
+    return flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
+
+
+def _show_verdict(console: Console, flag: Flag, rate: float) -> None:
+    """How long the ramp takes at this rate, what a bad canary costs, and what chance does to a healthy one."""
+    stages, length = list(_stages(flag, rate)), flag.window.length_ms / 1000
+    console.print()
+    if not _staged(flag):
+        chance = finishes_by_point(flag, [(stage.canary or 0.0) * length for stage in stages])
+        said = f"with evidence: point about {percent(chance)} of healthy canaries finish at this rate"
+        console.print(Text(said, "bold" if chance >= HEALTHY_LEAST else "bold yellow"))
+        console.print(
+            Text("errors and tool failures at half their limits, by the binomial law; other gates pass", "dim")
+        )
+        if chance < HEALTHY_LEAST:
+            console.print("write policy.evidence: sequential, which waits for enough requests instead")
+        return
+    whole, lines = 0.0, []
+    for stage in stages:
+        slowest, seconds = _slowest(flag, stage)
+        windows = max(flag.window.hold_windows, math.ceil(seconds / length)) if math.isfinite(seconds) else math.inf
+        whole += windows * length
+        name = "shadow" if stage.canary is None else percent(stage.weight)
+        needs = (
+            "the least, hold_windows" if slowest is None else f"{slowest.gate}, {slowest.rows or 0:,} {slowest.what}"
+        )
+        lines.append(f"  {name:>6}: {_told(windows * length):>8}, longest {needs}")
+    console.print(
+        Text(f"a canary like the baseline is at {percent(stages[-1].weight)} after about {_told(whole)}", "bold")
+    )
+    for line in lines:
+        console.print(line)
+    for stop in to_stop(flag):
+        rows = "never" if stop.rows is None else f"about {stop.rows:,} {stop.what} of the canary"
+        value = percent(_bad_value(flag, stop.gate))
+        console.print(f"  a canary at the value to rule out for {stop.gate} ({value}) is stopped after {rows}")
+    if "lambda_convergent" in judged_gates(flag) and flag.policy.lambda_source == "probes":
+        groups = next(takes.rows for takes in to_pass(flag) if takes.gate == "lambda_convergent")
+        told = f"λ waits for {groups or 0:,} complete probe groups in each stage: send events with query_id, "
+        console.print(f"[yellow]remark:[/yellow] {told}paraphrase and seed, or write gates.lambda_convergent: false")
+    console.print(
+        Text("rates at half of what the limits allow; a quantile or the cost may take longer where it varies", "dim")
+    )
+
+
+HEALTHY_LEAST = 0.95
+"""Fewer healthy canaries that finish than this are too few."""
+
+
+def _bad_value(flag: Flag, gate: str) -> float:
+    rules = flag.policy.rule_out
+    found = {"error_rate_max": rules.error_rate, "tool_success_min": rules.tool_success, "coverage_min": rules.coverage}
+    return found[gate] or 0.0
+
+
+def _slowest(flag: Flag, stage: _Stage) -> tuple[Takes | None, float]:
+    """The gate that a stage waits for longest, and how long, in seconds; λ and gold come at their own rate."""
+    found: tuple[Takes | None, float] = (None, 0.0)
+    for takes in to_pass(flag):
+        if takes.gate == "lambda_convergent" and not _by_rate(flag, takes.gate):
+            continue
+        seconds = math.inf if takes.rows is None else stage.seconds(takes.rows, takes.rows if takes.baseline else 0)
+        if seconds is not None and seconds > found[1]:
+            found = takes, seconds
+    return found
+
+
 def _aborts(flag: Flag) -> bool:
     """Whether hard rules can fire at all."""
     return bool(flag.abort_rules.hard) and flag.kind in ("progressive_rollout", "quality_gated")
@@ -195,7 +281,7 @@ def _gates_table(flag: Flag, stage: _Stage) -> Table:
     least, length = flag.window.min_requests, flag.window.length_ms / 1000
     for gate in judged_gates(flag):
         seconds = stage.seconds(_least(flag, gate), least) if _by_rate(flag, gate) else None
-        late = seconds is not None and seconds > length
+        late = seconds is not None and seconds > (math.inf if _staged(flag) else length)
         sure = certainty(flag, gate)
         table.add_row(
             gate,
@@ -216,7 +302,7 @@ def _rules_table(flag: Flag, stage: _Stage) -> Table:
         seconds = None
         if found.canary is not None and _by_rate(flag, rule.kind):
             seconds = stage.seconds(found.canary, found.baseline)
-        early = seconds is None or seconds < length
+        early = seconds is None or seconds < length or _staged(flag)
         enough = stage.seconds(flag.window.min_requests, found.baseline and flag.window.min_requests)
         table.add_row(
             f"{rule.kind} {rule.value:.10g}",
@@ -300,7 +386,8 @@ def _shortages(flag: Flag, stage: _Stage, pane_ms: int) -> Iterator[str]:
     if stage.pinned or flag.kind == "safety_guard":
         arms.pop()
     for arm, rate, least in arms:
-        if rate is None or rate * seconds >= least - SLACK:
+        # Windows of a stage add up: it is only late.
+        if rate is None or rate * seconds >= least - SLACK or (rate and _staged(flag)):
             continue
         came = f"stage {stage.index} can never decide: of the {least:,} {arm} requests it needs, a window"
         came += f" of {_span(seconds)} has about {_count(rate * seconds)}"
@@ -320,7 +407,10 @@ def _legend(flag: Flag) -> Iterator[str]:
     gates, quality = judged_gates(flag), flag.policy.quality_source
     if not gates:
         return
-    yield "can pass: when the least requests are there; the decision falls at the window's end"
+    if _staged(flag):
+        yield "can pass: when the least requests are there; a stage goes on until its evidence settles every gate"
+    else:
+        yield "can pass: when the least requests are there; the decision falls at the window's end"
     yield "sure: canary rows until the anytime 95 % bound is within the limit, with no bad row or half of the allowed"
     yield "—: no such bound, or not set by the rate of requests"
     if flag.kind == "quality_gated":
@@ -328,7 +418,8 @@ def _legend(flag: Flag) -> Iterator[str]:
     if any(gate in QUALITY_GATES for gate in gates) and quality == "gold_if_present":
         yield "where both arms have gold events, ΔS, coverage and λ need these rows from gold alone"
     if _aborts(flag):
-        yield "caught: early, on an anytime bound; what takes longer than a window fires on the value at its end"
+        late = "of all the stage's evidence" if _staged(flag) else "; what takes longer fires on the value at its end"
+        yield f"caught: early, on an anytime bound{' ' * _staged(flag)}{late}"
         if any(rule.kind == "delta_s_p95_over" for rule in flag.abort_rules.hard):
             yield "far above: ΔS over all of the baseline's by more than the limit"
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.commands.invoke import tidegate
+from tests.gates.build import by_points
 
 PAGE = Path(__file__).parents[1] / "schemas" / "data" / "feature_flags.yml"
 
@@ -12,7 +14,7 @@ PAGE = Path(__file__).parents[1] / "schemas" / "data" / "feature_flags.yml"
 def lint(tmp_path: Path, body: str, rate: str) -> str:
     """What is said of a flag after its plain form."""
     path = tmp_path / "flags.yml"
-    path.write_text(f"flags: {{f: {{{body}}}}}")
+    path.write_text(yaml.safe_dump({"flags": {"f": by_points(yaml.safe_load(f"{{{body}}}"))}}))
     done = tidegate("lint", path, "--rate", rate)
     assert (done.code, done.err) == (0, "")
     plain = tidegate("lint", path).out.splitlines()
@@ -38,9 +40,12 @@ def row(block: list[str], name: str) -> list[str]:
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
 
-def test_a_stage_in_full() -> None:
+def test_a_stage_in_full(tmp_path: Path) -> None:
     """The page's manifest at 2 requests a second: the 15 minutes of the first stage bring 90 canary requests."""
-    done = tidegate("lint", PAGE, "--rate", "2/s")
+    path = tmp_path / "page.yml"
+    page = yaml.safe_load(PAGE.read_text())
+    path.write_text(yaml.safe_dump({**page, "flags": {n: by_points(f) for n, f in page["flags"].items()}}))
+    done = tidegate("lint", path, "--rate", "2/s")
     assert done.code == 0
     first, *others = stages(done.out)
     assert "\n".join(first) == (
@@ -74,8 +79,8 @@ def test_without_a_rate_nothing_is_said_of_it() -> None:
     assert "stage" not in tidegate("lint", PAGE).out
 
 
-def test_at_100_percent_the_baseline_needs_nothing() -> None:
-    *_, last = stages(tidegate("lint", PAGE, "--rate", "2/s").out)
+def test_at_100_percent_the_baseline_needs_nothing(tmp_path: Path) -> None:
+    *_, last = stages(lint(tmp_path, "", "2/s"))
     assert last[0] == "stage 3, canary 100 %: a window of 15m has 1,800 canary and a pinned baseline"
     assert row(last, "error_rate_max")[1:3] == ["20 canary", "10s"]
     assert row(last, "delta_s_p95_over 0.15")[2:] == ["503 canary", "4m 12s"]
@@ -212,3 +217,42 @@ def test_other_kinds_show_what_they_read(tmp_path: Path) -> None:
     assert "baseline requests it needs" not in lint(tmp_path, "kind: safety_guard, traffic: {stages: [1.0]}", "2/s")
     assert stages(lint(tmp_path, "kind: kill_switch", "2/s")) == []
     assert "a kill switch measures nothing" in lint(tmp_path, "kind: kill_switch", "2/s")
+
+
+# The verdict
+
+
+def test_it_begins_with_how_long_the_ramp_takes_and_what_a_bad_canary_costs(tmp_path: Path) -> None:
+    """Errors at half the limit take 1,099 requests to exclude 1 %: 3 h at 0.1 a second, in windows of 15 minutes."""
+    said = lint(tmp_path, "policy: {evidence: sequential}, gates: {lambda_convergent: false}", "2/s")
+    verdict = said[: said.index("stage 0")]
+    assert "a canary like the baseline is at 100 % after about 5h" in verdict.replace("4h 45m", "5h")
+    assert "5 %:   3h 15m, longest error_rate_max, 1,099 requests" in verdict
+    assert "a canary at the value to rule out for error_rate_max (1 %) is stopped after about" in verdict
+    assert "λ" not in verdict
+
+
+def test_lambda_says_what_to_send_or_switch_off(tmp_path: Path) -> None:
+    said = lint(tmp_path, "policy: {evidence: sequential}", "2/s")
+    assert "λ waits for 35 complete probe groups in each stage" in said
+    assert "gates.lambda_convergent: false" in " ".join(said.split())
+
+
+def test_point_evidence_is_told_how_often_a_healthy_canary_finishes(tmp_path: Path) -> None:
+    """90 canary requests in a window allow no error: few get through; a thousand times the traffic lets all."""
+    few, many = (
+        lint(tmp_path, "policy: {evidence: point}", "2/s"),
+        lint(tmp_path, "policy: {evidence: point}", "2000/s"),
+    )
+    assert "with evidence: point about 37.35 % of healthy canaries finish at this rate" in few
+    assert "write policy.evidence: sequential" in few
+    assert "about 100 % of healthy canaries finish" in many
+    assert "write policy.evidence" not in many
+
+
+@pytest.mark.parametrize(("rate", "code"), [("2/s", 1), ("20/s", 0)])
+def test_strict_exits_with_1_where_a_stage_can_never_decide(tmp_path: Path, rate: str, code: int) -> None:
+    path = tmp_path / "flags.yml"
+    path.write_text("flags: {f: {policy: {evidence: point}, window: {length: 1m, min_requests: 20}}}")
+    assert tidegate("lint", path, "--rate", rate, "--strict").code == code
+    assert tidegate("lint", path, "--rate", rate).code == 0

@@ -10,6 +10,7 @@ from gates.rules import QUALITY_GATES
 from schemas.manifest import PAGE, HardRule
 from tests.gates.build import Event, flag, requests, rule, sums_of
 
+BY_POINTS = flag()
 HARD = {one.kind: one for one in PAGE.abort_rules.hard}
 
 
@@ -71,7 +72,7 @@ def errors(n: int) -> list[Event]:
 @pytest.mark.parametrize("window", [1, 3])
 def test_an_error_regression_is_caught_by_the_rule_itself_at_that_count(window: int) -> None:
     """One step of 50 requests earlier the rule does not fire: errors are whole, the forecast is not."""
-    found = catch(PAGE, HARD["error_rate_over"], window)
+    found = catch(BY_POINTS, HARD["error_rate_over"], window)
     assert found.regression == 0.02
     assert found.canary is not None
     alpha = alpha_for_window(0.05, window) / 4
@@ -81,7 +82,7 @@ def test_an_error_regression_is_caught_by_the_rule_itself_at_that_count(window: 
 
 
 def test_low_coverage_is_caught_by_the_rule_itself_at_that_count() -> None:
-    found = catch(PAGE, HARD["coverage_under"], 2)
+    found = catch(BY_POINTS, HARD["coverage_under"], 2)
     assert found.regression == 0.45
     assert found.canary is not None
     alpha = alpha_for_window(0.05, 2) / 4
@@ -94,7 +95,7 @@ def test_low_coverage_is_caught_by_the_rule_itself_at_that_count() -> None:
 
 def test_flips_are_caught_by_the_rule_itself_at_that_count() -> None:
     """Its two tests share its part of alpha."""
-    found = catch(PAGE, HARD["lambda_flip_rate_over"], 1)
+    found = catch(BY_POINTS, HARD["lambda_flip_rate_over"], 1)
     assert found.regression == 0.4
     assert found.canary is not None
     alpha = alpha_for_window(0.05, 1) / 4
@@ -110,7 +111,7 @@ def test_flips_are_caught_by_the_rule_itself_at_that_count() -> None:
 
 def test_drift_is_bounded_by_about_that_many_values() -> None:
     """A tenth of the canary far above the baseline: the lower bound of the drift passes the limit there."""
-    found = catch(PAGE, HARD["delta_s_p95_over"], 1)
+    found = catch(BY_POINTS, HARD["delta_s_p95_over"], 1)
     assert found.regression == 0.1
     assert found.canary is not None
     alpha = alpha_for_window(0.05, 1) / 4
@@ -130,7 +131,7 @@ def test_later_windows_and_more_rules_cost_more() -> None:
     """Alpha is split over both."""
     one = HARD["error_rate_over"]
     alone = flag("abort_rules: {hard: [{kind: error_rate_over, value: 0.01}]}")
-    counts = [catch(PAGE, one, window).canary or 0 for window in (1, 2, 3, 10)]
+    counts = [catch(BY_POINTS, one, window).canary or 0 for window in (1, 2, 3, 10)]
     assert counts == sorted(set(counts))
     assert 0 < (catch(alone, one, 1).canary or 0) < counts[0]
 
@@ -150,12 +151,12 @@ def test_a_rule_needs_min_requests_whatever_the_bound_says() -> None:
     ],
 )
 def test_a_rule_that_can_never_fire_catches_nothing(never: HardRule) -> None:
-    assert catch(PAGE, never, 1) == Catch(None, None)
+    assert catch(BY_POINTS, never, 1) == Catch(None, None)
 
 
 def test_limits_at_the_edge_have_a_regression_beyond_them() -> None:
     for value in (0.0, 0.001, 0.5, 0.7, 0.999):
-        found = catch(PAGE, HardRule(kind="error_rate_over", value=value), 1)
+        found = catch(BY_POINTS, HardRule(kind="error_rate_over", value=value), 1)
         assert found.regression is not None
         assert value < found.regression <= 1
         assert found.canary is not None
@@ -175,7 +176,7 @@ def test_a_kind_decides_on_its_own_gates() -> None:
 
 def test_regressions_are_caught_that_soon_on_average() -> None:
     """300 canaries at the regression's rate: half are caught by 1.3 times the count, hardly any at a third of it."""
-    found = catch(PAGE, HARD["error_rate_over"], 1)
+    found = catch(BY_POINTS, HARD["error_rate_over"], 1)
     assert found.canary is not None
     alpha = alpha_for_window(0.05, 1) / 4
     rng = np.random.default_rng(20250831)
