@@ -263,6 +263,7 @@ def sham_rollout(
     state = begin(flag, unit.split("|", 1)[1], start, clockwork)
     ramp = machine(flag, state, clockwork)
     path: list[tuple[str, list[str], int]] = []
+    staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
     while len(path) < WINDOWS_MAX and state.window.end <= history.end:
         window = state.window
         chosen = np.zeros(BUCKETS, np.bool_)
@@ -273,6 +274,14 @@ def sham_rollout(
             if at == window.end and not state.settling:
                 break
             window.canary, window.baseline = split.arms_until(pane, delta_s=delta_s)
+            if staged:
+                if at == window.end:
+                    break
+                # A freeze goes on, a stop ends it. Latency is looked at where windows end.
+                path += [(one.verdict, one.reasons, one.decided_at - start) for one, _ in ramp.close(at)]
+                if path and path[-1][0] in STOPS:
+                    return Rollout(path, early=True)
+                continue
             early = ramp.judge_pane()
             if early is not None:
                 return Rollout([*path, (early.verdict, early.reasons, at - start)], early=True)

@@ -100,6 +100,12 @@ class Rehearsal:
             f"False aborts {_percent(aborts.value)} ({_interval(aborts)}), "
             f"false rollbacks {_percent(healthy.rolled_back.value)} ({_interval(healthy.rolled_back)})"
         )
+        stopped = Rate(aborts.count + healthy.rolled_back.count, healthy.passed.of)
+        if self.flag.policy.evidence == "sequential":
+            console.print(
+                f"Stopped without a regression {_percent(stopped.value)} ({_interval(stopped)}); "
+                f"false_stop is {percent(self.flag.policy.false_stop)}"
+            )
         if healthy.causes:
             console.print("Behind them: " + ", ".join(f"{name} {count:,}" for name, count in healthy.causes.items()))
         regressions = {effect: life for effect, life in self.lifetimes.items() if effect is not None}

@@ -363,6 +363,22 @@ class TestRollouts:
         assert sum(rate.count for rate in ends) == 200
         assert told.aborted_at_end.count > 20, "the history is no test of the bound"
 
+    def test_a_healthy_history_is_stopped_by_sequential_evidence_no_more_often_than_false_stop(
+        self, history: History
+    ) -> None:
+        """Aborted or rolled back, early or at a window's end, on the service's own requests."""
+        flag = half(evidence="sequential", error=0.005, flips=0.3)
+        found = rehearse(history, "f|", flag, ONE, 100)[None]
+        told = outcomes(found)
+        stopped = told.aborted_early.count + told.aborted_at_end.count + told.rolled_back.count
+        assert exact_interval(stopped, 100)[0] <= flag.policy.false_stop
+
+    def test_sequential_evidence_stops_a_regression_of_errors_early(self, history: History) -> None:
+        effect = Effect("error", 0.3)
+        found = rehearse(history, "f|", half(evidence="sequential"), ONE, 4, [effect])[effect]
+        assert {rollout.ended for rollout in found} <= {"abort", "rollback"}
+        assert all(rollout.early for rollout in found)
+
     def test_a_regression_of_two_percent_is_caught_sooner_than_one_of_one_percent(self, history: History) -> None:
         one, two = Effect("error", 0.01), Effect("error", 0.02)
         found = rehearse(history, "f|", half(error=0.018, more="hold_windows: 5", stages="0.5"), ONE, 30, [one, two])
