@@ -110,7 +110,7 @@ def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[Row]:
         decides = gate.gate in judged
         status = gate.status.replace("_", " ") if decides else "not judged"
         style = GATE_STYLE[gate.status] if decides else "dim"
-        shown = observed(gate), _bound(gate), limit(gate), _ruled_out(gate), _along(gate)
+        shown = observed(gate), _bound(gate), limit(gate), _ruled_out(gate), _along(decision, gate)
         rows.append(Row(plain(gate.gate), *shown, *counts, status, style, decides))
     return [row for row in rows if row.judged or not only_judged]
 
@@ -140,12 +140,13 @@ def _value(gate: GateResult, value: float) -> str:
     return percent(value) if gate.gate in (*_SHARES, "lambda_convergent") else f"{value:.3g}"
 
 
-def _along(gate: GateResult) -> str:
-    """How much of the canary's rows that it takes are there."""
+def _along(decision: Decision, gate: GateResult) -> str:
+    """How much of the canary's requests that it takes are there."""
     if gate.status != "undecided" or gate.forecast is None:
         return ""
     more = gate.forecast.canary
-    return "?" if more is None else f"{gate.n_canary / max(gate.n_canary + more, 1):.0%}"
+    rows = decision.arms["canary"].requests if "canary" in decision.arms else 0
+    return "?" if more is None else f"{rows / max(rows + more, 1):.0%}"
 
 
 def gates_table(decision: Decision) -> Table:
