@@ -65,7 +65,7 @@ def test_the_demo_runs_against_a_broker_of_the_users_and_leaves_no_topics(kafka_
     command += ["--broker", kafka_broker, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "replayed 3 decisions and 2 commands" in done.stdout
+    assert "replayed 5 decisions and 2 commands" in done.stdout
     assert "the same bytes" in done.stdout
 
     async def left() -> list[str]:
