@@ -166,23 +166,15 @@ class Again:
     def decide(
         self, runs: Iterable[Sequence[ConsumerRecord]], progress: Callable[[int], None] = lambda _: None
     ) -> Iterator[Outcome]:
-        """The decisions and commands that follow from records of the telemetry topic.
+        """The decisions and commands that follow from records of the telemetry topic, in order in each partition.
 
-        Raises InputError where records within a partition are missing.
+        Offsets without a record are those that have none in the topic.
         """
-        following = self.positions
-        for run in runs:
-            first, partition = run[0], run[0].partition
-            due = following.get(partition, first.offset)
-            if [record.offset for record in run] != list(range(due, due + len(run))):
-                raise InputError(
-                    f"{first.topic}: records after {due} of partition {partition} are missing; it has a gap"
-                )
-            following[partition] = due + len(run)
-            yield from self._pipeline.step(
-                partition, Run(due, [record.value for record in run], [record.timestamp for record in run])
-            )
-            progress(len(run))
+        for records in runs:
+            partition = records[0].partition
+            for run in dense(records, self.positions.get(partition)):
+                yield from self._pipeline.step(partition, run)
+            progress(len(records))
         yield from self._pipeline.finish()
         self.tally.unclosed = self._pipeline.unclosed()
 
@@ -222,6 +214,16 @@ class Again:
             if last > recorded or (last < recorded and not self._asked.part):
                 return f"{unit}: the last command is {last} here, {recorded} in the topic"
         return None
+
+
+def dense(records: Sequence[ConsumerRecord], due: int | None) -> Iterator[Run]:
+    """Records of one partition as runs, which cover the offsets between them too, from the one that is due on."""
+    start = 0
+    for end in range(1, len(records) + 1):
+        if end == len(records) or records[end].offset != records[end - 1].offset + 1:
+            part = records[start:end]
+            yield Run(part[0].offset, [record.value for record in part], [record.timestamp for record in part], due)
+            start, due = end, part[-1].offset + 1
 
 
 class _Hashed(msgspec.Struct):

@@ -36,6 +36,7 @@ from streams.keeper import Keeper
 from streams.manifests import ManifestLog, tell
 from streams.operations import OperationLog, is_order, order_key
 from streams.panes import PartitionState, partial_codec
+from streams.reader import UNREADABLE
 from streams.retained import Agent, Shape
 from streams.settings import Settings
 from streams.topics import check_topics
@@ -351,6 +352,8 @@ class Worker:
         for offset in result.late:
             await self._forward(keeper, self.settings.late_topic, fetched, offset, None)
         for offset, error in result.dead:
+            sent_with = fetched.headers.get(offset - fetched.run.first, ())
+            self.metrics.unreadable.inc(any(name == UNREADABLE for name, _ in sent_with))
             await self._forward(keeper, self.settings.dead_letter_topic, fetched, offset, error)
 
     async def _forward(self, keeper: Keeper, topic: str, fetched: FetchedRun, offset: int, error: str | None) -> None:

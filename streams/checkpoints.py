@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-import aiokafka
 import msgspec
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from schemas.errors import StateError
+from streams.reader import reader
 from streams.settings import Settings
 
 CHUNK_BYTES = 512 * 1024
@@ -76,33 +76,31 @@ async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dic
     """
     if not partitions:
         return {}
-    reader = aiokafka.AIOKafkaConsumer(
-        **settings.kafka, group_id=None, auto_offset_reset="earliest", fetch_max_wait_ms=FETCH_WAIT_MS
-    )
-    await reader.start()
+    consumer = reader(settings, fetch_max_wait_ms=FETCH_WAIT_MS)
+    await consumer.start()
     try:
         tps = [TopicPartition(topic, partition) for partition in partitions]
-        reader.assign(tps)
-        ends, begins = await reader.end_offsets(tps), await reader.beginning_offsets(tps)
+        consumer.assign(tps)
+        ends, begins = await consumer.end_offsets(tps), await consumer.beginning_offsets(tps)
         found = {}
         for tp in tps:
-            state = await _newest(reader, tp, begins[tp], ends[tp])
+            state = await _newest(consumer, tp, begins[tp], ends[tp])
             if state is not None:
                 found[tp.partition] = state
         return found
     finally:
-        await reader.stop()
+        await consumer.stop()
 
 
-async def _newest(reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> Saved | None:
+async def _newest(consumer: AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> Saved | None:
     back = 1
     while begin < end:
         start = max(begin, end - back)
-        records = await _records(reader, tp, start, end)
+        records = await _records(consumer, tp, start, end)
         closing = [(offset, key, value) for offset, (key, value) in records.items() if key.startswith(b"state/")]
         lost = False
         for offset, key, value in reversed(closing):
-            found = await _whole(reader, tp, offset, key, value)
+            found = await _whole(consumer, tp, offset, key, value)
             if isinstance(found, Saved):
                 return found
             lost |= found is Missing.LOST
@@ -127,7 +125,7 @@ class Missing(Enum):
 
 
 async def _whole(
-    reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, offset: int, key: bytes, value: bytes
+    consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int, key: bytes, value: bytes
 ) -> Saved | Missing:
     """The state of a closing record. Raises StateError if it is damaged."""
     where = f"{tp.topic}-{tp.partition} offset {offset}"
@@ -139,7 +137,7 @@ async def _whole(
     if closing.chunks:
         if max(closing.chunks) >= offset:
             return Missing.FOREIGN
-        records = await _records(reader, tp, closing.chunks[0], closing.chunks[-1] + 1)
+        records = await _records(consumer, tp, closing.chunks[0], closing.chunks[-1] + 1)
         keys = _chunk_keys(key.removeprefix(b"state/"), closing.turn, len(closing.chunks))
         its = dict(zip(closing.chunks, keys, strict=True))
         if any(records[chunk][0] != its[chunk] for chunk in its.keys() & records.keys()):
@@ -157,14 +155,14 @@ def _chunk_keys(writer: bytes, turn: int, count: int) -> list[bytes]:
 
 
 async def _records(
-    reader: aiokafka.AIOKafkaConsumer, tp: TopicPartition, start: int, end: int
+    consumer: AIOKafkaConsumer, tp: TopicPartition, start: int, end: int
 ) -> dict[int, tuple[bytes, bytes]]:
     """Key and value of the records in [start, end) by offset; compaction may have left gaps."""
-    reader.seek(tp, start)
+    consumer.seek(tp, start)
     found: dict[int, tuple[bytes, bytes]] = {}
     give_up = time.monotonic() + READ_SECONDS
-    while await reader.position(tp) < end:
-        for records in (await reader.getmany(tp, timeout_ms=200)).values():
+    while await consumer.position(tp) < end:
+        for records in (await consumer.getmany(tp, timeout_ms=200)).values():
             found |= {r.offset: (r.key, r.value or b"") for r in records if r.offset < end}
         if time.monotonic() > give_up:
             raise StateError(f"{tp.topic}-{tp.partition}: offsets {start} to {end} were not read in {READ_SECONDS} s")

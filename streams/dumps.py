@@ -38,9 +38,14 @@ class Dumped(NamedTuple):
     value: bytes | None
 
 
-def dump_line(record: ConsumerRecord) -> bytes:
-    """A record as a line of a dump, which ``--events`` takes; a value that is no JSON object as a string."""
+def dump_line(record: ConsumerRecord, since: int | None = None) -> bytes:
+    """A record as a line of a dump, which ``--events`` takes; a value that is no JSON object as a string.
+
+    ``since``: the offset from which on the topic has nothing before the record, where that is not its own.
+    """
     head: dict[str, Any] = {"partition": record.partition, "offset": record.offset, "timestamp": record.timestamp}
+    if since is not None:
+        head["since"] = since
     if record.key is not None:
         head["key"] = record.key.decode(errors="replace")
     if record.headers:
@@ -112,7 +117,7 @@ def is_dump(path: Path) -> bool:
 def records(path: Path) -> Iterator[Dumped]:
     """The records of a dump; lines that are none are passed over."""
     if path.suffix == parquet.SUFFIX:
-        yield from (Dumped(*row) for row in parquet.read(path))
+        yield from (Dumped(*row[:4]) for row in parquet.read(path))
         return
     for *_, line in read_lines([path]):
         found = _dumped(line)

@@ -4,19 +4,18 @@ aiokafka makes one object a record and Faust another, which costs more than deco
 ``RunRecords.topics`` a record batch becomes one ``FetchedRun``, and the scheduler joins those of one fetch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
 
-import aiokafka.consumer.fetcher
-from aiokafka.consumer.fetcher import PartitionRecords
-from aiokafka.errors import CorruptRecordException
 from aiokafka.structs import ConsumerRecord
 from faust.transport.utils import DefaultSchedulingStrategy
 from faust.types import TP
 
+from streams import reader
 from streams.panes import Run
+from streams.reader import ReadableRecords
 
 
 @dataclass(frozen=True)
@@ -25,50 +24,51 @@ class FetchedRun:
 
     run: Run
     keys: list[bytes | None]
-    headers: dict[int, list[Any]]
+    headers: dict[int, Sequence[Any]]
 
 
-class RunRecords(PartitionRecords):  # type: ignore[misc]
+class RunRecords(ReadableRecords):
     """Fetched records of one partition, a batch at a time where the topic is one of ``topics``."""
 
-    topics: ClassVar[set[str]] = set()
-    next_fetch_offset: int
+    topics: ClassVar[Collection[str]] = ()
 
     def _unpack_records(self) -> Iterator[Any]:
         if self._tp.topic not in self.topics:
             yield from super()._unpack_records()
             return
-        while self._records.has_next():
-            batch = self._records.next_batch()
-            if self._check_crcs and not batch.validate_crc():
-                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
-            due, self.next_fetch_offset = self.next_fetch_offset, batch.next_offset
-            if not batch.is_control_batch:
-                yield from (_message(self._tp, run) for run in _dense_runs(batch, due))
+        for rows, due, end in self._unpacked():
+            for fetched in _dense_runs(rows, due, end):
+                self.next_fetch_offset = fetched.run.next
+                yield _message(self._tp, fetched)
 
 
-def _dense_runs(batch: Any, due: int) -> Iterator[FetchedRun]:
-    """The records of a batch from offset ``due`` on; more than one run only where compaction took records out."""
+def _dense_runs(rows: Sequence[Any], due: int, end: int) -> Iterator[FetchedRun]:
+    """The records of a batch that ends before ``end``, from offset ``due`` on.
+
+    More than one run only where compaction took records out; without records, one that says that there are none.
+    """
     values: list[bytes | None] = []
     stamps: list[int] = []
     keys: list[bytes | None] = []
-    headers: dict[int, list[Any]] = {}
-    following = -1
-    for record in batch:
+    headers: dict[int, Sequence[Any]] = {}
+    since, following = due, -1
+    for record in rows:
         offset = record.offset
         if offset < due:
             continue
         if offset != following and values:
-            yield FetchedRun(Run(following - len(values), values, stamps), keys, headers)
+            yield FetchedRun(Run(following - len(values), values, stamps, since), keys, headers)
             values, stamps, keys, headers = [], [], [], {}
+            since = following
         following = offset + 1
         values.append(record.value)
         stamps.append(record.timestamp)
         keys.append(record.key)
         if record.headers:
             headers[len(values) - 1] = record.headers
-    if values:
-        yield FetchedRun(Run(following - len(values), values, stamps), keys, headers)
+    if end > due:
+        first = following - len(values) if values else end
+        yield FetchedRun(Run(first, values, stamps, since, end), keys, headers)
 
 
 def _message(tp: Any, fetched: FetchedRun) -> ConsumerRecord:
@@ -86,13 +86,16 @@ class RunScheduler(DefaultSchedulingStrategy):
 
 
 def _joined(tp: TP, messages: list[Any]) -> Iterator[Any]:
-    """Neighbouring runs as one; offsets that jump stay apart, so that the state machine names the hole."""
+    """Neighbouring runs as one, while no offset between their records is empty."""
     group: list[FetchedRun] = []
+    following: int | None = None
     for message in messages:
         fetched: FetchedRun = message.value
-        if group and group[-1].run.next != fetched.run.first:
-            yield _message(tp, _join(group))
-            group = []
+        if fetched.run.values:
+            if following not in (None, fetched.run.first):
+                yield _message(tp, _join(group))
+                group = []
+            following = fetched.run.first + len(fetched.run.values)
         group.append(fetched)
     if group:
         yield _message(tp, _join(group))
@@ -101,17 +104,19 @@ def _joined(tp: TP, messages: list[Any]) -> Iterator[Any]:
 def _join(group: list[FetchedRun]) -> FetchedRun:
     if len(group) == 1:
         return group[0]
+    since, until = group[0].run.begin, group[-1].run.next
+    group = [fetched for fetched in group if fetched.run.values]
     values = list(chain.from_iterable(fetched.run.values for fetched in group))
     stamps = list(chain.from_iterable(fetched.run.timestamps or () for fetched in group))
     keys = list(chain.from_iterable(fetched.keys for fetched in group))
-    first = group[0].run.first
+    first = group[0].run.first if group else until
     headers = {
         fetched.run.first - first + index: found for fetched in group for index, found in fetched.headers.items()
     }
-    return FetchedRun(Run(first, values, stamps), keys, headers)
+    return FetchedRun(Run(first, values, stamps, since, until), keys, headers)
 
 
-def install(topics: set[str]) -> None:
+def install(topics: Collection[str]) -> None:
     """Make every consumer of this process fetch these topics as runs."""
     RunRecords.topics = topics
-    aiokafka.consumer.fetcher.PartitionRecords = RunRecords
+    reader.install(RunRecords)

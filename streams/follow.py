@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from schemas.errors import AccessError, TopicError
 from streams.reach import why
+from streams.reader import reader
 from streams.settings import Settings
 
 log = structlog.get_logger("tidegate")
@@ -89,9 +90,7 @@ class Follower:
 
     async def _opened(self) -> AIOKafkaConsumer:
         settings = self._settings
-        consumer = AIOKafkaConsumer(
-            **settings.kafka, group_id=None, auto_offset_reset="earliest", fetch_max_wait_ms=settings.fetch_wait
-        )
+        consumer = reader(settings, fetch_max_wait_ms=settings.fetch_wait)
         try:
             await consumer.start()
             # Assigned by name: a subscription is empty for as long as the topic cannot be seen, and its end is no end.

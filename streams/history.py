@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from schemas.errors import NoBrokerError, SettingsError, TopicError
 from streams.checkpoints import FETCH_WAIT_MS
 from streams.reach import why
+from streams.reader import reader
 from streams.settings import Settings
 
 CONNECT_MS = 10_000
@@ -77,14 +78,7 @@ class History:
 
     async def _start(self) -> AIOKafkaConsumer:
         settings = self._settings
-        consumer = AIOKafkaConsumer(
-            **settings.kafka,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            request_timeout_ms=CONNECT_MS,
-        )
+        consumer = reader(settings, fetch_max_wait_ms=FETCH_WAIT_MS, request_timeout_ms=CONNECT_MS)
         try:
             await consumer.start()
         except BaseException:
@@ -146,26 +140,46 @@ class History:
         return Extent(topic, bounds, {place.partition: (firsts[place], ends[place]) for place in places})
 
     def read(self, extent: Extent) -> Iterator[list[ConsumerRecord]]:
-        """The records of a range in runs of one partition each, in order within it. Raises TopicError."""
+        """The records of a range in runs of one partition each, in order within it.
+
+        Offsets that have no record here have none in the topic. Raises TopicError, also if records are deleted
+        while the range is read.
+        """
         consumer = self._consumer
         assert consumer is not None  # noqa: S101 - within the context
         places = {TopicPartition(extent.topic, p): b for p, b in extent.bounds.items() if b[0] < b[1]}
         if not places:
             return
         self._run(self._seek(places), extent.topic)
+        due = {place: first for place, (first, _) in places.items()}
         behind, moved = set(places), time.monotonic()
         while behind:
             fetched = self._run(consumer.getmany(*behind, timeout_ms=1000), extent.topic)
             for place, records in sorted(fetched.items()):
                 within = [record for record in records if record.offset < places[place][1]]
                 if within:
+                    if within[0].offset > due[place]:
+                        self._run(self._still_there(place, due[place]), extent.topic)
+                    due[place] = within[-1].offset + 1
                     yield within
             reached = {p for p in behind if self._run(consumer.position(p), extent.topic) >= places[p][1]}
+            for place in reached:
+                if due[place] < places[place][1]:
+                    self._run(self._still_there(place, due[place]), extent.topic)
             behind -= reached
             if fetched or reached:
                 moved = time.monotonic()
             elif time.monotonic() - moved > PATIENCE_SECONDS:
                 raise TopicError(f"topic {extent.topic} gave nothing for {PATIENCE_SECONDS:g} s before its end")
+
+    async def _still_there(self, place: TopicPartition, due: int) -> None:
+        assert self._consumer is not None  # noqa: S101 - within the context
+        first = (await self._consumer.beginning_offsets([place]))[place]
+        if first > due:
+            raise TopicError(
+                f"topic {place.topic}: records {due} to {first - 1} of partition {place.partition} were deleted while "
+                "they were read; read a later range, or have the topic keep its records for longer"
+            )
 
     async def _seek(self, places: Mapping[TopicPartition, tuple[int, int]]) -> None:
         assert self._consumer is not None  # noqa: S101 - within the context

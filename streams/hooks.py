@@ -12,6 +12,7 @@ from faust.exceptions import ProducerSendError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
+from streams.reader import COMMITTED
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
             consumer = super()._create_worker_consumer(transport)
             # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
             consumer._fetch_max_wait_ms = worker.settings.fetch_wait
+            consumer._isolation_level = COMMITTED
             return consumer
 
         async def _fetch_records(

@@ -53,16 +53,27 @@ Place = Callable[[int, str], PaneUnit]
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive records of one partition. ``timestamps``: the records' own, ms, -1 or None where there are none."""
+    """Consecutive records of one partition. ``timestamps``: the records' own, ms, -1 or None where there are none.
+
+    The log holds nothing else from ``since`` on and before ``until``; None: from the first record, up to the last. Its
+    offsets have gaps where compaction took records out, and where a transaction has its mark or was taken back.
+    """
 
     first: int
     values: Sequence[bytes | None]
     timestamps: Sequence[int] | None = None
+    since: int | None = None
+    until: int | None = None
+
+    @property
+    def begin(self) -> int:
+        """The offset from which on it has everything."""
+        return self.first if self.since is None else self.since
 
     @property
     def next(self) -> int:
-        """The offset after the last."""
-        return self.first + len(self.values)
+        """The offset after all that it tells of."""
+        return self.first + len(self.values) if self.until is None else self.until
 
 
 class Mark(msgspec.Struct, array_like=True, frozen=True):
@@ -255,12 +266,16 @@ class PartitionState:
         """Take in a run; records below ``next`` are skipped. Raises HoleError if records are missing before it."""
         total = Step()
         skip = max(self.next - run.first, 0)
-        if run.first > self.next:
-            raise HoleError(f"records {self.next} to {run.first - 1} of partition {self._state.partition} are missing")
+        if run.begin > self.next:
+            raise HoleError(
+                f"records {self.next} to {run.begin - 1} of partition {self._state.partition} are missing; if the "
+                "topic deleted them before they were read, begin anew with another TIDEGATE_APPLICATION_ID"
+            )
         for at in range(skip, len(run.values), STEP):
             values = run.values[at : at + STEP]
             stamps = None if run.timestamps is None else run.timestamps[at : at + STEP]
             total.add(self._step(run.first + at, values, stamps))
+        self._state.next = max(self.next, run.next)
         return total
 
     def _step(self, first: int, values: Sequence[bytes | None], timestamps: Sequence[int] | None) -> Step:

@@ -12,8 +12,10 @@ from schemas.errors import InputError
 SUFFIX = ".parquet"
 BATCH = 4096
 
-Row = tuple[int, int, int, bytes | None]
-"""Partition, offset, timestamp and value of a record."""
+Row = tuple[int, int, int, bytes | None, int | None]
+"""Partition, offset, timestamp and value of a record, and from where on the topic has nothing before it."""
+Dense = Sequence[tuple[ConsumerRecord, int | None]]
+"""Records of one partition, each with the offset from which on the topic has nothing before it, if not its own."""
 
 
 def require() -> tuple[Any, Any]:
@@ -24,7 +26,7 @@ def require() -> tuple[Any, Any]:
         raise InputError("Parquet needs pyarrow: pip install 'tidegate[parquet]', or take ndjson") from None
 
 
-def write(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
+def write(target: BinaryIO, runs: Iterable[Dense]) -> None:
     """Write records, a row each, keys, values and headers as the bytes they are."""
     arrow, parquet = require()
     header = arrow.struct([("name", arrow.string()), ("value", arrow.binary())])
@@ -35,12 +37,15 @@ def write(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
         "key": arrow.binary(),
         "value": arrow.binary(),
         "headers": arrow.list_(header),
+        "since": arrow.int64(),
     }
     schema = arrow.schema(list(kinds.items()))
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for run in runs:
-            rows = {name: [getattr(record, name) for record in run] for name in kinds if name != "headers"}
-            rows["headers"] = [[{"name": n, "value": v} for n, v in record.headers] for record in run]
+            plain = kinds.keys() - {"headers", "since"}
+            rows = {name: [getattr(record, name) for record, _ in run] for name in plain}
+            rows["headers"] = [[{"name": n, "value": v} for n, v in record.headers] for record, _ in run]
+            rows["since"] = [since for _, since in run]
             writer.write_table(arrow.table(rows, schema=schema))
 
 
@@ -53,7 +58,9 @@ def read(path: Path) -> Iterator[Row]:
             missing = [name for name in wanted if name not in file.schema_arrow.names]
             if missing:
                 raise InputError(f"{path}: no column {missing[0]}; is it a dump of `tidegate export`?")
-            for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
-                yield from zip(*(batch.column(name).to_pylist() for name in wanted), strict=True)
+            since = [name for name in ("since",) if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=BATCH, columns=wanted + since):
+                columns = [batch.column(name).to_pylist() for name in wanted + since]
+                yield from zip(*columns, *([] if since else [[None] * len(batch)]), strict=True)
     except (OSError, arrow.ArrowException) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

@@ -4,8 +4,10 @@ A file is NDJSON in log order: bare events, or records with their partition and 
 them.
 """
 
+import binascii
 import gzip
 import zlib
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -114,22 +116,29 @@ class _Line(msgspec.Struct):
     partition: msgspec.Raw = msgspec.Raw()
     offset: msgspec.Raw = msgspec.Raw(b"null")
     timestamp: msgspec.Raw = msgspec.Raw(b"null")
+    since: msgspec.Raw = msgspec.Raw(b"null")
     value: msgspec.Raw = msgspec.Raw()
+    value_base64: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _line = msgspec.json.Decoder(_Line)
 _string = msgspec.json.Decoder(str)
 _integer = msgspec.json.Decoder(int)
+_maybe_string = msgspec.json.Decoder(str | None)
 _maybe_integer = msgspec.json.Decoder(int | None)
 
 
 class Record(msgspec.Struct, array_like=True):
-    """One record of a file. ``offset`` None: the next one. ``timestamp`` -1: the file gives none."""
+    """One record of a file. ``offset`` None: the next one. ``timestamp`` -1: the file gives none.
+
+    ``since``: the topic had no record from there on and before this one; None: nothing is said of that.
+    """
 
     partition: int
     offset: int | None
     timestamp: int
     value: bytes | None
+    since: int | None = None
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -149,7 +158,7 @@ def read_record(line: bytes, partitions: int) -> list[Record]:
     except (msgspec.MsgspecError, UnicodeError):
         return [Record(0, None, -1, line)]
     if head.value and head.partition:
-        with suppress(msgspec.MsgspecError):
+        with suppress(msgspec.MsgspecError, binascii.Error):
             return [_dumped(head)]
     if bytes(head.kind) == b'"tick"':
         return [Record(partition, None, -1, line) for partition in range(partitions)]
@@ -162,17 +171,24 @@ def read_record(line: bytes, partitions: int) -> list[Record]:
 def _dumped(head: _Line) -> Record:
     partition = _integer.decode(head.partition)
     offset, stamp = _maybe_integer.decode(head.offset), _maybe_integer.decode(head.timestamp)
+    since = _maybe_integer.decode(head.since)
     if not 0 <= partition < PARTITIONS_MAX:
         raise InputError(f"partition {partition} is out of range")
     for name, number in (("offset", offset or 0), ("timestamp", stamp or 0)):
         if not -1 <= number < 1 << 62:
             raise InputError(f"{name} {number} is out of range")
-    value = bytes(head.value)
-    if value[:1] == b'"':
+    value: bytes | None = bytes(head.value)
+    encoded = _maybe_string.decode(head.value_base64)
+    if encoded is not None:
+        # A JSON string holds text only.
+        value = b64decode(encoded)
+    elif value == b"null":
+        value = None
+    elif bytes(head.value)[:1] == b'"':
         # A dump writes a value that is no JSON object as a string.
         with suppress(msgspec.MsgspecError, UnicodeError):
-            value = _string.decode(value).encode()
-    return Record(partition, offset, -1 if stamp is None else stamp, value)
+            value = _string.decode(head.value).encode()
+    return Record(partition, offset, -1 if stamp is None else stamp, value, since)
 
 
 def open_log(path: Path) -> IO[bytes]:
@@ -235,7 +251,7 @@ def runs(
 
     Raises InputError for a file that cannot be read or that lacks records within a partition.
     """
-    waiting: dict[int, tuple[int, list[bytes | None], list[int]]] = {}
+    waiting: dict[int, tuple[int, list[bytes | None], list[int], int | None]] = {}
     following: dict[int, int] = {}
     for path in paths:
         for number, record in _records(path, partitions, progress):
@@ -243,13 +259,19 @@ def runs(
             offset = due or 0 if record.offset is None else record.offset
             if due is not None and offset < due:
                 continue
+            since = None
             if due is not None and offset > due:
-                raise InputError(
-                    f"{path}:{number}: records {due} to {offset - 1} of partition {partition} are missing; "
-                    "give all files of the dump, in order"
-                )
+                since = offset if record.since is None else record.since
+                if since > due:
+                    raise InputError(
+                        f"{path}:{number}: records {due} to {since - 1} of partition {partition} are missing; "
+                        "give all files of the dump, in order"
+                    )
+                since = due
+                if partition in waiting:
+                    yield partition, Run(*waiting.pop(partition))
             following[partition] = offset + 1
-            _, values, stamps = waiting.setdefault(partition, (offset, [], []))
+            _, values, stamps, _ = waiting.setdefault(partition, (offset, [], [], since))
             values.append(record.value)
             stamps.append(record.timestamp)
             if len(values) == STEP:

@@ -9,6 +9,7 @@ from aiokafka.errors import KafkaError
 from schemas.errors import TopicError
 from streams.follow import stop
 from streams.reach import why
+from streams.reader import reader
 from streams.settings import Settings
 
 CONNECT_MS = 10_000
@@ -51,11 +52,9 @@ async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
     Raises TopicError if no broker answers or the topic is not there, also from within.
     """
     where = f"topic {topic} at {settings.broker} (TIDEGATE_BROKER) cannot be read"
-    consumer = AIOKafkaConsumer(
+    consumer = reader(
+        settings,
         topic,
-        **settings.kafka,
-        group_id=None,
-        auto_offset_reset="earliest",
         fetch_max_wait_ms=settings.fetch_wait,
         request_timeout_ms=max(CONNECT_MS, settings.fetch_wait * 2),
     )

@@ -61,7 +61,7 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
                     file = out / f"{extent.topic.removeprefix(settings.topic_prefix + '.')}.{ending}"
                     with _Replaced(file) as target:
                         for_bar = _counted(history.read(extent), progress, bar)
-                        write(target, seen.watch(for_bar))
+                        write(target, seen.watch(for_bar, extent))
                     entries.append(_entry(extent, seen, file))
         described = {
             "from": None if start is None else iso(start),
@@ -86,12 +86,15 @@ class _Seen:
         self.records = 0
         self.offsets: dict[int, tuple[int, int]] = {}
 
-    def watch(self, runs: Iterable[Sequence[ConsumerRecord]]) -> Iterator[Sequence[ConsumerRecord]]:
+    def watch(self, runs: Iterable[Sequence[ConsumerRecord]], extent: Extent) -> Iterator[parquet.Dense]:
+        due = {partition: first for partition, (first, _) in extent.bounds.items()}
         for run in runs:
             self.records += len(run)
             first, _ = self.offsets.get(run[0].partition, (run[0].offset, 0))
             self.offsets[run[0].partition] = first, run[-1].offset
-            yield run
+            before = [due[run[0].partition], *(record.offset + 1 for record in run)]
+            due[run[0].partition] = before.pop()
+            yield [(r, None if since == r.offset else since) for r, since in zip(run, before, strict=True)]
 
 
 def _entry(extent: Extent, seen: _Seen, file: Path) -> dict[str, Any]:
@@ -117,11 +120,11 @@ def _counted(
         progress.advance(bar, len(run))
 
 
-def _ndjson(target: BinaryIO, runs: Iterable[Sequence[ConsumerRecord]]) -> None:
+def _ndjson(target: BinaryIO, runs: Iterable[parquet.Dense]) -> None:
     # Without a name and a time, so that the same records give the same bytes.
     with gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=6) as packed:
         for run in runs:
-            packed.write(b"".join(dump_line(record) + b"\n" for record in run))
+            packed.write(b"".join(dump_line(record, since) + b"\n" for record, since in run))
 
 
 class _Replaced:

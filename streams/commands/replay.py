@@ -265,7 +265,7 @@ def _compare(made: Made, other: Path) -> None:
 
 def _values(path: Path) -> Iterator[bytes]:
     if path.suffix == parquet.SUFFIX:
-        return (value or b"" for *_, value in parquet.read(path))
+        return (value or b"" for _, _, _, value, _ in parquet.read(path))
     return (dumps.undumped(line) for *_, line in read_lines([path]))
 
 

@@ -227,7 +227,7 @@ class Reader:
         self._cluster = cluster
         self._at: dict[TopicPartition, int] = {}
 
-    def __call__(self, **_: Any) -> "Reader":
+    def __call__(self, *_: Any, **__: Any) -> "Reader":
         return type(self)(self._cluster)
 
     def _log(self, tp: TopicPartition) -> Log:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-import aiokafka
 import msgspec
 from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
@@ -225,7 +224,7 @@ def patched(world: "World") -> Iterator[None]:
             (app, "logging", SimpleNamespace(getLogger=lambda: silence, CRITICAL=50)),
             (app, "time", clock),
             (app, "threading", SimpleNamespace(Timer=lambda *_: silence)),
-            (follow, "AIOKafkaConsumer", Poller(world.cluster)),
+            (follow, "reader", Poller(world.cluster)),
             (follow, "RETRY_SECONDS", 0),
             (follow, "log", silence),
             (follow, "time", clock),
@@ -240,7 +239,7 @@ def patched(world: "World") -> Iterator[None]:
             (checkpoints, "CHUNK_BYTES", world.plan.chunk_bytes),
             # So small that most partials are sent in pieces.
             (windows, "PIECE_BYTES", 2_000),
-            (aiokafka, "AIOKafkaConsumer", Reader(world.cluster)),
+            (checkpoints, "reader", Reader(world.cluster)),
         ):
             stack.enter_context(patch.object(target, name, value, create=True))
         yield

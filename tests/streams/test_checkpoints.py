@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiokafka
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -70,7 +69,7 @@ class Reader:
     def __init__(self, logs: Mapping[int, Log]) -> None:
         self._logs, self._at = logs, dict[int, int]()
 
-    def __call__(self, **_: Any) -> "Reader":
+    def __call__(self, *_: Any, **__: Any) -> "Reader":
         return self
 
     async def start(self) -> None: ...
@@ -112,7 +111,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     """The state that a worker would restore from a log."""
 
     def run(log: Log) -> bytes | None:
-        monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", Reader({0: log}))
+        monkeypatch.setattr(checkpoints, "reader", Reader({0: log}))
         found = asyncio.run(checkpoints.read(load_settings(), TOPIC, [0])).get(0)
         return None if found is None else found.state
 
@@ -208,7 +207,7 @@ class TestReading:
     def test_the_newest_of_each_partition_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Those that have none are left out."""
         logs = {0: saved(b"a", b"b"), 2: saved(bytes(50)), 5: Log()}
-        monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", Reader(logs))
+        monkeypatch.setattr(checkpoints, "reader", Reader(logs))
         found = asyncio.run(checkpoints.read(load_settings(), TOPIC, [0, 2, 5]))
         assert found == {0: (b"b", 2), 2: (bytes(50), 1)}
 

@@ -7,8 +7,8 @@ from typing import Any
 import aiokafka.consumer.fetcher
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.consumer.fetcher import PartitionRecords
-from aiokafka.errors import CorruptRecordException
+from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
+from aiokafka.errors import UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c_py
@@ -16,6 +16,7 @@ from faust.types import TP
 
 from streams import fetch
 from streams.fetch import FetchedRun, RunRecords, RunScheduler
+from streams.reader import UNREADABLE
 
 TOPIC = "tidegate.telemetry"
 NOON = 1_700_000_000_000
@@ -63,9 +64,16 @@ def checked(packed: bytearray) -> bytes:
     return bytes(packed)
 
 
-def fetched(*batches: bytes, due: int = 0, topic: str = TOPIC, cls: Any = RunRecords) -> Any:
+def fetched(
+    *batches: bytes,
+    due: int = 0,
+    topic: str = TOPIC,
+    cls: Any = RunRecords,
+    aborted: Sequence[tuple[int, int]] | None = None,
+) -> Any:
     """What a fetch of these batches from offset ``due`` on is unpacked into."""
-    return cls(TopicPartition(topic, 3), MemoryRecords(b"".join(batches)), None, due, None, None, True, 0)
+    records = MemoryRecords(b"".join(batches))
+    return cls(TopicPartition(topic, 3), records, aborted, due, None, None, True, READ_COMMITTED)
 
 
 def runs(*batches: bytes, due: int = 0) -> list[FetchedRun]:
@@ -73,7 +81,39 @@ def runs(*batches: bytes, due: int = 0) -> list[FetchedRun]:
 
 
 def offsets(found: Sequence[FetchedRun]) -> list[list[int]]:
-    return [list(range(one.run.first, one.run.next)) for one in found]
+    """Those of the records, of runs that have any."""
+    return [list(range(one.run.first, one.run.first + len(one.keys))) for one in found if one.keys]
+
+
+def covered(found: Sequence[FetchedRun], due: int) -> int:
+    """The offset up to which nothing is left out, from the one that is due on."""
+    for one in found:
+        assert one.run.begin == due
+        due = one.run.next
+    return due
+
+
+def control(offset: int, *, commit: bool = False) -> bytes:
+    """The mark that ends a transaction of producer 7."""
+    builder = DefaultRecordBatchBuilder(2, 0, 1, 7, 0, -1, 1 << 20)
+    builder.append(0, NOON, b"\0\0\0\1" if commit else b"\0\0\0\0", b"\0" * 6, [])
+    packed = bytearray(builder.build())
+    packed[:8] = offset.to_bytes(8, "big")
+    packed[ATTRIBUTES + 1] |= 0x20
+    return checked(packed)
+
+
+def transactional(offsets: Sequence[int]) -> bytes:
+    """A batch of producer 7, within a transaction."""
+    packed = bytearray(batch(offsets))
+    packed[ATTRIBUTES + 1] |= 0x10
+    packed[43:51] = (7).to_bytes(8, "big")
+    return checked(packed)
+
+
+def corrupt(packed: bytes) -> bytes:
+    """With another last byte than its checksum says."""
+    return packed[:-1] + bytes([packed[-1] ^ 1])
 
 
 def delivered(records: Mapping[TP, list[Any]]) -> list[tuple[TP, Any]]:
@@ -126,51 +166,103 @@ class TestBatches:
         """What is there keeps its offset."""
         found = runs(batch([0, 1, 2, 5, 6, 9]))
         assert offsets(found) == [[0, 1, 2], [5, 6], [9]]
+        assert covered(found, 0) == 10
         assert list(contents(found)) == expected([0, 1, 2, 5, 6, 9])
 
     def test_the_next_fetch_begins_behind_what_compaction_took_off_the_end(self) -> None:
         """Or the same batch would be fetched for ever."""
         records = fetched(batch([11, 12], base=10, last=19), due=10)
-        assert offsets([message.value for message in records]) == [[11, 12]]
-        assert records.next_fetch_offset == 20
+        found = [message.value for message in records]
+        assert offsets(found) == [[11, 12]]
+        assert covered(found, 10) == records.next_fetch_offset == 20
 
-    def test_a_control_batch_is_passed_over(self) -> None:
-        """It holds an offset and no record."""
-        packed = bytearray(batch([2]))
-        packed[ATTRIBUTES + 1] |= 0x20
-        records = fetched(batch([0, 1]), checked(packed), batch([3]))
-        assert offsets([message.value for message in records]) == [[0, 1], [3]]
-        assert records.next_fetch_offset == 4
+    def test_a_control_batch_is_an_offset_without_a_record(self) -> None:
+        """Also where a fetch brings nothing else: the reader goes on behind it."""
+        records = fetched(batch([0, 1]), control(2), batch([3]), control(4, commit=True))
+        found = [message.value for message in records]
+        assert offsets(found) == [[0, 1], [3]]
+        assert covered(found, 0) == records.next_fetch_offset == 5
+        (alone,) = runs(control(7), due=7)
+        assert (alone.run.begin, list(alone.run.values), alone.run.next) == (7, [], 8)
 
-    def test_a_batch_with_a_wrong_checksum_raises_and_is_not_passed_over(self) -> None:
-        """What came before it is delivered; partition and cause are named."""
+    def test_what_a_transaction_took_back_is_not_there(self) -> None:
+        """A later transaction of the same producer counts."""
+        log = batch([0]), transactional([1, 2]), control(3), transactional([4]), control(5, commit=True)
+        found = [message.value for message in fetched(*log, aborted=[(7, 1)])]
+        assert offsets(found) == [[0], [4]]
+        assert covered(found, 0) == 6
+
+    def test_a_batch_with_a_wrong_checksum_is_records_without_a_value(self) -> None:
+        """They stand where the batch stood and say why."""
+        found = runs(batch([0, 1]), corrupt(batch(range(2, 5))), batch([5]))
+        assert offsets(found) == [[0, 1], [2, 3, 4], [5]]
+        assert covered(found, 0) == 6
+        assert (found[1].keys, list(found[1].run.values)) == ([None] * 3, [None] * 3)
+        assert [headers[0][0] for headers in found[1].headers.values()] == [UNREADABLE] * 3
+        assert b"checksum" in found[1].headers[0][0][1]
+
+    def test_a_batch_that_does_not_unpack_is_records_without_a_value(self) -> None:
+        """Here what was compressed is not, though the checksum is right."""
+        packed = bytearray(batch(range(2, 5)))
+        packed[ATTRIBUTES + 1] |= 1
+        found = runs(batch([0, 1]), checked(packed), batch([5]))
+        assert offsets(found) == [[0, 1], [2, 3, 4], [5]]
+        assert list(found[1].run.values) == [None] * 3
+
+    def test_a_corrupt_batch_at_the_end_is_passed_one_offset_at_a_time(self) -> None:
+        """How many it holds, its own header would have to say."""
         broken = bytearray(batch(range(2, 5)))
-        broken[-1] ^= 1
-        records = fetched(batch([0, 1]), bytes(broken))
-        assert next(records).value.run.first == 0
-        with pytest.raises(CorruptRecordException, match=TOPIC):
+        broken[23:27] = (10**6).to_bytes(4, "big")
+        for due in (2, 3, 4):
+            records = fetched(bytes(broken), due=due)
+            assert offsets([message.value for message in records]) == [[due]]
+            assert records.next_fetch_offset == due + 1
+
+    def test_a_codec_that_is_not_installed_is_no_fault_of_the_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        records = fetched(batch([0]))
+
+        def fail(_: Any) -> None:
+            raise UnsupportedCodecError("lz4")
+
+        monkeypatch.setattr(records, "_passed_over", fail)
+        with pytest.raises(UnsupportedCodecError):
             next(records)
-        assert records.next_fetch_offset == 2
 
     def test_a_random_log_is_delivered_as_aiokafka_delivers_it(self) -> None:
         """Record by record, whatever compaction left and wherever the fetch begins."""
         for seed in range(60):
             rng = random.Random(seed)
-            batches, at = [], 0
+            batches: list[bytes] = []
+            at, aborted = 0, []
             for _ in range(rng.randrange(1, 6)):
                 size = rng.randrange(1, 12)
+                if rng.random() < 0.3:
+                    commit = rng.random() < 0.5
+                    batches += [transactional(range(at, at + size)), control(at + size, commit=commit)]
+                    aborted += [] if commit else [(7, at)]
+                    at += size + 1
+                    continue
                 kept = sorted(rng.sample(range(at, at + size), rng.randrange(1, size + 1)))
                 batches.append(batch(kept, base=at, last=at + size - 1, compression=rng.choice([0, 1])))
                 at += size
             due = rng.randrange(at + 1)
-            ours, theirs = fetched(*batches, due=due), fetched(*batches, due=due, cls=PartitionRecords)
-            found = list(contents([message.value for message in ours]))
+            # A broker begins with the batch in which the offset is.
+            batches = [packed for packed in batches if DefaultRecordBatch(packed).next_offset > due]
+            how: Any = {"due": due, "aborted": aborted}
+            ours, theirs = fetched(*batches, **how), fetched(*batches, **how, cls=PartitionRecords)
+            messages = [message.value for message in ours]
+            found = list(contents(messages))
             plain = [(r.offset, r.key, r.value, r.timestamp, list(r.headers)) for r in theirs]
             assert found == plain, f"seed {seed}"
-            assert ours.next_fetch_offset == theirs.next_fetch_offset, f"seed {seed}"
+            assert covered(messages, due) == ours.next_fetch_offset == theirs.next_fetch_offset, f"seed {seed}"
 
 
 class TestOtherTopics:
+    def test_a_batch_that_cannot_be_read_is_records_without_a_value_there_too(self) -> None:
+        """An auditor reads what a worker read."""
+        records = list(fetched(batch([0]), corrupt(batch([1, 2])), control(3), batch([4]), topic="tidegate.decisions"))
+        assert [(r.offset, r.value) for r in records] == [(0, value(0)), (1, None), (2, None), (4, value(4))]
+
     def test_they_are_delivered_one_by_one(self) -> None:
         """Partials and whatever else the process reads."""
         records = list(fetched(batch([0, 1, 4]), topic="tidegate.partials"))
@@ -199,11 +291,19 @@ class TestJoining:
         assert offsets(found) == [list(range(31))]
         assert list(contents(found)) == expected(range(31))
 
-    def test_a_hole_between_them_stays_one(self) -> None:
-        """So that the state machine can name it."""
-        found = self.joined(batch([0, 1]), batch([2, 5]), batch([6, 7]), batch([9]))
-        assert offsets(found) == [[0, 1, 2], [5, 6, 7], [9]]
-        assert list(contents(found)) == expected([0, 1, 2, 5, 6, 7, 9])
+    def test_offsets_that_are_not_there_keep_them_apart(self) -> None:
+        """An offset is a place in a run; together they tell of every offset."""
+        found = self.joined(batch([0, 1]), batch([2, 5]), control(6), batch([7, 8]), batch([10], base=9))
+        assert offsets(found) == [[0, 1, 2], [5], [7, 8], [10]]
+        assert list(contents(found)) == expected([0, 1, 2, 5, 7, 8, 10])
+        assert covered(found, 0) == 11
+
+    def test_what_has_no_records_goes_with_its_neighbour(self) -> None:
+        found = self.joined(control(0), batch([1, 2]), control(3), control(4))
+        assert offsets(found) == [[1, 2]]
+        assert len(found) == 1
+        assert covered(found, 0) == 5
+        assert [one.run.values for one in self.joined(control(0), control(1))] == [[]]
 
     def test_a_run_alone_is_handed_on_as_it_is(self) -> None:
         (message,) = fetched(batch([0, 1]))

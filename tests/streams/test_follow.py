@@ -22,7 +22,7 @@ class Kafka:
     calls: ClassVar[int] = 0
     opened: ClassVar[int] = 0
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.at = -1
         type(self).opened += 1
 
@@ -65,7 +65,7 @@ class Kafka:
 @pytest.fixture(autouse=True)
 def kafka(monkeypatch: pytest.MonkeyPatch) -> type[Kafka]:
     """A topic of five records in which nothing fails."""
-    monkeypatch.setattr(follow, "AIOKafkaConsumer", Kafka)
+    monkeypatch.setattr(follow, "reader", Kafka)
     monkeypatch.setattr(follow, "RETRY_SECONDS", 0.0)
     Kafka.length, Kafka.first, Kafka.faults, Kafka.calls, Kafka.opened = 5, 0, {}, 0, 0
     return Kafka

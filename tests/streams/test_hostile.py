@@ -233,7 +233,14 @@ def test_any_mixture_is_counted_and_its_export_is_the_record(texts: dict[str, st
         assert (again.partition, again.offset, again.value) == (3, 7, value)
 
 
-def stored(value: bytes, **more: Any) -> ConsumerRecord:
+@given(st.none() | st.binary(max_size=60) | st.sampled_from([b"null", b'"x"', b"\xff", b'{"a":1}\r', b" {}"]))
+def test_any_bytes_are_replayed_from_a_dump_as_they_were(value: bytes | None) -> None:
+    """Also what is no text, and a record without a value."""
+    (again,) = read_record(dump_line(stored(value), since=4), 4)
+    assert (again.partition, again.offset, again.value, again.since) == (3, 7, value, 4)
+
+
+def stored(value: bytes | None, **more: Any) -> ConsumerRecord:
     """A record as a consumer has it."""
     fields = {"key": None, "headers": (), "topic": "t", "partition": 3, "offset": 7, "timestamp": NOON} | more
     return ConsumerRecord(

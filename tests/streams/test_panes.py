@@ -352,6 +352,20 @@ class TestOrder:
         state = fresh()
         with pytest.raises(HoleError, match=r"records 0 to 2 of partition 0 are missing"):
             state.step(Run(3, [record()]))
+        with pytest.raises(HoleError, match=r"records 0 to 1 of partition 0 are missing"):
+            state.step(Run(3, [record()], since=2))
+
+    def test_offsets_that_the_log_itself_does_not_have_are_passed(self) -> None:
+        """Those of transactions and of compacted records; the records keep theirs."""
+        state = fresh()
+        state.step(Run(3, [record(), b"x"], since=0, until=9))
+        assert state.next == 9
+        assert [offset for offset, _ in state.step(Run(11, [b"x"], since=9)).dead] == [11]
+        state.step(Run(14, [], since=12))
+        assert state.next == 14
+        before = state.dump()
+        state.step(Run(3, [record(), b"x"], since=0, until=9))
+        assert state.dump() == before
 
     def test_records_that_were_seen_are_skipped(self) -> None:
         """A run that overlaps counts only what is new; one that is all old changes nothing."""
