@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from schemas.document import cut
+from schemas.times import readable
 
 FOLLOWS = ("hash", "previous_hash", "decision_id", "command_id", "decision_hash", "correction_id")
 """Fields that differ because others do, or because an earlier record did."""
@@ -24,7 +25,10 @@ def told(one: bytes, other: bytes) -> str:
         names = [name for name in FOLLOWS if a.get(name) != b.get(name)]
         return f" in {', '.join(names)} alone: an earlier record differs" if names else ""
     found.sort(key=lambda change: CAUSES.index(change[0][0]) if change[0][0] in CAUSES else len(CAUSES))
-    said = [f"{' '.join(path)} {_shown(here)} here, {_shown(there)} there" for path, here, there in found[:TOLD]]
+    said = [
+        f"{' '.join(path)} {_shown(readable(here, path[-1]))} here, {_shown(readable(there, path[-1]))} there"
+        for path, here, there in found[:TOLD]
+    ]
     more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
     return " in " + "; ".join(said) + more
 

@@ -1,27 +1,22 @@
 """The topics as an auditor reads them: a range of time, without a group, and nothing is ever written."""
 
 import asyncio
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from schemas.errors import NoBrokerError, SettingsError, TopicError
+from schemas.errors import NoBrokerError, TopicError
 from streams.checkpoints import FETCH_WAIT_MS
 from streams.reach import why
 from streams.reader import reader
 from streams.settings import Settings
 
 CONNECT_MS = 10_000
-COMPACT_DATE = len("20250131")
-YEAR_10000 = 253_402_300_800_000
-"""The first ms that ISO 8601 has no four digits for."""
 PATIENCE_SECONDS = 30.0
 """How long a topic may give nothing while its end is not reached."""
 
@@ -190,21 +185,3 @@ class History:
     def records(self, topic: str, start: int | None = None, end: int | None = None) -> list[ConsumerRecord]:
         """All records of a range that fits into memory. Raises TopicError."""
         return [record for run in self.read(self.extent(topic, start, end)) for record in run]
-
-
-def moment(_: object, parameter: Any, value: str | None) -> int | None:
-    """An option's time, ISO 8601 (UTC if it names no zone) or ms, as ms. Raises SettingsError."""
-    if value is None:
-        return None
-    try:
-        if value.isascii() and value.isdigit() and len(value) != COMPACT_DATE:
-            ms = int(value)
-        else:
-            at = datetime.fromisoformat(value)
-            ms = math.floor((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-    except (ValueError, OverflowError):
-        ms = -1
-    if not 0 <= ms < YEAR_10000:
-        option = parameter.opts[0]
-        raise SettingsError(f"{option}: {value[:40]!r} is no time; write 2025-01-31T12:00:00Z, or ms")
-    return ms

@@ -17,6 +17,7 @@ from schemas.catalogue import GUARDS, VERDICTS, engaged_after, engaged_under
 from schemas.decision import Command, Weights
 from schemas.document import cut
 from schemas.errors import EventError
+from schemas.times import iso
 from streams.chain import Facts, Fault, Link, Placed, Torn, misplaced, parse_record
 
 _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Command))
@@ -226,9 +227,9 @@ class Ledger:
                 start = facts.end + self._leads[facts.manifest_hash]
             effective = command.effective_from
             if start is not None and effective != start:
-                yield f"effective_from {effective}, the new stage starts at {start}"
+                yield f"effective_from {iso(effective)}, the new stage starts at {iso(start)}"
             elif effective < facts.end + facts.lateness_ms or effective % facts.pane_ms:
-                yield f"effective_from {effective}, when no stage can start"
+                yield f"effective_from {iso(effective)}, when no stage can start"
 
 
 def _stage_start(facts: Facts, following: Facts | None) -> int | None:
@@ -266,7 +267,7 @@ def _against_decision(entry: Entry) -> Iterator[str]:
     if weight is not None and command.weights.canary != weight:
         yield f"canary weight {command.weights.canary:g}, by its decision {weight:g}"
     if facts.verdict != "promote" and command.effective_from != facts.decided_at:
-        yield f"effective_from {command.effective_from}, by its decision {facts.decided_at}"
+        yield f"effective_from {iso(command.effective_from)}, by its decision {iso(facts.decided_at)}"
 
 
 def _whole(weights: Weights) -> bool:

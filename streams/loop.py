@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from schemas.decision import Command, Decision, decision_from_bytes
 from schemas.errors import EventError, InputError, TopicError
 from schemas.event import FUTURE_MS, parse
+from schemas.times import iso
 from streams.control import ControlConsumer
 from streams.publisher import TelemetryPublisher
 from streams.settings import Settings
@@ -81,8 +81,8 @@ class Loop:
                     continue
         if seen and max(seen) > self.simulation.start:
             raise InputError(
-                f"{self.settings.telemetry_topic} already has events up to {shown(max(seen))}, after the simulation's "
-                f"start at {shown(self.simulation.start)}: they would count as late; "
+                f"{self.settings.telemetry_topic} already has events up to {iso(max(seen))}, after the simulation's "
+                f"start at {iso(self.simulation.start)}: they would count as late; "
                 "give a later --start with --speed 1, or another TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID"
             )
 
@@ -118,7 +118,7 @@ class Loop:
                     self._heard.clear()
                     await self._heard.wait()
         except TimeoutError:
-            end = shown(due - self.settings.lateness)
+            end = iso(due - self.settings.lateness)
             self.told(f"no decision on the window that ended at {end} after {self.patience:g} s; going on without")
             if self.simulation.due == due:
                 self.simulation.undecided()
@@ -158,8 +158,3 @@ class Loop:
 def latest_start(length: int, speed: float, now: int) -> int:
     """The last start at which a run of ``length`` ms has no event too far ahead of the clock; ms."""
     return now + FUTURE_MS // 2 - max(0, int(length * (1 - 1 / speed)))
-
-
-def shown(ts: int) -> str:
-    """A moment of event time as people read it."""
-    return f"{datetime.fromtimestamp(ts / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

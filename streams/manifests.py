@@ -14,6 +14,7 @@ from schemas.errors import InputError, ManifestError, Refusal
 from schemas.load import load_manifest
 from schemas.signed import PrivateKey, TrustedKeys, is_signed, open_signed, read_trusted, sign
 from schemas.timeline import Revision, Timeline
+from schemas.times import iso
 from streams.follow import Follower
 from streams.settings import Settings
 
@@ -63,7 +64,7 @@ def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys,
     try:
         found = _decoder.decode(payload)
         if not (1 <= found.revision <= NUMBER_MAX and 0 <= found.effective_from <= TIME_MAX):
-            raise ValueError(f"revision {found.revision} from {found.effective_from} is out of range")
+            raise ValueError(f"revision {found.revision} from {iso(found.effective_from)} is out of range")
         manifest = load_manifest(found.manifest, pane_ms=pane_ms)
     except ManifestError as error:
         raise Refusal(f"the manifest in it is wrong: {error}") from None
@@ -71,7 +72,9 @@ def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys,
         raise Refusal(f"not a manifest revision: {error}") from None
     if found.effective_from % pane_ms:
         nearest = -(-found.effective_from // pane_ms) * pane_ms
-        raise Refusal(f"effective_from {found.effective_from} is not the start of a pane; sign it with {nearest}")
+        raise Refusal(
+            f"effective_from {iso(found.effective_from)} is not the start of a pane; sign it with {iso(nearest)}"
+        )
     both = [name for name in found.retire if name in manifest.flags]
     if both:
         raise Refusal(f"it retires {cut(both[0])}, which its manifest names; leave one of the two out")
@@ -104,14 +107,14 @@ def accept(
         )
     if revision.effective_from < last.effective_from:
         raise Refusal(
-            f"revision {revision.number} would be in force from {revision.effective_from}, before revision "
-            f"{last.number} is, from {last.effective_from}; sign it with a later --effective-from"
+            f"revision {revision.number} would be in force from {iso(revision.effective_from)}, before revision "
+            f"{last.number} is, from {iso(last.effective_from)}; sign it with a later --effective-from"
         )
     if revision.effective_from < timestamp + lead_ms:
         earliest = -(-(timestamp + lead_ms) // pane_ms) * pane_ms
         raise Refusal(
-            f"effective_from {revision.effective_from} is less than {lead_ms / 1000:g} s after it was written; "
-            f"sign it with {earliest} or later"
+            f"effective_from {iso(revision.effective_from)} is less than {lead_ms / 1000:g} s after it was written; "
+            f"sign it with {iso(earliest)} or later"
         )
     return revision
 
@@ -142,7 +145,7 @@ def tell(record: ConsumerRecord, outcome: Revision | Refusal) -> None:
         "manifest accepted",
         offset=record.offset,
         revision=outcome.number,
-        effective_from=outcome.effective_from,
+        effective_from=iso(outcome.effective_from),
         flags=sorted(outcome.flags),
         retires=sorted(outcome.retires),
         by=outcome.by,

@@ -23,11 +23,12 @@ from schemas.errors import InputError
 from schemas.event import too_deep
 from schemas.operation import Operation, parse_operation
 from schemas.timeline import Timeline
+from schemas.times import iso
 from streams import parquet
 from streams.columns import GroupTable
 from streams.differences import told
 from streams.panes import STEP, PartitionState, Run, partial_codec
-from streams.tally import Tally, iso
+from streams.tally import Tally
 from streams.windows import GateState, Order, Outcome, all_switches, split
 
 PARTITIONS_MAX = 100_000

@@ -1,14 +1,9 @@
 """What became of the records that were read: counted, or left out and why."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
+from schemas.times import iso
 from streams.panes import Step
-
-
-def iso(ms: int) -> str:
-    """A time in ms as ISO 8601."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass

@@ -22,11 +22,11 @@ from schemas.errors import InputError, TidegateError
 from schemas.load import read_manifest
 from schemas.manifest import Flag
 from schemas.timeline import Timeline
+from schemas.times import clock
 from streams.broker import embedded_broker
 from streams.commands.publish import send
 from streams.commands.screen import (
     Standings,
-    clock,
     gates_table,
     order,
     outcome,

@@ -19,8 +19,9 @@ from gates.power import kind_gates
 from schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResult, decision_from_bytes
 from schemas.document import cut
 from schemas.errors import EventError, InputError, TopicError
+from schemas.times import iso
 from streams.commands.screen import VERDICT_STYLE
-from streams.commands.words import iso, many, minutes_long, number, percent, plain, problem_words, sentence
+from streams.commands.words import many, minutes_long, number, percent, plain, problem_words, sentence
 from streams.dumps import undumped
 from streams.replay import open_log, read_lines
 from streams.settings import Settings, load_settings

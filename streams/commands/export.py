@@ -12,20 +12,20 @@ from aiokafka import ConsumerRecord
 from rich.progress import Progress
 
 from schemas.errors import InputError
+from schemas.times import iso
 from streams import parquet
-from streams.commands.options import bars
+from streams.commands.options import Time, bars
 from streams.dumps import dump_line
-from streams.history import Extent, History, moment
+from streams.history import Extent, History
 from streams.settings import load_settings
-from streams.tally import iso
 
 MANIFEST = "manifest.json"
 
 
 @click.command()
 @click.option("--broker", help="Kafka bootstrap servers")
-@click.option("--from", "start", callback=moment, help="ISO 8601 or ms; otherwise all that is kept")
-@click.option("--to", "end", callback=moment, help="records before this time")
+@click.option("--from", "start", type=Time(), help="records from this time on; otherwise all that is kept")
+@click.option("--to", "end", type=Time(), help="records before this time")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for the files")
 @click.option("--format", "form", type=click.Choice(["ndjson", "parquet"]), default="ndjson", show_default=True)
 def command(broker: str | None, start: int | None, end: int | None, out: Path, form: str) -> None:

@@ -11,9 +11,9 @@ import click
 
 from schemas.decision import decision_from_bytes
 from schemas.errors import EventError, InputError, Refusal, SettingsError, TopicError
-from schemas.manifest import parse_duration
 from schemas.operation import Operation, check_time, parse_operation, read_operation
 from schemas.signed import read_private, sign
+from streams.commands.options import wait_option
 from streams.commands.publish import send
 from streams.commands.words import plain
 from streams.manifests import load_trusted, read_file
@@ -29,9 +29,9 @@ QUIET_SECONDS = 1.0
 @click.option("--reason", required=True, help="why; stands in the decisions")
 @click.option("--actor", help="who; your user name if left out")
 @click.option("--key", type=click.Path(path_type=Path), help="private key (PEM) to sign with")
-@click.option("--wait", default="10s", show_default=True, help="how long to wait for the decisions; 0s: not at all")
+@wait_option
 @click.option("--broker", help="Kafka bootstrap servers")
-def command(flag: str, reason: str, actor: str | None, key: Path | None, wait: str, broker: str | None) -> None:
+def command(flag: str, reason: str, actor: str | None, key: Path | None, wait: int, broker: str | None) -> None:
     """Take FLAG's canary to 0 in every region, whatever the telemetry says.
 
     Nothing is promoted after that until a new revision of the manifest or `tidegate rearm`. Exits with 1 if no worker
@@ -46,15 +46,11 @@ def give_order(
     reason: str,
     actor: str | None,
     key: Path | None,
-    wait: str,
+    wait: int,
     broker: str | None,
 ) -> None:
     """Write an operation, signed if there is a key, and show where it was carried out."""
     settings = load_settings(broker=broker)
-    try:
-        seconds = parse_duration(wait) / 1000
-    except ValueError as error:
-        raise SettingsError(f"--wait: {error}") from None
     try:
         ordered = Operation(
             actor=actor or getpass.getuser(), flag=flag, kind=kind, reason=reason, ts=int(time.time() * 1000)
@@ -75,7 +71,7 @@ def give_order(
         )
     if settings.trusted_keys:
         read_operation(document, settings.deployment, load_trusted(settings.trusted_keys))
-    raise SystemExit(0 if asyncio.run(_order(settings, operation, document, seconds)) else 1)
+    raise SystemExit(0 if asyncio.run(_order(settings, operation, document, wait / 1000)) else 1)
 
 
 async def _order(settings: Settings, operation: Operation, document: bytes, seconds: float) -> bool:

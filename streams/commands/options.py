@@ -1,35 +1,69 @@
 """What several commands share: options, and a bar for long work."""
 
+import time
+from typing import Any
+
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from schemas.errors import SettingsError
 from schemas.manifest import parse_duration
+from schemas.times import read_moment
 
 
-def _duration(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise SettingsError(f"--{parameter.name}: {error}") from None
+class Time(click.ParamType):
+    """A moment, as ms since the epoch; see ``schemas.times.read_moment`` for what may be written."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read what was written. Raises SettingsError, naming the option."""
+        try:
+            return value if isinstance(value, int) else read_moment(value, int(time.time() * 1000))
+        except ValueError as error:
+            raise SettingsError(f"{_named(param)}: {error}") from None
 
 
-def _pane(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    pane = _duration(context, parameter, value)
-    if pane == 0:
+class Duration(click.ParamType):
+    """A length of time, as ms: 500ms, 90s, 15m, 1h or 1d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read what was written. Raises SettingsError, naming the option."""
+        try:
+            return value if isinstance(value, int) else parse_duration(value)
+        except ValueError as error:
+            raise SettingsError(f"{_named(param)}: {error}") from None
+
+
+def _named(param: click.Parameter | None) -> str:
+    return param.opts[0] if param is not None else "time"
+
+
+def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    if value == 0:
         raise SettingsError("--pane: must be longer than 0")
-    return pane
+    return value
 
 
-pane_option = click.option("--pane", callback=_pane, help="length of a pane; otherwise TIDEGATE_PANE, 10s")
-"""Milliseconds, or None."""
-lateness_option = click.option(
-    "--lateness", callback=_duration, help="wait for stragglers; otherwise TIDEGATE_LATENESS, 10s"
+pane_option = click.option(
+    "--pane", type=Duration(), callback=_not_zero, help="length of a pane; otherwise TIDEGATE_PANE, 10s"
 )
 """Milliseconds, or None."""
+lateness_option = click.option(
+    "--lateness", type=Duration(), help="wait for stragglers; otherwise TIDEGATE_LATENESS, 10s"
+)
+"""Milliseconds, or None."""
+wait_option = click.option(
+    "--wait",
+    type=Duration(),
+    default="10s",
+    show_default=True,
+    help="how long to wait for the decisions; 0s: not at all",
+)
+"""Milliseconds."""
 
 
 def bars() -> Progress:

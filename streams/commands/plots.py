@@ -4,12 +4,12 @@ import html
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import groupby, pairwise
 from typing import Any
 
 from schemas.document import cut
 from schemas.manifest import LESS_IS_LOOSER
+from schemas.times import shaped
 from streams.backtest import Side, Window
 from streams.commands.rehearsal import DAY, Rehearsal
 from streams.commands.screen import percent
@@ -47,11 +47,8 @@ def word_of(side: Side | None) -> str:
 
 
 def moment(ts: int, shape: str = "%m-%d %H:%M:%S") -> str:
-    """A moment of event time, UTC; as it is where no calendar has it."""
-    try:
-        return f"{datetime.fromtimestamp(ts / 1000, UTC):{shape}}"
-    except (ValueError, OverflowError, OSError):
-        return f"{ts} ms"
+    """A moment of event time, UTC."""
+    return shaped(ts, shape)
 
 
 COLOURS = {

@@ -16,9 +16,9 @@ from schemas.decision import decision_from_bytes
 from schemas.errors import EventError, InputError, Refusal, SettingsError, TopicError
 from schemas.signed import MAX_BYTES, TrustedKeys, read_private
 from schemas.timeline import Revision, Timeline
+from schemas.times import iso
 from streams.commands.screen import Standings
 from streams.commands.words import plain
-from streams.loop import shown
 from streams.manifests import accept, load_trusted, read_file, read_topic, record_key, with_retired
 from streams.reach import why
 from streams.settings import Settings, load_settings
@@ -66,7 +66,7 @@ async def _publish(settings: Settings, document: bytes, trusted: TrustedKeys) ->
         return False
     retires = f"; it retires {', '.join(map(plain, revision.retires))}" if revision.retires else ""
     click.echo(
-        f"revision {revision.number}, signed by {revision.by}, is in force from {shown(revision.effective_from)} on: "
+        f"revision {revision.number}, signed by {revision.by}, is in force from {iso(revision.effective_from)} on: "
         f"{', '.join(revision.flags)}{retires}"
     )
     return True

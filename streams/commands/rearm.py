@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from streams.commands.kill import give_order
+from streams.commands.options import wait_option
 
 
 @click.command()
@@ -12,9 +13,9 @@ from streams.commands.kill import give_order
 @click.option("--reason", required=True, help="why; stands in the decisions")
 @click.option("--actor", help="who; your user name if left out")
 @click.option("--key", type=click.Path(path_type=Path), help="private key (PEM) to sign with")
-@click.option("--wait", default="10s", show_default=True, help="how long to wait for the decisions; 0s: not at all")
+@wait_option
 @click.option("--broker", help="Kafka bootstrap servers")
-def command(flag: str, reason: str, actor: str | None, key: Path | None, wait: str, broker: str | None) -> None:
+def command(flag: str, reason: str, actor: str | None, key: Path | None, wait: int, broker: str | None) -> None:
     """Give FLAG its first stage's weights again in every region.
 
     Exits with 1 if no worker has carried it out in time; the order stands nevertheless.

@@ -11,16 +11,17 @@ from schemas.errors import InputError, StateError
 from schemas.operation import Operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
+from schemas.times import iso
 from streams import dumps, parquet, past, retained
 from streams.again import Again, Asked
-from streams.commands.options import bars, lateness_option, pane_option
+from streams.commands.options import Time, bars, lateness_option, pane_option
 from streams.commands.outcomes import Made
 from streams.commands.words import many, plain
-from streams.history import Extent, History, moment
+from streams.history import Extent, History
 from streams.manifests import load_trusted, read_files
 from streams.replay import Corrected, count_partitions, first_difference, read_lines, read_operations, replay
 from streams.settings import Settings, load_settings
-from streams.tally import Tally, iso
+from streams.tally import Tally
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -42,10 +43,10 @@ _TOPICS = Path("/ the topics")
 @click.option(
     "--from",
     "start",
-    callback=moment,
-    help="with --broker: what was decided after this event time; ISO 8601, UTC without a zone, or ms",
+    type=Time(),
+    help="with --broker: what was decided after this event time, such as 2026-01-31T12:00:00Z or now-2h",
 )
-@click.option("--to", "end", callback=moment, help="with --broker: telemetry that was written before this time")
+@click.option("--to", "end", type=Time(), help="with --broker: telemetry that was written before this time")
 @click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON or a dump")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")

@@ -1,7 +1,6 @@
 """How decisions look on a terminal, and as plain lines where there is none."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +9,7 @@ from gates.power import kind_gates
 from schemas.catalogue import engaged_after, engaged_under, retired_after
 from schemas.decision import Command, Decision, GateResult, RuleResult
 from schemas.manifest import Flag
+from schemas.times import clock
 from streams.commands.words import plain, problem_words
 
 GATE_STYLE = {
@@ -48,11 +48,6 @@ _AT_LEAST = ("coverage_min", "tool_success_min")
 _SHARES = ("latency_p95_uplift_max", "error_rate_max", "tool_success_min", "cost_uplift_max")
 _CHANGES = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
 BAR_WIDTH = 40
-
-
-def clock(ts: int) -> str:
-    """The time of day of a moment of event time."""
-    return f"{datetime.fromtimestamp(ts / 1000, UTC):%H:%M:%S}"
 
 
 def percent(share: float) -> str:

@@ -1,17 +1,15 @@
 """``tidegate sign``: a manifest as a signed revision."""
 
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from schemas.errors import InputError
 from schemas.load import load_manifest
-from schemas.manifest import parse_duration
 from schemas.signed import read_private
+from schemas.times import FromNow, iso
+from streams.commands.options import Time
 from streams.commands.words import plain
-from streams.loop import shown
 from streams.manifests import NUMBER_MAX, read_file, sign_revision
 from streams.settings import load_settings
 
@@ -20,14 +18,14 @@ from streams.settings import load_settings
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("--key", type=click.Path(path_type=Path), required=True, help="private key (PEM)")
 @click.option("--revision", type=click.IntRange(1, NUMBER_MAX), required=True, help="above that of the one before")
-@click.option("--effective-from", required=True, help="2026-01-31T12:00:00 (UTC), ms since the epoch, now or now+10m")
+@click.option("--effective-from", type=Time(), required=True, help="2026-01-31T12:00:00Z, now or now+10m")
 @click.option("--retire", multiple=True, help="a flag that MANIFEST does not name any more: its canary goes to 0")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="the signed document")
-def command(manifest: Path, key: Path, revision: int, effective_from: str, retire: tuple[str, ...], out: Path) -> None:
+def command(manifest: Path, key: Path, revision: int, effective_from: int, retire: tuple[str, ...], out: Path) -> None:
     """Check MANIFEST and write it to OUT as a signed revision, for `tidegate publish`.
 
     It counts only in the deployment of TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID. A revision takes effect at
-    the start of a pane (TIDEGATE_PANE); now and now+… are rounded up to one.
+    the start of a pane (TIDEGATE_PANE); a time from now is rounded up to one.
     """
     settings = load_settings()
     pane_ms = settings.pane
@@ -45,24 +43,13 @@ def command(manifest: Path, key: Path, revision: int, effective_from: str, retir
         raise InputError(f"{out}: {error.strerror}") from None
     where = f"{out}: revision {revision} for {settings.deployment}"
     retires = f"; retires {', '.join(map(plain, retire))}" if retire else ""
-    click.echo(f"{where}, in force from {shown(start)} ({start}) on; flags {', '.join(flags)}{retires}")
+    click.echo(f"{where}, in force from {iso(start)} on; flags {', '.join(flags)}{retires}")
 
 
-def _start(text: str, pane_ms: int) -> int:
-    try:
-        if text == "now" or text.startswith("now+"):
-            wait = parse_duration(text.removeprefix("now+")) if text != "now" else 0
-            return -(-(int(time.time() * 1000) + wait) // pane_ms) * pane_ms
-        if text.isascii() and text.isdigit():
-            start = int(text)
-        else:
-            moment = datetime.fromisoformat(text)
-            start = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    except ValueError as error:
+def _start(moment: int, pane_ms: int) -> int:
+    following = -(-moment // pane_ms) * pane_ms
+    if moment != following and not isinstance(moment, FromNow):
         raise InputError(
-            f"--effective-from: {error}; write a time (UTC) such as 2026-01-31T12:00:00, ms, now or now+10m"
-        ) from None
-    if start % pane_ms or start < 0:
-        after = -(-max(start, 0) // pane_ms) * pane_ms
-        raise InputError(f"--effective-from: {start} is not the start of a pane; the next one starts at {after}")
-    return start
+            f"--effective-from: {iso(moment)} is not the start of a pane; the next one starts at {iso(following)}"
+        )
+    return following

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -17,9 +16,11 @@ from gates.unit import first_weight
 from schemas.decision import Command, Decision
 from schemas.errors import InputError, SettingsError
 from schemas.load import read_manifest
-from schemas.manifest import Flag, parse_duration
+from schemas.manifest import Flag
+from schemas.times import iso
+from streams.commands.options import Time
 from streams.commands.screen import order, outcome, percent, plain_gates, problems
-from streams.loop import Loop, latest_start, shown
+from streams.loop import Loop, latest_start
 from streams.scenarios import SCENARIOS, told_scenarios
 from streams.settings import load_settings
 from streams.simulate import Arrival, Simulation, read_trace
@@ -36,7 +37,9 @@ from streams.simulate import Arrival, Simulation, read_trace
 @click.option("--speed", type=click.FloatRange(0.1, 1000), default=45.0, show_default=True, help="times real time")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="of all that is modelled")
 @click.option(
-    "--start", help="event time of the first request: 2025-01-31T12:00:00, now or now-2h  [the latest possible]"
+    "--start",
+    type=Time(),
+    help="event time of the first request: 2026-01-31T12:00:00Z, now or now-2h  [the latest possible]",
 )
 def command(
     trace: Path,
@@ -46,7 +49,7 @@ def command(
     broker: str | None,
     speed: float,
     seed: int,
-    start: str | None,
+    start: int | None,
 ) -> None:
     """Publish modelled telemetry over a real trace's arrivals, to watch a worker decide.
 
@@ -68,7 +71,7 @@ def command(
     progress = Progress(console=Console(soft_wrap=True), disable=not sys.stdout.isatty())
     console = progress.console
     console.print(
-        f"{len(arrivals):,} requests from {shown(simulation.start)} on, {', '.join(simulation.sites)} "
+        f"{len(arrivals):,} requests from {iso(simulation.start)} on, {', '.join(simulation.sites)} "
         f"at {percent(first_weight(flag))}: {SCENARIOS[scenario].text}",
         highlight=False,
     )
@@ -103,24 +106,13 @@ def _pick(flags: Mapping[str, Flag], name: str | None) -> Flag:
     return flags[name] if name is not None else next(iter(flags.values()))
 
 
-def _start(text: str | None, trace: list[Arrival], speed: float) -> int:
-    now = int(time.time() * 1000)
-    latest = latest_start(trace[-1].at, speed, now)
-    if text is None:
+def _start(start: int | None, trace: list[Arrival], speed: float) -> int:
+    latest = latest_start(trace[-1].at, speed, int(time.time() * 1000))
+    if start is None:
         return latest // 60_000 * 60_000
-    try:
-        if text == "now":
-            start = now
-        elif text.startswith("now-"):
-            start = now - parse_duration(text.removeprefix("now-"))
-        else:
-            moment = datetime.fromisoformat(text)
-            start = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    except ValueError as error:
-        raise InputError(f"--start: {error}; write a time (UTC) such as 2025-01-31T12:00:00, now or now-2h") from None
     if start > latest:
         raise InputError(
             f"--start: at speed {speed:g} the run would overtake the clock, and events of the future are refused; "
-            f"start at {shown(latest)} or earlier, or with --speed 1"
+            f"start at {iso(latest)} or earlier, or with --speed 1"
         )
     return start

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from schemas.decision import Decision, Weights, decision_from_bytes
 from schemas.errors import EventError
+from schemas.times import iso
 from streams.commands.screen import Standings, gate_rows, order, outcome, percent, plain_gates, problems, state, verdict
 from streams.commands.words import plain
 from streams.control import ControlConsumer
-from streams.loop import shown
 from streams.settings import Settings, load_settings
 from streams.tail import Tail, tail
 
@@ -75,7 +75,7 @@ class _Board:
             ramps = f"stage {decision.stage.index}, " if decision.kind == "progressive_rollout" else ""
             stands = f"retired, canary {percent(weight)}" if self.standings.retired(unit) else ramps + stands
             where.append(f"\n{stands}", style="not bold")
-            said = Text(f"{shown(decision.decided_at)}\n").append(verdict(decision))
+            said = Text(f"{iso(decision.decided_at)}\n").append(verdict(decision))
             if decision.operation is not None:
                 said.append(f"\nby {plain(decision.operation.actor)}: {plain(decision.operation.reason)}")
             for problem in problems(decision):

@@ -2,22 +2,11 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from schemas.decision import Problem
 from schemas.document import cut
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def iso(ts: int) -> str:
-    """A moment of event time, ms, in ISO 8601; as it is where no calendar has it."""
-    try:
-        moment = _EPOCH + timedelta(milliseconds=ts)
-    except OverflowError:
-        return f"{ts} ms"
-    return moment.isoformat(timespec="milliseconds" if ts % 1000 else "seconds").replace("+00:00", "Z")
+from schemas.times import iso, readable
 
 
 def sentence(text: str) -> str:
@@ -69,7 +58,7 @@ def problem_words(problem: Problem) -> str:
     try:
         said = _WORDS[problem.problem](problem.detail)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
-        told = ", ".join(f"{plain(name)} {_shown(value)}" for name, value in problem.detail.items())
+        told = ", ".join(f"{plain(name)} {_shown(value)}" for name, value in readable(problem.detail).items())
         return f"evidence problem {plain(problem.problem)}{f': {told}' if told else ''}"
     return f"evidence problem {problem.problem}: {said}"
 

@@ -2,12 +2,16 @@
 
 import io
 import logging
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import pytest
 
 from streams.commands import main
+
+_BARE_MS = re.compile(r".*(?<![\w.])1[67]\d{11}(?!\w| \(\d{4}-).*")
+"""A moment of these years that nobody can read; the ts of a tick that has to be written has it in brackets behind."""
 
 
 @dataclass(frozen=True)
@@ -38,4 +42,7 @@ def tidegate(*arguments: object) -> Done:
         clients.setLevel(level)
     code = ended.value.code or 0
     assert isinstance(code, int)
-    return Done(code, out.getvalue(), err.getvalue())
+    done = Done(code, out.getvalue(), err.getvalue())
+    bare = _BARE_MS.search(done.out + done.err)
+    assert bare is None, f"a time in bare ms: {bare[0]}"
+    return done

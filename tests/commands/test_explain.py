@@ -37,7 +37,7 @@ from schemas.decision import (
 from schemas.errors import EventError
 from streams.broker import embedded_broker
 from streams.commands.explain import explain
-from streams.commands.words import iso, number
+from streams.commands.words import number
 from streams.settings import load_settings
 from tests.commands.invoke import tidegate
 
@@ -668,11 +668,6 @@ def test_a_value_just_beyond_its_limit_is_told_apart_from_it() -> None:
 def test_no_change_is_neither_above_nor_below() -> None:
     same = gates(latency_p95_uplift_max=("pass", 0.0, 340.0, 340.0, 640, 11_980))
     assert "Latency p95 is level with the baseline (340 ms" in told(decided("promote", ["all_gates_pass"], gates=same))
-
-
-def test_times_that_no_calendar_has_are_shown_as_they_are() -> None:
-    assert iso(0) == "1970-01-01T00:00:00Z"
-    assert iso(10**18) == "1000000000000000000 ms"
 
 
 DULL = [("gates", i) for i in (0, 1, 2, 5, 6, 7)]

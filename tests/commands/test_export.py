@@ -46,10 +46,10 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         (("--broker", NOWHERE), "--trusted-keys"),
         (("--broker", NOWHERE, "--events", "x", "--manifest", "m"), "--events"),
         (("--events", "x", "--manifest", "m", "--compare"), "--broker"),
-        (("--events", "x", "--manifest", "m", "--from", "1"), "--broker"),
+        (("--events", "x", "--manifest", "m", "--from", "now-2h"), "--broker"),
         (("--broker", NOWHERE, "--from", "soon"), "--from"),
         (("--broker", NOWHERE, "--from", "253402300800000"), "--from"),
-        (("--broker", NOWHERE, "--manifest", "m", "--from", "5", "--to", "5"), "--to"),
+        (("--broker", NOWHERE, "--manifest", "m", "--from", "20260131", "--to", "20260131"), "--to"),
         (("--manifest", "m"), "--events"),
         (("--events", "x"), "--manifest"),
     ],
@@ -61,9 +61,9 @@ def test_options_of_replay_that_do_not_go_together(arguments: tuple[str, ...], n
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("end", ["5", "4"])
+@pytest.mark.parametrize("end", ["20260131", "20260130"])
 def test_a_range_that_ends_before_it_begins_is_named(end: str, tmp_path: Path) -> None:
-    done = tidegate("export", "--broker", NOWHERE, "--out", tmp_path / "out", "--from", "5", "--to", end)
+    done = tidegate("export", "--broker", NOWHERE, "--out", tmp_path / "out", "--from", "20260131", "--to", end)
     assert done.code == 2
     assert "--to: not after --from" in done.line
     assert not (tmp_path / "out").exists()

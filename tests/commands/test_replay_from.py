@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from streams import past, retained
 from streams.again import Asked
 from streams.commands import replay
 from streams.commands.replay import _chosen, _kept, _taken_up
-from streams.history import Extent, moment
+from streams.history import Extent
 from streams.panes import Mark, PartitionState
 from streams.past import Past
 from streams.retained import Cut, Entry, Retained, Shape
@@ -44,8 +45,7 @@ def test_the_first_time_that_is_named_is_one_that_is_taken(killed: bool) -> None
         _chosen(kept, telemetry(1, 0), asked, 1_000)
     named = re.search(r"the first is --from (\S+)$", str(refused.value))
     assert named is not None
-    start = moment(None, None, named[1])
-    assert start is not None
+    start = int(datetime.fromisoformat(named[1]).timestamp() * 1000)
     cut = _chosen(kept, telemetry(1, 0), asked, start)
     assert marks(cut) == (([20, 21], [200, 60]) if killed else ([10, 11], [100, 50]))
     with pytest.raises(InputError):

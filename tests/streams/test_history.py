@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from gates.unit import Clockwork
 from schemas.decision import Decision, OperationBy
-from schemas.errors import SettingsError
 from streams.dumps import dump_line, undumped
-from streams.history import moment
 from streams.panes import NEVER, Partial, partial_codec
 from streams.past import Past, _gate_log
 from streams.replay import read_record
@@ -70,32 +68,6 @@ class TestDump:
     def test_a_line_of_no_dump_is_left_as_it_is(self) -> None:
         assert undumped(b'{"flag":"f","partition":3}') == b'{"flag":"f","partition":3}'
         assert undumped(b"no json") == b"no json"
-
-
-class TestMoment:
-    option = SimpleNamespace(opts=["--from"])
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "1700000000000",
-            "2023-11-14T22:13:20Z",
-            "2023-11-14T22:13:20",
-            "2023-11-14 23:13:20+01:00",
-            "20231114T221320Z",
-        ],
-    )
-    def test_iso_and_ms_are_the_same_time(self, text: str) -> None:
-        assert moment(None, self.option, text) == 1_700_000_000_000
-
-    def test_a_date_is_no_number_of_ms(self) -> None:
-        """Eight digits as ms would be in 1970."""
-        assert moment(None, self.option, "20231114") == moment(None, self.option, "2023-11-14") == 1_699_920_000_000
-
-    @pytest.mark.parametrize("text", ["soon", "-1", "", "99999999999999999999", "²"])
-    def test_what_is_no_time_is_named(self, text: str) -> None:
-        with pytest.raises(SettingsError, match="--from"):
-            moment(None, self.option, text)
 
 
 class TestPlace:

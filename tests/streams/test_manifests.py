@@ -14,6 +14,7 @@ from schemas.load import load_manifest
 from schemas.operation import Operation
 from schemas.signed import PrivateKey, key_id, sign
 from schemas.timeline import Timeline
+from schemas.times import iso
 from streams.manifests import ManifestLog, accept, read_files, record_key, sign_revision
 from streams.operations import OperationLog
 from streams.settings import load_settings
@@ -69,13 +70,13 @@ def test_a_revision_needs_its_lead_before_it_takes_effect() -> None:
     """And the refusal names the first time that would do."""
     document = sign_revision(YAML, 4, NOON + LEAD, HERE, KEY)
     assert taken(FIRST, document, NOON).index(NOON + LEAD) == 1
-    assert f"sign it with {NOON + LEAD + PANE} or later" in refusal(document, NOON + 1)
+    assert f"sign it with {iso(NOON + LEAD + PANE)} or later" in refusal(document, NOON + 1)
 
 
 def test_a_revision_takes_effect_where_a_pane_starts() -> None:
     for timeline in (Timeline(), FIRST):
         said = refusal(sign_revision(YAML, 4, NOON + LEAD + 1, HERE, KEY), timeline=timeline)
-        assert f"not the start of a pane; sign it with {NOON + LEAD + PANE}" in said
+        assert f"not the start of a pane; sign it with {iso(NOON + LEAD + PANE)}" in said
 
 
 def test_revisions_take_effect_in_their_order() -> None:
