@@ -7,7 +7,6 @@ Runs without any of the optional facts about assignment, caches, tools and reaso
 struct, which costs less; the result is the same.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -41,6 +40,11 @@ GROUPS_CAP = 1 << 16
 GROUPS_BYTES = 64 << 20
 """The same for what their texts take: one combination may be as large as a record."""
 
+UNKNOWN_MAX = 20
+"""Flags that no manifest names, but that are told by name in one count: anybody may invent more of them."""
+FLAG_SHOWN = 100
+"""Characters of their names."""
+
 _SCOPE = {"tenant": "tenants", "endpoint": "endpoints", "cohort": "cohorts", "surface": "surfaces"}
 """Fields that matter only where a flag's scope names some of their values."""
 _REPEATING = (
@@ -69,7 +73,7 @@ _LEAN = frozenset(
 )
 LEAN_AGAIN = 64
 """Runs after one with other fields before the small struct is tried again."""
-_NOT_VALID, NOTHING, UNKNOWN_FLAG = -1, -2, -3
+_NOT_VALID, _NOTHING = -1, -2
 _ROW_COUNTERS = ("cost_rows", "cost_high", "cost_low", "coverage_rows", "coverage_sum")
 
 
@@ -95,6 +99,45 @@ _pins_decoder = msgspec.json.Decoder(Versions | None)
 _xxh3 = xxhash.xxh3_64_intdigest
 
 
+class LeftOut(msgspec.Struct, array_like=True):
+    """Valid events that count for no unit.
+
+    ``outside``: of those out of their flag's scope, by the fields that are not among its own. ``unknown``: of those of
+    flags that no manifest names, by flag; ``unnamed``: of further ones, once ``UNKNOWN_MAX`` have a name here.
+    """
+
+    warmup: int = 0
+    outside: dict[str, int] = msgspec.field(default_factory=dict)
+    unknown: dict[str, int] = msgspec.field(default_factory=dict)
+    unnamed: int = 0
+
+    @property
+    def unknown_flag(self) -> int:
+        """Events of flags that no manifest names."""
+        return sum(self.unknown.values()) + self.unnamed
+
+    def count_unknown(self, flag: str, count: int) -> None:
+        """Count events of a flag that no manifest names."""
+        name = flag[:FLAG_SHOWN]
+        if name in self.unknown or len(self.unknown) < UNKNOWN_MAX:
+            self.unknown[name] = self.unknown.get(name, 0) + count
+        else:
+            self.unnamed += count
+
+    def count_outside(self, fields: str, count: int) -> None:
+        """Count events whose ``fields`` are not among their flag's."""
+        self.outside[fields] = self.outside.get(fields, 0) + count
+
+    def add(self, other: "LeftOut") -> None:
+        """Count what came after."""
+        self.warmup += other.warmup
+        self.unnamed += other.unnamed
+        for fields, count in other.outside.items():
+            self.count_outside(fields, count)
+        for flag, count in other.unknown.items():
+            self.count_unknown(flag, count)
+
+
 @dataclass(frozen=True)
 class Group:
     """What every event of one combination counts for.
@@ -103,7 +146,8 @@ class Group:
     ``tagged``, ``untagged``: the counters it adds to, as a run of a λ group and otherwise.
     ``run``: which of a λ group's six runs it is if it has a query id, else -1. ``hash``: index of the manifest hash
     that its assignment came from, or -1. ``client``: the assignment was a client's own. ``warmup``: it counts for
-    nothing for that reason, ``outside``: for the fields of it that are not among its flag's.
+    nothing for that reason, ``outside``: for the fields of it that are not among its flag's, ``unknown``: because no
+    manifest names this flag.
     """
 
     cell: int
@@ -122,6 +166,7 @@ class Group:
     error: bool = False
     warmup: bool = False
     outside: str = ""
+    unknown: str | None = None
 
 
 class _Codes(dict[Any, int]):
@@ -180,15 +225,15 @@ class GroupTable:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def outside(self, code: Ints) -> Counter[str]:
-        """How many of these rows, by the fields that are not among their flag's."""
-        codes, counts = np.unique(code, return_counts=True)
-        found: Counter[str] = Counter()
-        for index, count in zip(codes.tolist(), counts.tolist(), strict=True):
-            fields = self._groups[index].outside
-            if fields:
-                found[fields] += count
-        return found
+    def leave_out(self, code: int, count: int, onto: LeftOut) -> None:
+        """Note that ``count`` events of a combination count for no unit, and why."""
+        group = self._groups[code]
+        if group.unknown is not None:
+            onto.count_unknown(group.unknown, count)
+        elif group.warmup:
+            onto.warmup += count
+        else:
+            onto.count_outside(group.outside, count)
 
     def refresh(self) -> None:
         """Rebuild the arrays after new combinations came in."""
@@ -201,7 +246,6 @@ class GroupTable:
         self.run = np.array([g.run for g in groups], np.int64)
         self.state = np.array([g.state for g in groups], np.int64)
         self.tick = np.array([g.tick for g in groups], np.bool_)
-        self.warmup = np.array([g.warmup for g in groups], np.bool_)
         self.request = np.array([g.request for g in groups], np.bool_)
         self.label = np.array([g.label for g in groups], np.bool_)
         self.measured = self.request | self.label
@@ -238,7 +282,7 @@ class GroupTable:
         except (msgspec.MsgspecError, UnicodeError):
             return Group(_NOT_VALID)
         if event["kind"] == "tick":
-            return Group(NOTHING, tick=True)
+            return Group(_NOTHING, tick=True)
         request, label = event["kind"] in ("request", None), event["kind"] == "label"
         outcome = event["error"] is not None or event["status"] is not None
         if (
@@ -250,12 +294,12 @@ class GroupTable:
             return Group(_NOT_VALID)
         flag = flags.get(event["flag"])
         if flag is None:
-            return Group(UNKNOWN_FLAG, request=request, label=label)
+            return Group(_NOTHING, request=request, label=label, unknown=event["flag"])
         source = event["source"] or "traffic"
         warmup = source == "warmup"
         outside = "" if warmup else ", ".join(out_of_scope(flag.scope, event))
         if warmup or outside:
-            return Group(NOTHING, request=request, label=label, warmup=warmup, outside=outside)
+            return Group(_NOTHING, request=request, label=label, warmup=warmup, outside=outside)
         return self._counting(flag, event, pins, source)
 
     def _cell(self, flag: Flag, event: dict[str, Any], source: str) -> int:

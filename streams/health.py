@@ -61,9 +61,9 @@ class Metrics:
         self.late.inc(len(step.late))
         self.duplicates.inc(step.duplicates)
         self.dead_letters.inc(len(step.dead))
-        self.unknown_flag.inc(step.unknown_flag)
-        self.warmup.inc(step.warmup)
-        for fields, count in step.outside.items():
+        self.unknown_flag.inc(step.left.unknown_flag)
+        self.warmup.inc(step.left.warmup)
+        for fields, count in step.left.outside.items():
             self.outside.labels(fields).inc(count)
         self.partials.inc(len(step.partials))
 

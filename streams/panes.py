@@ -19,7 +19,7 @@ from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, W
 from gates.unit import Clockwork
 from gates.window import CLIENT, Detail, PaneUnit
 from schemas.errors import HoleError, StateError
-from streams.columns import NOTHING, UNKNOWN_FLAG, Columns, GroupTable, decode, hash_of, whose
+from streams.columns import Columns, GroupTable, LeftOut, decode, hash_of, whose
 
 STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
@@ -96,6 +96,8 @@ class Partial(msgspec.Struct, array_like=True):
     ``previous``: panes below it were closed by the partial before, so a gap shows. Panes between ``previous`` and
     ``pane`` are empty. ``dead_letters``: those that name no flag and region, ``records``: events accepted while
     the pane was the newest. ``more``: another piece of the same pane follows, with more units; the last one closes it.
+    ``left``: events that came while the pane was the newest and count for no unit; told to people, in the first gate's
+    partial alone.
     """
 
     partition: int
@@ -105,11 +107,13 @@ class Partial(msgspec.Struct, array_like=True):
     units: dict[str, PaneUnit]
     more: bool = False
     records: int = 0
+    left: LeftOut | None = None
 
 
 class Pane(msgspec.Struct, array_like=True):
     """An open pane. ``dead_letters``: those that nobody can be told to have sent; ``dead_of``: by the unit that they
-    name. ``records``: accepted events that came in it. ``late``: late events that came in it and are kept.
+    name. ``records``: accepted events that came in it. ``late``: late events that came in it and are kept. ``left``:
+    events that came in it and count for no unit.
     """
 
     units: dict[str, PaneUnit] = msgspec.field(default_factory=dict)
@@ -117,6 +121,7 @@ class Pane(msgspec.Struct, array_like=True):
     late: int = 0
     records: int = 0
     dead_of: dict[str, int] = msgspec.field(default_factory=dict)
+    left: LeftOut | None = None
 
     def of(self, unit: str) -> PaneUnit:
         """One unit, made on first use."""
@@ -166,8 +171,7 @@ partial_codec = StateCodec(Partial)
 class Step:
     """What a run gave: partials in order; rows (offset, and error for dead letters) to send on; counts to show.
 
-    ``outside``: events out of their flag's scope, by the fields that are not among its own. ``span``: the smallest and
-    the largest ``ts`` of the valid records, ms.
+    ``left``: events that count for no unit. ``span``: the smallest and the largest ``ts`` of the valid records, ms.
     """
 
     partials: list[Partial] = field(default_factory=list)
@@ -175,11 +179,9 @@ class Step:
     dead: list[tuple[int, str]] = field(default_factory=list)
     accepted: int = 0
     duplicates: int = 0
-    unknown_flag: int = 0
-    warmup: int = 0
     ticks: int = 0
     probes: int = 0
-    outside: Counter[str] = field(default_factory=Counter)
+    left: LeftOut = field(default_factory=LeftOut)
     span: tuple[int, int] | None = None
 
     def add(self, other: "Step") -> None:
@@ -189,11 +191,9 @@ class Step:
         self.dead += other.dead
         self.accepted += other.accepted
         self.duplicates += other.duplicates
-        self.unknown_flag += other.unknown_flag
-        self.warmup += other.warmup
         self.ticks += other.ticks
         self.probes += other.probes
-        self.outside += other.outside
+        self.left.add(other.left)
         self.span = _widest(self.span, other.span)
 
 
@@ -288,11 +288,11 @@ class PartitionState:
         if len(columns.row):
             pane = columns.ts // state.pane_ms
             cell = table.cell[columns.code]
-            result.unknown_flag = int((cell == UNKNOWN_FLAG).sum())
-            nothing = columns.code[cell == NOTHING]
+            nothing = np.flatnonzero(cell < 0)
             if len(nothing):
-                result.warmup, result.ticks = int(table.warmup[nothing].sum()), int(table.tick[nothing].sum())
-                result.outside = table.outside(nothing)
+                ticks = table.tick[columns.code[nothing]]
+                result.ticks = int(ticks.sum())
+                self._count_left_out(columns.code, largest, nothing[~ticks], result.left)
             result.probes = len(columns.query)
             result.span = int(columns.ts.min()), int(columns.ts.max())
             counted = self._of_regions_met(first, columns, np.flatnonzero(cell >= 0), cell, result)
@@ -335,6 +335,20 @@ class PartitionState:
         came = largest // self._state.pane_ms
         for pane, count in zip(*(found.tolist() for found in np.unique(came, return_counts=True)), strict=True):
             self._pane(pane).records += count
+
+    def _count_left_out(self, code: Ints, largest: Ints, rows: Ints, total: LeftOut) -> None:
+        """Count events that count for no unit, in the panes in which they came: each combination once, in order."""
+        if not len(rows):
+            return
+        groups = len(self._table)
+        came = largest[rows] // self._state.pane_ms
+        both, first, counts = np.unique((came - came[0]) * groups + code[rows], return_index=True, return_counts=True)
+        for at in np.argsort(first).tolist():
+            pane, group = divmod(int(both[at]), groups)
+            onto = self._pane(pane + int(came[0]))
+            onto.left = onto.left or LeftOut()
+            for left in (onto.left, total):
+                self._table.leave_out(group, int(counts[at]), left)
 
     def _of_regions_met(self, first: int, columns: Columns, counted: Ints, cell: Ints, result: Step) -> Ints:
         """The rows whose region is taken up; those of one region too many are dead letters, and count for no unit."""
@@ -589,7 +603,15 @@ class PartitionState:
                 pane.settle()
                 units = {unit: pane.units[unit].in_order() for unit in sorted(pane.units)}
                 partials.append(
-                    Partial(state.partition, index, state.closed, pane.dead_letters, units, records=pane.records)
+                    Partial(
+                        state.partition,
+                        index,
+                        state.closed,
+                        pane.dead_letters,
+                        units,
+                        records=pane.records,
+                        left=pane.left,
+                    )
                 )
                 state.closed = index + 1
         if steps:

@@ -2,8 +2,24 @@
 
 from dataclasses import dataclass, field
 
+from schemas.document import cut
 from schemas.times import iso
+from streams.columns import LeftOut
 from streams.panes import Step
+
+FLAGS_SHOWN = 8
+"""Flags that a line for people names."""
+
+
+def unknown_flags(left: LeftOut) -> str:
+    """Flags that no manifest names, those of the most events first, in words."""
+    named = sorted(left.unknown.items(), key=lambda item: (-item[1], item[0]))
+    if len(named) == 1 and not left.unnamed:
+        return f"a flag that the manifest does not name ({cut(named[0][0])})"
+    shown = [f"{cut(name)} {count:,}" for name, count in named[:FLAGS_SHOWN]]
+    others = left.unknown_flag - sum(count for _, count in named[:FLAGS_SHOWN])
+    shown += [f"others {others:,}"] if others else []
+    return f"flags that the manifest does not name ({', '.join(shown)})"
 
 
 @dataclass
@@ -26,11 +42,9 @@ class Tally:
             Step(
                 accepted=step.accepted,
                 duplicates=step.duplicates,
-                unknown_flag=step.unknown_flag,
-                warmup=step.warmup,
                 ticks=step.ticks,
                 probes=step.probes,
-                outside=step.outside,
+                left=step.left,
                 span=step.span,
             )
         )
@@ -39,9 +53,9 @@ class Tally:
         """One line: how many counted, and how many did not, and why."""
         step = self.step
         left = [
-            *((count, f"out of scope by {fields}") for fields, count in sorted(step.outside.items())),
-            (step.unknown_flag, "of flags that the manifest does not name"),
-            (step.warmup, "warm-up"),
+            *((count, f"out of scope by {fields}") for fields, count in sorted(step.left.outside.items())),
+            (step.left.unknown_flag, f"of {unknown_flags(step.left)}"),
+            (step.left.warmup, "warm-up"),
             (self.late, "late"),
             (step.duplicates, "repeated"),
             (self.refused, "refused"),

@@ -37,11 +37,15 @@ def gate_of(flag: str, gates: int) -> int:
 
 
 def split(partial: Partial, gates: int) -> list[Partial]:
-    """One partial for each gate partition; each carries the time, and the units that are decided there."""
+    """One partial for each gate partition; each carries the time, and the units that are decided there.
+
+    What counts for no unit is told once, in the first.
+    """
     parts = [
         Partial(partial.partition, partial.pane, partial.previous, partial.dead_letters, {}, records=partial.records)
         for _ in range(gates)
     ]
+    parts[0].left = partial.left
     for unit, seen in partial.units.items():
         parts[gate_of(unit.split("|", 1)[0], gates)].units[unit] = seen
     return parts
@@ -56,7 +60,8 @@ def pieces(partial: Partial) -> Iterator[bytes]:
     units, half = list(partial.units.items()), len(partial.units) // 2
     place = partial.partition, partial.pane, partial.previous
     yield from pieces(Partial(*place, 0, dict(units[:half]), more=True))
-    yield from pieces(Partial(*place, partial.dead_letters, dict(units[half:]), partial.more, partial.records))
+    rest = Partial(*place, partial.dead_letters, dict(units[half:]), partial.more, partial.records, partial.left)
+    yield from pieces(rest)
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True):

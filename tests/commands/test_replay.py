@@ -335,8 +335,15 @@ class TestWhatCounted:
         )
         assert (
             "1 event counted; left out: 2 out of scope by endpoint, 1 out of scope by region, endpoint, "
-            "1 of flags that the manifest does not name, 1 warm-up, 1 late, 1 repeated, 1 refused"
+            '1 of a flag that the manifest does not name ("narow"), 1 warm-up, 1 late, 1 repeated, 1 refused'
         ) in told
+
+    def test_flags_that_no_manifest_names_are_told_by_name(self, case: Case) -> None:
+        """Those of the most events first; of very many the others are only counted."""
+        names = ["narow"] * 3 + [f"f{n}" for n in range(30)]
+        told = self.told(case, [event(flag=name, event_id=str(n)) for n, name in enumerate(names)])
+        assert '33 of flags that the manifest does not name ("narow" 3, "f0" 1, "f1" 1, ' in told
+        assert ", others 23)" in told
 
     def test_nothing_left_out_is_said_too(self, case: Case) -> None:
         assert "left out: none" in self.told(case, [event(flag="narrow", region="eu", endpoint="/a")])

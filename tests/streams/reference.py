@@ -173,7 +173,8 @@ class Partition:
         self.early_dead = 0
         self.late_offsets: list[int] = []
         self.dead_offsets: list[int] = []
-        self.accepted = self.duplicates = self.unknown_flag = self.warmup = 0
+        self.accepted = self.duplicates = self.warmup = 0
+        self.unknown: Counter[str] = Counter()
         self.outside: Counter[str] = Counter()
         self.first_pane: dict[str, int] = {}
 
@@ -201,7 +202,7 @@ class Partition:
         if event["kind"] == "tick":
             return
         if event["flag"] not in self.flags:
-            self.unknown_flag += 1
+            self.unknown[event["flag"]] += 1
         elif event.get("source") == "warmup":
             self.warmup += 1
         elif outside := self._outside(event):

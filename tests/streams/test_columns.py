@@ -263,16 +263,16 @@ class TestCounting:
     @pytest.mark.parametrize("value", ["elsewhere", "all", "", None, ...])
     def test_one_field_that_is_not_listed_is_out_of_scope(self, field: str, value: Any) -> None:
         result = step(record(**self.IN_SCOPE | {field: value}))
-        assert (result.accepted, result.dead, result.unknown_flag) == (0, [], 0)
+        assert (result.accepted, result.dead, result.left.unknown_flag) == (0, [], 0)
 
     def test_an_event_of_a_flag_no_manifest_names_is_ignored_and_counted_apart(self) -> None:
         result = step(record(flag="nobody's"), record(event_id="f", flag="nobody's", kind="exposure"))
-        assert (result.accepted, result.unknown_flag, result.dead) == (0, 2, [])
+        assert (result.accepted, result.left.unknown_flag, result.dead) == (0, 2, [])
 
     def test_a_tick_counts_for_nothing(self) -> None:
         """Also one that says more than it must."""
         result = step(tick(NOON), record(kind="tick"))
-        assert (result.accepted, result.unknown_flag, result.dead, result.late) == (0, 0, [], [])
+        assert (result.accepted, result.left.unknown_flag, result.dead, result.late) == (0, 0, [], [])
 
     def test_an_exposure_is_no_request(self) -> None:
         """Its assignment counts, what rides on it does not."""

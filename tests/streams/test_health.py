@@ -1,7 +1,6 @@
 """What a worker tells over HTTP: alive, ready, and numbers that a scraper can always read."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.errors import SettingsError
+from streams.columns import LeftOut
 from streams.health import Metrics, serve
 from streams.panes import Step
 
@@ -114,9 +114,7 @@ class TestMetrics:
             dead=[(1, "x")] * 4,
             accepted=5,
             duplicates=6,
-            unknown_flag=7,
-            warmup=8,
-            outside=Counter({"region": 9, "region, endpoint": 10}),
+            left=LeftOut(warmup=8, outside={"region": 9, "region, endpoint": 10}, unknown={"f": 7}),
         )
         metrics.stepped(100, step)
         metrics.stepped(1, Step())

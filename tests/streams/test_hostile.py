@@ -118,7 +118,7 @@ def fate(value: bytes) -> str:
         name
         for name, count in (
             ("counted", result.accepted),
-            ("unknown flag", result.unknown_flag),
+            ("unknown flag", result.left.unknown_flag),
             ("dead letter", len(result.dead)),
         )
         if count

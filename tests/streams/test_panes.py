@@ -16,7 +16,7 @@ from gates.unit import Clockwork
 from schemas.errors import HoleError, StateError
 from schemas.timeline import Timeline
 from streams import panes
-from streams.columns import GroupTable
+from streams.columns import UNKNOWN_MAX, GroupTable, LeftOut
 from streams.panes import Partial, PartitionState, Run, Step, partial_codec
 from tests.streams.events import (
     CLOCKWORK,
@@ -105,6 +105,40 @@ def compare_panes(partials: Iterable[Partial], model: Partition, partition: int)
             compare_unit(found[pane].units[unit], seen, pane)
 
 
+def test_what_counts_for_no_unit_goes_along_with_the_pane_it_came_in() -> None:
+    """Whatever its own time, and the same however the records are cut; a tick is no event."""
+    log = [
+        record(event_id="1"),
+        record(event_id="2", flag="mistyped"),
+        record(event_id="3", flag="mistyped", ts=NOON - 10 * PANE),
+        record(event_id="4", source="warmup"),
+        tick(NOON + PANE),
+        record(event_id="5", flag="narrow", region="nowhere", ts=NOON),
+        tick(NOON + 9 * PANE),
+    ]
+    cuts = [[Run(n, [value]) for n, value in enumerate(log)], [Run(0, log)]]
+    one, other = (
+        [partial for run in runs for partial in state.step(run).partials]
+        for runs, state in [(cut, fresh(0)) for cut in cuts]
+    )
+    everything = "region, tenant, endpoint, cohort, surface"
+    left = {partial.pane - FIRST_PANE: partial.left for partial in one if partial.left}
+    assert left == {
+        0: LeftOut(warmup=1, unknown={"mistyped": 2}),
+        1: LeftOut(outside={everything: 1}),
+    }
+    assert [partial_codec.dump(partial) for partial in one] == [partial_codec.dump(partial) for partial in other]
+
+
+def test_of_very_many_unknown_flags_the_first_are_named() -> None:
+    log = [record(event_id=str(n), flag=f"f{n}") for n in range(UNKNOWN_MAX + 5)]
+    (found,) = (
+        partial.left for partial in fresh(0).step(Run(0, [*log, tick(NOON + 9 * PANE)])).partials if partial.left
+    )
+    assert (list(found.unknown), found.unnamed) == ([f"f{n}" for n in range(UNKNOWN_MAX)], 5)
+    assert found.unknown_flag == UNKNOWN_MAX + 5
+
+
 def compare_unit(unit: Any, seen: Seen, pane: int) -> None:
     assert (unit.late, unit.duplicates) == (seen.late, seen.duplicates)
     cells = {(arm, source): sums for arm, kept in unit.arms.items() for source, sums in kept.sources.items()}
@@ -139,12 +173,9 @@ def test_what_the_columns_count_is_what_one_event_after_the_other_counts(seed: i
     assert total.late == model.late_offsets
     assert [offset for offset, _ in total.dead] == model.dead_offsets
     assert all(error for _, error in total.dead)
-    assert (total.accepted, total.duplicates, total.unknown_flag) == (
-        model.accepted,
-        model.duplicates,
-        model.unknown_flag,
-    )
-    assert (total.warmup, total.outside) == (model.warmup, model.outside)
+    assert (total.accepted, total.duplicates) == (model.accepted, model.duplicates)
+    left = total.left
+    assert (left.warmup, left.outside, left.unknown, left.unnamed) == (model.warmup, model.outside, model.unknown, 0)
     assert state.watermark == NOON + 10**9 - LATENESS
     still_open = [pane for pane, count in model.dead.items() if count and pane > total.partials[-1].pane]
     assert (state.next, state.open_panes) == (first + len(log), len(still_open))
