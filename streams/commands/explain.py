@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from gates.power import kind_gates
+from schemas.catalogue import REVISION, causes
 from schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResult, decision_from_bytes
 from schemas.document import cut
 from schemas.errors import EventError, InputError, TopicError
 from schemas.times import iso
 from streams.commands.screen import VERDICT_STYLE
-from streams.commands.words import many, minutes_long, number, percent, plain, problem_words, sentence
+from streams.commands.words import endings, many, minutes_long, number, percent, plain, problem_words, sentence
 from streams.dumps import undumped
 from streams.replay import open_log, read_lines
 from streams.settings import Settings, load_settings
@@ -239,16 +240,10 @@ def _reasons(decision: Decision) -> Iterator[str]:
     known = {gate.gate for gate in decision.gates} | {rule.kind for rule in decision.abort_rules}
     known |= {problem.problem for problem in decision.evidence_problems}
     guarded = [gate for gate in decision.gates if gate.gate in kind_gates(decision.kind)]
-    words = {
+    words = {name.split("/")[0]: cause.what for name, cause in causes(decision)} | {
         "all_gates_pass": "all gates pass" if len(guarded) != 1 else "the cost gate passes",
-        "hold_windows": "all gates pass, but not yet in as many windows in a row as the stage has to be held",
-        "latched": "the canary was stopped before and stays at 0 %",
-        "hysteresis": "the cost is within its limit, but not yet by the margin at which the guard steps out",
         "reason_steps_pass": _reason_steps(decision),
-        "reason_status": "too few requests tell whether their reason step failed",
         "manifest_revision": "a new revision of the manifest took over",
-        "rearm": "an operator's rearm ended the window before its end",
-        "patience": "the stage has lasted longer than policy.patience: somebody should look at it",
     }
     for reason in decision.reasons:
         operated = decision.operation is not None and reason in ("kill", "rearm", "retire")
@@ -455,10 +450,9 @@ def _forecast(decision: Decision, forecast: Forecast) -> Iterator[str]:
 
 
 def _next(decision: Decision) -> Iterator[str]:
-    stage, reasons = decision.stage, decision.reasons
-    at = percent(stage.canary_weight)
-    rearm = f"tidegate rearm {shlex.quote(plain(decision.flag))}"
-    again = f"nothing is promoted until a new revision of the manifest, or `{rearm}`"
+    stage = decision.stage
+    at, flag = percent(stage.canary_weight), shlex.quote(plain(decision.flag))
+    again = f"nothing is promoted until `tidegate rearm {flag}`, or {REVISION}"
     match decision.verdict:
         case "promote":
             following = stage.next_canary_weight
@@ -466,6 +460,8 @@ def _next(decision: Decision) -> Iterator[str]:
             yield "its first window starts once late events and the settling time are over"
         case "pass" if decision.kind == "progressive_rollout":
             yield f"no stage follows: the canary stays at {at}, and every further window is judged"
+            if any(arm.pinned_from for arm in decision.arms.values()):
+                yield "gates that compare it with the baseline of before only warn from now on; the others act as ever"
         case "freeze":
             yield f"the canary stays at {at} and is not promoted"
             if decision.evidence is not None:
@@ -474,6 +470,8 @@ def _next(decision: Decision) -> Iterator[str]:
             yield "a green window promotes it; the next one to fail rolls it back, unless on_gate_fail is hold"
         case "rollback" | "abort":
             yield f"the canary goes to 0 % at once, and {again}"
+        case "kill" if decision.kind == "kill_switch":
+            yield f"it is off at once in every region, until `tidegate rearm {flag}` or a revision that turns it on"
         case "kill":
             yield f"the canary goes to 0 % at once in every region, and {again}"
         case "retire":
@@ -485,37 +483,40 @@ def _next(decision: Decision) -> Iterator[str]:
         case "close":
             yield "the canary stays at 0 % until a later window is green on sound evidence"
         case "degrade":
-            yield "answers are cite-only until a window in which reason steps do not fail"
+            yield "answers are cite-only until a window on sound evidence in which reason steps do not fail"
         case "fallback":
-            yield "heavy chains stay capped until the cost uplift is at most 0.9 of its limit"
+            yield "heavy chains stay capped until, on sound evidence, the cost uplift is at most 0.9 of its limit"
         case "restore":
             yield "the guard has stepped out; every further window is judged"
-        case "hold" if "latched" in reasons:
-            yield again
-        case "hold" if reasons[:1] == ["rearm"]:
-            yield "a rearm ended the window; it begins anew at its first stage, on evidence from after the rearm"
-        case "hold" if decision.change_freeze is not None:
-            yield f"the canary stays at {at}; a green window that ends after the freeze promotes it"
-        case "hold" if decision.kind == "progressive_rollout":
-            yield f"the canary stays at {at}; {_waits(decision)}"
-        case _:
+        case "hold" if "latched" not in decision.reasons and decision.kind == "progressive_rollout":
+            yield f"the canary stays at {at}"
+        case "pass":
             yield "weights stay as they are, and the next window is judged anew"
+    yield from endings(decision)
+    yield from _then(decision)
 
 
-def _waits(decision: Decision) -> str:
-    """What a held ramp waits for."""
-    if not decision.window.closed:
-        return "the ramp goes on under the new manifest"
+def _then(decision: Decision) -> Iterator[str]:
+    """What comes of a held ramp once nothing holds it any more."""
+    held = {name for name, _ in causes(decision)}
+    if decision.verdict != "hold" or decision.kind != "progressive_rollout" or not held - _SAY_THEMSELVES:
+        return
     goal = "it passes" if decision.stage.next_canary_weight is None else "it is promoted"
-    if any(gate.status == "undecided" for gate in decision.gates):
-        return f"{goal} at a window's end once the stage's evidence settles every gate"
-    if "hold_windows" in decision.reasons:
-        return f"{goal} once enough windows in a row are green"
-    problems = [found.problem for found in decision.evidence_problems if found.problem != "insufficient_data"]
-    if problems:
-        return f"{goal} on a green window without {', '.join(dict.fromkeys(map(plain, problems)))}"
-    enough = any(gate.status == "unknown" for gate in decision.gates)
-    return f"{goal} on a green window{' that has enough evidence' if enough else ''}"
+    if held <= {"hold_windows", "gate/fail", "patience"}:
+        yield f"then {goal}"
+        return
+    if decision.evidence is None:
+        yield f"then {goal} by a green window"
+        return
+    if held - _TOO_FEW:
+        yield "this window is left out of what the stage is judged by, but for hard rules; the others go on adding up"
+    yield f"then {goal} at the end of a window, once the stage's evidence settles every gate"
+
+
+_SAY_THEMSELVES = {"latched", "rearm", "window_unstable/manifest", "patience", "gate/undecided", "change_freeze"}
+"""Causes whose end says what comes next."""
+_TOO_FEW = {"insufficient_data", "hold_windows", "gate/unknown", "gate/undecided", "gate/fail/staged", "patience"}
+"""Causes that leave no window out of a stage's evidence."""
 
 
 def _also(decision: Decision) -> Iterator[str]:

@@ -1,10 +1,12 @@
-"""How numbers, foreign texts and evidence problems are put into words."""
+"""How numbers, foreign texts, evidence problems and what a hold waits for are put into words."""
 
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
-from schemas.decision import Problem
+from schemas.catalogue import causes, span_of
+from schemas.decision import Decision, Problem
 from schemas.document import cut
 from schemas.times import iso, readable
 
@@ -51,6 +53,12 @@ def many(count: int, one: str, several: str | None = None) -> str:
 def place(seen: dict[str, Any]) -> str:
     """Where a record stands in the source topic."""
     return f"partition {int(seen['partition'])}, offset {int(seen['offset'])}"
+
+
+def endings(decision: Decision) -> list[str]:
+    """What holds a unit, and when that ends: a clause for each cause; empty where nothing is held."""
+    named = {"flag": shlex.quote(plain(decision.flag)), "span": span_of(decision)}
+    return [f"{cause.what}; {cause.until.format(**named)}" for _, cause in causes(decision)]
 
 
 def problem_words(problem: Problem) -> str:

@@ -15,11 +15,14 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from gates.evidence import DETECTORS
+from schemas.catalogue import CAUSES
 from schemas.decision import (
     ArmSummary,
     ChangeFreeze,
     Decision,
     Engine,
+    EvidenceSpan,
     Exemplar,
     Forecast,
     GateResult,
@@ -37,7 +40,7 @@ from schemas.decision import (
 from schemas.errors import EventError
 from streams.broker import embedded_broker
 from streams.commands.explain import explain
-from streams.commands.words import number
+from streams.commands.words import number, sentence
 from streams.settings import load_settings
 from tests.commands.invoke import tidegate
 
@@ -278,7 +281,9 @@ Why
   - A window counts from zero: at this rate it takes a window.length of about 37.5 minutes.
 
 Next
-  - The canary stays at 5 %; it is promoted on a green window that has enough evidence.
+  - The canary stays at 5 %.
+  - Too few requests to judge the canary by; it ends by itself once there are enough requests, in one window.
+  - Then it is promoted by a green window.
 """
     )
 
@@ -295,7 +300,11 @@ Why
   - All 8 gates pass.
 
 Next
-  - The canary stays at 5 %; it is promoted on a green window without pins_drifted.
+  - The canary stays at 5 %.
+  - Requests come with another version than the manifest names; it lasts for as long as such requests come: """
+        """until services run what the manifest names, or a revision names what they run (`tidegate sign`, """
+        """`tidegate publish`); a rearm does not end it.
+  - Then it is promoted by a green window.
 
 Also
   - The manifest does not pin 2 of the six pins of the canary.
@@ -337,8 +346,8 @@ Why
   - The other 6 gates pass.
 
 Next
-  - The canary goes to 0 % at once, and nothing is promoted until a new revision of the manifest, """
-        """or `tidegate rearm prompt_pack`.
+  - The canary goes to 0 % at once, and nothing is promoted until `tidegate rearm prompt_pack`, """
+        """or a revision of the manifest that changes the flag.
 """
     )
 
@@ -359,8 +368,8 @@ Why
   - The other 6 gates pass.
 
 Next
-  - The canary goes to 0 % at once, and nothing is promoted until a new revision of the manifest, """
-        """or `tidegate rearm prompt_pack`.
+  - The canary goes to 0 % at once, and nothing is promoted until `tidegate rearm prompt_pack`, """
+        """or a revision of the manifest that changes the flag.
 """
     )
 
@@ -375,8 +384,8 @@ Why
   - "alice" ordered it at 2025-08-31T10:31:01.500Z: "answers in the wrong language".
 
 Next
-  - The canary goes to 0 % at once in every region, and nothing is promoted until a new revision of the manifest, """
-        """or `tidegate rearm prompt_pack`.
+  - The canary goes to 0 % at once in every region, and nothing is promoted until `tidegate rearm prompt_pack`, """
+        """or a revision of the manifest that changes the flag.
 """
     )
 
@@ -395,6 +404,7 @@ Why
 
 Next
   - The canary stays at 0 % until a later window is green on sound evidence.
+  - A gate is outside its bounds; it ends by itself with the first window inside all of them on sound evidence.
 """
     )
 
@@ -411,7 +421,7 @@ Why
   - Soft rule reason_failure_rate_over fired: the reason step fails in 2.34 % of the requests, over 1 % (of 640 rows).
 
 Next
-  - Answers are cite-only until a window in which reason steps do not fail.
+  - Answers are cite-only until a window on sound evidence in which reason steps do not fail.
 """
     )
 
@@ -428,7 +438,7 @@ Why
     cost 0.92 in event "e-9", partition 3, offset 1
 
 Next
-  - Heavy chains stay capped until the cost uplift is at most 0.9 of its limit.
+  - Heavy chains stay capped until, on sound evidence, the cost uplift is at most 0.9 of its limit.
 """
     )
 
@@ -442,11 +452,14 @@ Next
         ),
         (
             decided("hold", ["latched"], stage=Stage(index=1, canary_weight=0.0, next_canary_weight=None)),
-            ["held at 0 %", "The canary was stopped before and stays at 0 %", "until a new revision of the manifest"],
+            ["held at 0 %", "The canary was stopped before and stays at 0 %", "only with `tidegate rearm prompt_pack`"],
         ),
         (
             decided("hold", ["hold_windows"]),
-            ["All gates pass, but not yet in as many windows", "it is promoted once enough windows in a row are green"],
+            [
+                "All gates pass, but not yet in as many windows",
+                "with the last of window.hold_windows green windows in a row",
+            ],
         ),
         (
             decided(
@@ -502,11 +515,11 @@ Next
                     Problem(problem="window_unstable", detail={"manifest": "sha256:1", "changed_at": START + 60_000})
                 ],
             ),
-            ["The manifest changed at 2025-08-31T10:16:00Z".lower(), "the ramp goes on under the new manifest"],
+            ["The manifest changed at 2025-08-31T10:16:00Z".lower(), "the flag begins anew at its first stage"],
         ),
         (
             decided("hold", ["rearm"], window=Span(start=START, end=END, closed=False)),
-            ["a rearm ended the window", "it begins anew at its first stage"],
+            ["rearm ended the window", "the unit begins anew at its first stage"],
         ),
     ],
     ids=lambda value: f"{value.kind} {value.verdict} {value.reasons[0]}" if isinstance(value, Decision) else "",
@@ -668,6 +681,41 @@ def test_a_value_just_beyond_its_limit_is_told_apart_from_it() -> None:
 def test_no_change_is_neither_above_nor_below() -> None:
     same = gates(latency_p95_uplift_max=("pass", 0.0, 340.0, 340.0, 640, 11_980))
     assert "Latency p95 is level with the baseline (340 ms" in told(decided("promote", ["all_gates_pass"], gates=same))
+
+
+HELD: dict[str, tuple[dict[str, Any], str]] = {
+    # The detail by which two of one name are told apart, and the kind of flag.
+    "no_pinned_baseline/pins": ({"pins": {}}, "progressive_rollout"),
+    "pins_drifted/window": ({}, "cost_guard"),
+    "pins_drifted/against_manifest": ({"kind": "against_manifest"}, "progressive_rollout"),
+    "window_unstable/manifest": ({"manifest": "sha256:1"}, "progressive_rollout"),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_what_holds_a_unit_is_told_with_when_that_ends(name: str) -> None:
+    """Each cause, once, with the operator's command spelt out where there is one."""
+    first, _, rest = name.partition("/")
+    verdict, evidence, flag = "hold", None, "pack of two"
+    fields: dict[str, Any] = {}
+    if first == "gate":
+        status, _, more = rest.partition("/")
+        verdict = "close" if more == "close" else "hold"
+        evidence = EvidenceSpan(windows=1, left_out=0, since=START) if more == "staged" else None
+        reasons, fields["gates"] = ["coverage_min"], gates(coverage_min=(status, 0.6, 0.6, 0.87, 640, 11_980))
+    elif first == "rule":
+        verdict, reasons = "close", ["coverage_under"]
+        fields["abort_rules"] = [rule("coverage_under", 0.6, 0.5)]
+    else:
+        verdict = "close" if rest == "close" else "hold"
+        reasons, detail = [first], HELD.get(name, ({}, "progressive_rollout"))
+        if first in {detector.__name__ for detector in DETECTORS}:
+            fields["evidence_problems"] = [Problem(problem=first, detail=detail[0])]
+        fields["kind"] = detail[1]
+    decision = decided(verdict, reasons, flag=flag, evidence=evidence, **fields)
+    span = "one window" if evidence is None else "the windows of the stage together"
+    until = CAUSES[name].until.format(flag="'pack of two'", span=span)
+    assert told(decision).count(f"  - {sentence(f'{CAUSES[name].what}; {until}')}\n") == 1
 
 
 DULL = [("gates", i) for i in (0, 1, 2, 5, 6, 7)]

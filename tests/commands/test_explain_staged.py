@@ -19,7 +19,7 @@ def test_an_undecided_gate_says_its_value_its_bound_and_what_has_to_be_ruled_out
     assert "and 1 % has to be ruled out." in said
     assert "at this value it would pass after about " in said
     assert "a window counts from zero" not in said
-    assert "promoted at a window's end once the stage's evidence settles every gate" in said
+    assert "the stage's windows add up until every gate is settled" in said
 
 
 @pytest.mark.parametrize(
