@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test simulate-faults outages lint format lock bench clean
+.PHONY: help venv demo test simulate-faults outages lint format lock bench evidence clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ lock: $(TOOLS) ## renew the locks after a change to pyproject.toml (ARGS=--upgra
 
 bench: $(TOOLS) ## throughput of the worker on a real Kafka (ARGS=…)
 	@$(BIN)/python -m bench $(ARGS)
+
+evidence: $(TOOLS) ## docs/evidence.md: what sequential evidence costs and gains beside others, about 30 minutes (ARGS="--runs 20")
+	@$(BIN)/python -m bench.evidence $(ARGS)
 
 clean: ## remove .venv and what the tools left
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
