@@ -7,7 +7,7 @@ sends follows from trace, scenario, seed and the commands applied alone.
 """
 
 import csv
-import gzip
+import io
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +30,7 @@ from schemas.decision import Command, Decision
 from schemas.errors import InputError
 from schemas.event import TelemetryEvent
 from schemas.manifest import Flag
+from streams.replay import open_log
 from streams.scenarios import BASELINE_PINS, Arm, Canary, Scenario, regions_of
 
 USERS = 4_000
@@ -68,7 +69,7 @@ def read_trace(path: Path) -> list[Arrival]:
     """
     rows: list[tuple[datetime, int, int]] = []
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as lines:
+        with open_log(path) as packed, io.TextIOWrapper(packed, "utf-8-sig", newline="") as lines:
             for row in csv.DictReader(lines):
                 # The trace has tenths of a microsecond; Python reads whole ones.
                 moment = datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=UTC)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from schemas.errors import TidegateError
+from streams.commands.output import take_every_text
 
 SUBCOMMANDS = {
     "demo": "watch a canary ramp, or be stopped, on an embedded broker",
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     # The client library's own lines would only double ours; the worker turns them on again.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    take_every_text()
     try:
         return cli.main(arguments, prog_name="tidegate")
     except TidegateError as error:

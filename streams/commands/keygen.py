@@ -28,7 +28,7 @@ def command(out: Path, comment: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(public))
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(private_pem(key))
-        with public.open("x") as lines:
+        with public.open("x", encoding="utf-8") as lines:
             lines.write(line + "\n")
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}") from None
