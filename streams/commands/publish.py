@@ -5,6 +5,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from schemas.timeline import Revision, Timeline
 from schemas.times import iso
 from streams.commands.screen import Standings
 from streams.commands.words import plain
-from streams.manifests import accept, load_trusted, read_file, read_topic, record_key, with_retired
+from streams.manifests import accept, load_trusted, open_revision, read_file, read_topic, record_key, with_retired
 from streams.reach import why
 from streams.settings import Settings, load_settings
 from streams.tail import tail
@@ -38,7 +39,8 @@ def command(
 
     It is checked as they check it: signature, manifest, a number above the last one, and a time far enough ahead
     (TIDEGATE_MANIFEST_LEAD) at which a pane starts. A revision that leaves out a flag which decisions were made for has
-    to retire it, here or with `tidegate sign --retire`. Exits with 2 and the reason if it is refused.
+    to retire it, here or with `tidegate sign --retire`. Exits with 2 and the reason if it is refused. One that is there
+    already is not written again.
     """
     settings = load_settings(broker=broker, trusted_keys=trusted_keys)
     if settings.trusted_keys is None:
@@ -56,6 +58,10 @@ def command(
 async def _publish(settings: Settings, document: bytes, trusted: TrustedKeys) -> bool:
     now = int(time.time() * 1000)
     before = await read_topic(settings, trusted)
+    there = already(before, document, settings, trusted)
+    if there is not None:
+        click.echo(there)
+        return True
     revision = accept(before, document, now, settings, trusted)
     check_dropped(before, revision, await _units(settings))
     await send(settings, settings.manifests_topic, record_key(revision), document)
@@ -70,6 +76,25 @@ async def _publish(settings: Settings, document: bytes, trusted: TrustedKeys) ->
         f"{', '.join(revision.flags)}{retires}"
     )
     return True
+
+
+def already(before: Timeline, document: bytes, settings: Settings, trusted: TrustedKeys) -> str | None:
+    """What to say of a revision that was taken before, whoever signed it; None for any other.
+
+    Raises Refusal for a document that is no revision.
+    """
+    revision = open_revision(document, settings.deployment, trusted, settings.pane)
+    for at, taken in enumerate(before.revisions):
+        if replace(taken, by=revision.by) == revision:
+            later = before.revisions[at + 1 :]
+            until = (
+                f" to {iso(later[0].effective_from)}, when revision {later[0].number} takes over" if later else " on"
+            )
+            return (
+                f"revision {taken.number}, signed by {taken.by}, is there already: in force from "
+                f"{iso(taken.effective_from)}{until}; nothing was written"
+            )
+    return None
 
 
 def check_dropped(before: Timeline, revision: Revision, units: Mapping[str, str] | None) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from schemas.timeline import Revision, Timeline
 from streams.broker import embedded_broker
 from streams.commands.publish import check_dropped
 from streams.settings import Settings, load_settings
+from streams.tail import tail
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, RAMP
 from tests.streams.test_operations import BOUNDARY, OTHER, Gate, timeline
@@ -114,3 +116,38 @@ def test_sign_writes_what_is_retired(settings: Settings) -> None:
     assert b'"retire":["f"]' in Path("signed").read_bytes()
     refused = tidegate("sign", "flags.yml", *words, "--retire", "g")
     assert (refused.code, "names g; take it out there first" in refused.line) == (2, True)
+
+
+def test_publish_of_what_is_there_says_so_and_writes_nothing(settings: Settings) -> None:
+    """Also once a later revision is there, and of another key that signs the same; never of another content."""
+
+    def signed(name: str, revision: int, when: object, *more: str, key: str = "key") -> None:
+        words = ("--revision", revision, "--effective-from", when, "--out", name, *more)
+        assert tidegate("sign", "flags.yml", "--key", key, *words).code == 0
+
+    def published(name: str) -> Done:
+        return tidegate("publish", name, "--trusted-keys", "keys", "--broker", settings.broker)
+
+    tidegate("keygen", "other")
+    Path("keys").write_text(Path("key.pub").read_text() + Path("other.pub").read_text())
+    Path("flags.yml").write_text(OTHER)
+    later = int(time.time()) // 10 * 10_000 + 3_600_000
+    signed("one", 1, NOON)
+    signed("two", 2, later)
+    signed("other-key", 2, later, key="other")
+    signed("other-time", 2, later + 10_000)
+    assert [published(name).code for name in ("one", "two")] == [0, 0]
+    records = asyncio.run(_manifests(settings))
+    for name in ("one", "two", "two", "other-key"):
+        done = published(name)
+        assert (done.code, done.err) == (0, "")
+        assert "is there already: in force from" in done.out
+    assert "to 20" in published("one").out
+    assert "when revision 2 takes over" in published("one").out
+    assert "revision 2 is not above 2, the last one" in published("other-time").line
+    assert asyncio.run(_manifests(settings)) == records
+
+
+async def _manifests(settings: Settings) -> int:
+    async with tail(settings, settings.manifests_topic) as manifests:
+        return len(await manifests.history())
