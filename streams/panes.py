@@ -194,7 +194,12 @@ class Step:
         self.ticks += other.ticks
         self.probes += other.probes
         self.left.add(other.left)
-        self.span = _widest(self.span, other.span)
+        if other.span is not None:
+            self.widen(*other.span)
+
+    def widen(self, first: int, last: int) -> None:
+        """Let the span reach from ``first`` to ``last``, ms."""
+        self.span = (first, last) if self.span is None else (min(self.span[0], first), max(self.span[1], last))
 
 
 class PartitionState:
@@ -638,12 +643,6 @@ def bucket_of(flag: str, sticky_id: str) -> float:
 def cut(text: str) -> str:
     """A name as findings show it."""
     return text[:100]
-
-
-def _widest(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
-    if one is None or other is None:
-        return one or other
-    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _tally(one: Ints, other: Ints) -> list[tuple[tuple[int, int], int]]:

@@ -39,6 +39,14 @@ class Tail:
             self._consumer.seek(tp, max(end - 1, self._first.get(tp, 0)))
         return await self.history()
 
+    async def since(self, ms: int) -> None:
+        """Go on from the first record of each partition that was written at a time or later, ms."""
+        ends = await self._consumer.end_offsets(self._consumer.assignment())
+        found = await self._consumer.offsets_for_times(dict.fromkeys(ends, ms))
+        for tp, end in ends.items():
+            place = found.get(tp)
+            self._consumer.seek(tp, end if place is None else place.offset)
+
     async def more(self, seconds: float = 1.0) -> list[ConsumerRecord]:
         """New records; none after ``seconds``."""
         fetched = await self._consumer.getmany(timeout_ms=int(seconds * 1000))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from schemas.document import cut
 from schemas.times import iso
 from streams.columns import LeftOut
-from streams.panes import Step
+from streams.panes import Partial, Step
 
 FLAGS_SHOWN = 8
 """Flags that a line for people names."""
@@ -49,17 +49,48 @@ class Tally:
             )
         )
 
+    def closed(self, partial: Partial, pane_ms: int, *, shared: bool) -> None:
+        """Count what one partition saw of a pane that it has closed.
+
+        ``shared``: also what is in the partials of all gates, or of the first alone; of the other gates' their units.
+        """
+        for seen in partial.units.values():
+            self.step.accepted += seen.accepted
+            self.step.duplicates += seen.duplicates
+            self.late += seen.late
+            self.refused += seen.dead_letters
+        if shared:
+            self.refused += partial.dead_letters
+        if partial.left is not None:
+            self.step.left.add(partial.left)
+        if partial.units or partial.left is not None or partial.dead_letters:
+            self.step.widen(partial.pane * pane_ms, (partial.pane + 1) * pane_ms)
+
+    @property
+    def left_out(self) -> list[tuple[int, str]]:
+        """How many did not count, by why, in words."""
+        left = self.step.left
+        found = [
+            *((count, f"out of scope by {fields}") for fields, count in sorted(left.outside.items())),
+            (left.unknown_flag, f"of {unknown_flags(left)}" if left.unknown_flag else ""),
+            (left.warmup, "warm-up"),
+            (self.late, "late"),
+            (self.step.duplicates, "repeated"),
+            (self.refused, "refused"),
+        ]
+        return [(count, why) for count, why in found if count]
+
+    @property
+    def reasons(self) -> frozenset[str]:
+        """Why something did not count, without how much: the fields, the flags, and the rest."""
+        left = self.step.left
+        rest = {"warm-up": left.warmup, "late": self.late, "repeated": self.step.duplicates, "refused": self.refused}
+        fields, flags = {f"by {fields}" for fields in left.outside}, {f"of {flag}" for flag in left.unknown}
+        return frozenset({why for why, count in rest.items() if count} | fields | flags)
+
     def told(self) -> str:
         """One line: how many counted, and how many did not, and why."""
         step = self.step
-        left = [
-            *((count, f"out of scope by {fields}") for fields, count in sorted(step.left.outside.items())),
-            (step.left.unknown_flag, f"of {unknown_flags(step.left)}"),
-            (step.left.warmup, "warm-up"),
-            (self.late, "late"),
-            (step.duplicates, "repeated"),
-            (self.refused, "refused"),
-        ]
-        told = ", ".join(f"{count:,} {why}" for count, why in left if count)
+        told = ", ".join(f"{count:,} {why}" for count, why in self.left_out)
         span = "" if step.span is None else f", of {iso(step.span[0])} to {iso(step.span[1])}"
         return f"{step.accepted:,} event{'' if step.accepted == 1 else 's'} counted; left out: {told or 'none'}{span}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -14,8 +14,9 @@ from schemas.decision import Decision, Weights, decision_from_bytes
 from schemas.errors import EventError
 from schemas.times import iso
 from streams.commands.screen import Standings, gate_rows, order, outcome, percent, plain_gates, problems, state, verdict
-from streams.commands.words import plain
+from streams.commands.words import endings, plain
 from streams.control import ControlConsumer
+from streams.lately import Lately, lately
 from streams.settings import Settings, load_settings
 from streams.tail import Tail, tail
 
@@ -27,8 +28,9 @@ from streams.tail import Tail, tail
 def command(broker: str | None, flag: str | None, once: bool) -> None:
     """Show every flag and region: stage or state, weight, last verdict, and each gate with its value against the limit.
 
-    Reads the decisions and control topics from the start and disturbs nobody. On a terminal a table that keeps
-    itself up to date, else a line for each decision and command.
+    Of what holds a unit it says when that ends, and of the telemetry of the last minutes how much counts, and why the
+    rest does not. Reads the decisions and control topics from the start, of the closed panes the last ones, and
+    disturbs nobody. On a terminal a table that keeps itself up to date, else a line for each decision and command.
     """
     settings = load_settings(broker=broker)
     with suppress(KeyboardInterrupt):
@@ -80,6 +82,8 @@ class _Board:
                 said.append(f"\nby {plain(decision.operation.actor)}: {plain(decision.operation.reason)}")
             for problem in problems(decision):
                 said.append(f"\n{problem}", style="yellow")
+            for ending in endings(decision):
+                said.append(f"\n{ending}", style="dim")
             table.add_row(where, said, _gates(decision))
         return table
 
@@ -93,13 +97,17 @@ def _gates(decision: Decision) -> Table:
 
 async def _watch(settings: Settings, flag: str | None, *, once: bool) -> None:
     board, console = _Board(flag), Console(soft_wrap=True)
-    async with tail(settings, settings.decisions_topic) as decisions, ControlConsumer(settings) as commands:
+    async with (
+        tail(settings, settings.decisions_topic) as decisions,
+        ControlConsumer(settings) as commands,
+        lately(settings) as telemetry,
+    ):
         await commands.caught_up()
         for record in await decisions.history():
             board.take(record.value)
         board.weights = commands.weights
         if console.is_terminal and not once:
-            await _keep_showing(console, board, decisions)
+            await _keep_showing(console, board, decisions, telemetry)
         elif console.is_terminal and board.decisions:
             console.print(board.table())
         elif not board.decisions:
@@ -107,25 +115,34 @@ async def _watch(settings: Settings, flag: str | None, *, once: bool) -> None:
         else:
             for decision in board.decisions.values():
                 _say(console, decision)
+        console.print(plain(telemetry.told()), highlight=False, markup=False)
         if not once:
-            await asyncio.gather(_say_decisions(console, board, decisions), _say_commands(console, board, commands))
+            await asyncio.gather(
+                _say_decisions(console, board, decisions, telemetry), _say_commands(console, board, commands)
+            )
 
 
-async def _keep_showing(console: Console, board: _Board, decisions: Tail) -> None:
+async def _keep_showing(console: Console, board: _Board, decisions: Tail, telemetry: Lately) -> None:
     waiting = Text("waiting for the first decision; Ctrl-C ends", style="dim")
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(board.table() if board.decisions else waiting, refresh=True)
+            shown = board.table() if board.decisions else waiting
+            live.update(Group(shown, Text(plain(telemetry.told()))), refresh=True)
             for record in await decisions.more():
                 board.take(record.value)
 
 
-async def _say_decisions(console: Console, board: _Board, decisions: Tail) -> None:
+async def _say_decisions(console: Console, board: _Board, decisions: Tail, telemetry: Lately) -> None:
+    known = telemetry.tally.reasons
     while True:
         for record in await decisions.more():
             decision = board.take(record.value)
             if decision is not None:
                 _say(console, decision)
+        # Counts change all the time; that more is left out for a new reason is told once.
+        if not telemetry.tally.reasons <= known:
+            console.print(plain(telemetry.told()), highlight=False, markup=False)
+            known |= telemetry.tally.reasons
 
 
 async def _say_commands(console: Console, board: _Board, commands: ControlConsumer) -> None:
@@ -136,5 +153,5 @@ async def _say_commands(console: Console, board: _Board, commands: ControlConsum
 
 def _say(console: Console, decision: Decision) -> None:
     console.print(Text(f"{plain(decision.key)}  ").append(outcome(decision)))
-    for line in (plain_gates(decision), *problems(decision)):
+    for line in (plain_gates(decision), *problems(decision), *endings(decision)):
         console.print(f"    {line}", highlight=False, markup=False)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import re
 import signal
 import time
 import urllib.request
@@ -479,6 +480,7 @@ def test_an_auditor_who_may_only_read_has_the_workers_bytes_and_leaves_no_trace(
     assert f"{story.sent + len(LARGE)} records of {PREFIX}.telemetry" in exported.out
     watched = stage.run("auditor", "watch", "--once")
     assert "answer|eu" in watched.out
+    assert re.search(r"^telemetry: [1-9][\d,]* events counted; left out: ", watched.out, re.MULTILINE)
     decision = json.loads(story.decisions["answer|eu"][-1])["decision_id"]
     assert stage.run("auditor", "explain", decision, "--broker", broker).out.startswith("answer in eu: killed")
     assert everything(open_settings) == before
