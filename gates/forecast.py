@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from gates.metrics import LABELLED, MISSING_MAX, ArmMetrics, mostly_present
+from gates.metrics import LABELLED, MISSING_MAX, ArmMetrics
 from gates.power import judged_gates
 from gates.rules import QUALITY_GATES
 from gates.sequential import COST_LEAST
@@ -88,17 +88,21 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
     if reason == "reason_status":
         yield need("canary", "requests with reason_status", canary.served["reason_rows"], least)
         return
+    labelled = _by_labels(reason, flag, canary, baseline)
     for name, arm in arms:
         if reason in QUALITY_GATES:
-            field, labels = _labels_for(reason, arm)
-            if labels:
-                yield need(name, f"labels with {field}", labels, least)
+            if labelled:
+                metric, field = FIELDS.get(reason, ("delta_s", "delta_s"))
+                yield need(name, f"labels with {field}", LABELLED[metric](arm.labels), least)
             else:
                 yield need(name, _source_rows(flag, name, canary, baseline), arm.quality_rows, least)
         # A safety guard reads the canary alone.
         elif name == "canary" or flag.kind != "safety_guard":
             yield need(name, "requests", arm.rows, least)
     match reason:
+        case "delta_s.median_max" | "delta_s.p95_max" | "coverage_min" if labelled:
+            # All of them have it.
+            pass
         case "delta_s.median_max" | "delta_s.p95_max":
             for name, arm in arms:
                 yield share(name, "rows with delta_s", arm.delta_s.count, arm.delta_s_rows)
@@ -108,7 +112,8 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
             yield need("canary", "lambda groups", canary.lambda_.complete, groups)
         case "lambda_convergent":
             yield need("canary", "events with lambda_state", canary.lambda_count, groups)
-            yield share("canary", "rows with lambda_state", canary.lambda_count, canary.lambda_rows)
+            if not labelled:
+                yield share("canary", "rows with lambda_state", canary.lambda_count, canary.lambda_rows)
         case "tool_success_min":
             calling = canary.served["tool_rows"]
             yield share("canary", "requests with tool_ok", calling - canary.served["tool_missing"], calling)
@@ -117,10 +122,12 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
                 yield need("canary", "tool calls", canary.served["tool_calls"], 1)
         case "cost_uplift_max":
             for name, arm in arms:
-                labels = arm.served_labels["solved_rows"]
-                if labels and not mostly_present(arm.rows, arm.served["solved_rows"]):
-                    yield need(name, "labels with solved", labels, least)
-                yield share(name, "requests with cost" + " and solved" * (not labels), arm.cost_rows, arm.rows)
+                if labelled:
+                    yield need(name, "labels with solved", arm.served_labels["solved_rows"], least)
+                    yield share(name, "requests with cost", arm.cost_rows, arm.rows)
+                else:
+                    both = min(arm.cost_rows, arm.solved_known)
+                    yield share(name, "requests with cost and solved", both, arm.rows)
             if flag.policy.evidence == "sequential" and flag.kind == "progressive_rollout":
                 for name, arm in arms:
                     yield need(name, "solved requests", arm.solved, COST_LEAST)
@@ -132,11 +139,21 @@ FIELDS = {"coverage_min": ("coverage", "coverage"), "lambda_convergent": ("lambd
 """Of a quality gate the metric and the field; the others read ΔS."""
 
 
-def _labels_for(gate: str, arm: ArmMetrics) -> tuple[str, int]:
-    """The field that a quality gate reads, and its labels where the requests themselves do not tell it; 0 else."""
-    metric, field = FIELDS.get(gate, ("delta_s", "delta_s"))
-    told = LABELLED[metric](arm.quality)
-    return field, 0 if mostly_present(arm.quality_rows, told) else LABELLED[metric](arm.labels)
+def _by_labels(gate: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) -> bool:
+    """Whether a gate's value is told by labels: an arm that it reads does not tell it at all, and there are some.
+
+    Labels stand for requests where both arms have enough of them. Else both are read together, and then it is the
+    share of the requests with a value that is too small. Probe groups are counted whoever tells of them.
+    """
+    both, probes = (canary, baseline), flag.policy.lambda_source == "probes"
+    if gate == "cost_uplift_max":
+        tells = LABELLED["solved"]
+        return not all(tells(arm.served) for arm in both) and any(tells(arm.served_labels) for arm in both)
+    if gate not in QUALITY_GATES or (gate == "lambda_convergent" and probes):
+        return False
+    tells = LABELLED[FIELDS.get(gate, ("delta_s", ""))[0]]
+    read = (canary,) if gate in FIELDS else both
+    return not all(tells(arm.quality) for arm in read) and any(tells(arm.labels) for arm in both)
 
 
 def _present(rows: int) -> int:

@@ -267,17 +267,26 @@ MANY = flag("window: {length: 1m, min_requests: 50}")
 def given(events: list[Event], need: Need, source: str) -> list[Event]:
     """The events with what a need lacks: more of them, or the metric on some of those that had none."""
     lacking = need.need - need.have
+    if need.what.startswith("labels with "):
+        told = {"delta_s": 0.05, "coverage": 0.8, "solved": True, "lambda_state": "→"}
+        field = need.what.removeprefix("labels with ")
+        more: dict[str, Any] = {"state" if field == "lambda_state" else field: told[field]}
+        return [*events, *labels(need.arm, lacking, **more)]
     if need.what == "lambda groups":
         return [*events, *(event for i in range(lacking) for event in probes(need.arm, f"more-{i}", source=source))]
     if need.what not in SHARES:
         return [*events, *requests(need.arm, lacking, source=source if need.what == "gold rows" else "traffic")]
-    field, value = {"rows with delta_s": ("delta_s", 0.05), "rows with coverage": ("coverage", 0.8)}.get(
-        need.what, ("cost", 0.5)
-    )
-    metric: dict[str, Any] = {field: value}
+    metrics: dict[str, dict[str, Any]] = {
+        "rows with delta_s": {"delta_s": 0.05},
+        "rows with coverage": {"coverage": 0.8},
+        "rows with lambda_state": {"state": "→"},
+        "requests with cost": {"cost": 0.5},
+    }
+    metric = metrics.get(need.what, {"cost": 0.5, "solved": True})
     mended = []
     for event in events:
-        mend = lacking > 0 and event.arm == need.arm and getattr(event, field) is None
+        silent = event.kind == "request" and any(getattr(event, field) is None for field in metric)
+        mend = lacking > 0 and event.arm == need.arm and silent
         lacking -= mend
         mended.append(replace(event, **metric) if mend else event)
     return mended
@@ -295,3 +304,47 @@ def test_what_is_asked_for_is_enough(rules: Flag, canary: int, missing: dict[str
             events = given(events, need, "gold" if rules is GOLD else "traffic")
     assert ask(events, rules) is None
     assert "unknown" not in {gate.status for gate in judged(rules, events)[2]}
+
+
+TRAFFIC = flag("policy: {lambda_source: traffic}")
+TELLS: dict[str, Any] = {"delta_s": 0.05, "coverage": 0.8, "solved": True, "state": "→"}
+
+
+@pytest.mark.parametrize("field", TELLS)
+@pytest.mark.parametrize("own", [(0, 0), (0, 40), (40, 0), (36, 36), (36, 40), (1, 40), (40, 40)])
+@pytest.mark.parametrize("words", [(1, 0), (0, 1), (1, 1), (19, 20), (20, 20), (3, 40)])
+def test_what_is_asked_for_is_enough_beside_labels(field: str, own: tuple[int, int], words: tuple[int, int]) -> None:
+    """However many requests tell a metric themselves in canary and baseline, and however many labels there are."""
+    value = {field: TELLS[field]}
+    events: list[Event] = []
+    for arm, telling, told in zip(("canary", "baseline"), own, words, strict=True):
+        whole = {"state": "→"} | value
+        events += [*requests(arm, telling, **whole), *requests(arm, 40 - telling, **whole | {field: None})]
+        events += labels(arm, told, **value)
+    for _ in range(3):
+        found = ask(events, TRAFFIC)
+        for need in found.needs if found else ():
+            events = given(events, need, "traffic")
+    assert ask(events, TRAFFIC) is None
+    assert "unknown" not in {gate.status for gate in judged(TRAFFIC, events)[2]}
+
+
+def test_one_label_beside_the_requests_own_values_is_waited_for_by_nobody() -> None:
+    """A tenth of the requests lacks ΔS: that is what has to change, and no rate of labels tells when."""
+    canary = [*requests("canary", 36), *requests("canary", 4, delta_s=None), *labels("canary", 1, delta_s=0.05)]
+    found = ask([*canary, *probes("canary"), *requests("baseline", 40)])
+    assert found is not None
+    assert [(need.arm, need.what) for need in found.needs] == [("canary", "rows with delta_s")]
+    assert found.minutes is None
+
+
+def test_labels_that_stand_for_all_requests_are_waited_for_at_their_rate() -> None:
+    """5 of 20 a minute in each arm take three minutes more."""
+    silent = [replace(event, delta_s=None) for event in healthy()]
+    found = ask([*silent, *labels("canary", 5, delta_s=0.05), *labels("baseline", 5, delta_s=0.05)])
+    assert found is not None
+    assert [(need.arm, need.what, need.have, need.need) for need in found.needs] == [
+        ("canary", "labels with delta_s", 5, 20),
+        ("baseline", "labels with delta_s", 5, 20),
+    ]
+    assert found.minutes == 3.0
