@@ -100,7 +100,7 @@ def catch(flag: Flag, rule: HardRule, window: int) -> Catch:
     """Rows until ``rule`` fires early in window number ``window`` = 1, 2, 3, … of a rollout; at least min_requests."""
     staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
     alpha = alpha_for_window(flag.policy.false_stop, window) / len(flag.abort_rules.hard)
-    alpha = Levels.of(flag, window).stop if staged else alpha
+    alpha = Levels.of(flag, window).hard if staged else alpha
     least, limit = flag.window.min_requests, rule.value
     if rule.kind == "delta_s_p95_over":
         share = P95_TAIL * WORSE

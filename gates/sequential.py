@@ -5,6 +5,11 @@ its bound excludes the limit itself; until then it is **undecided**. The levels:
 stopped with a chance of at most ``false_stop`` over the rollout, so each gate has an equal part of it in each stage; a
 canary at a value to rule out passes that gate in a stage with a chance of at most ``wrong_promote``, which is not
 split, as all gates have to pass (an intersection-union test).
+
+A chance is bounded only if what is looked at grows and nothing of it goes away again. So what is proven on the windows
+that count has to be proven on all rows of the stage too, those that were left out included. On these a hard rule costs
+its gate nothing, for what excludes the rule's value excludes the limit. What it looks at beside them, windows alone and
+settling spans, has shares of its own.
 """
 
 import math
@@ -37,30 +42,51 @@ GROWTH_MAX = 1 << 14
 """A gate that so many times the present rows would not settle does not end soon."""
 FORECAST_STEP = 1.02
 """How near a forecast tells the rows that a gate still needs."""
+STAGE_SHARE = 0.75
+"""Of a gate's part, what a stage's rows are looked at with where its hard rule looks at other rows too."""
+SETTLING_SHARE = WINDOWS_SHARE = 0.125
+"""The rest: for the settling span before a stage, and for windows alone, all stages' together."""
 KEY_OF = {about.gate: key for key, about in RULED_OUT.items()}
 """The key under ``policy.rule_out`` of each gate."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """``stop``: of one gate in one stage. ``promote``: of every gate. ``window``: of hard rules on a window alone."""
+    """At which levels a stage is looked at.
 
-    stop: float
+    ``part``: of one gate in one stage. ``promote``: of every gate. ``hard``: of hard rules on the rows that they look
+    at together, ``window``: on a window alone. ``ruled``: gates that share their part with a hard rule.
+    """
+
+    part: float
     promote: float
+    hard: float
     window: float
+    ruled: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, flag: Flag, window: int, cycle: int = 1) -> Self:
-        """The levels of a flag in its rollout's window number ``window`` = 1, 2, 3, …
+    def of(cls, flag: Flag, window: int, cycle: int = 1, *, settling: bool = False) -> Self:
+        """The levels of a flag in its rollout's window number ``window`` = 1, 2, 3, …, or the settling span before it.
 
         ``cycle``: a unit that has passed its last stage is judged anew again and again; all that follows the first
         time shares one part more.
         """
         on = {gate for gate, limit in flag.gates.limits().items() if limit is not None and limit is not False}
-        on |= {GATE_OF_RULE.get(rule.kind, "lambda_convergent") for rule in flag.abort_rules.hard}
-        stop = flag.policy.false_stop / (max(len(on), 1) * len(flag.ramp_stages))
-        part = stop if cycle == 1 else alpha_for_window(stop, cycle - 1)
-        return cls(part, flag.policy.wrong_promote, alpha_for_window(stop, window))
+        ruled = frozenset(GATE_OF_RULE.get(rule.kind, "lambda_convergent") for rule in flag.abort_rules.hard)
+        stages = len(flag.ramp_stages)
+        whole = flag.policy.false_stop / (max(len(on | ruled), 1) * stages)
+        part = whole if cycle == 1 else alpha_for_window(whole, cycle - 1)
+        return cls(
+            part,
+            flag.policy.wrong_promote,
+            hard=SETTLING_SHARE * whole if settling else STAGE_SHARE * part,
+            window=alpha_for_window(WINDOWS_SHARE * whole * stages, window),
+            ruled=ruled,
+        )
+
+    def stop(self, gate: str) -> float:
+        """Of a gate on the stage's rows."""
+        return self.part * (STAGE_SHARE if gate in self.ruled else 1.0)
 
 
 class Test(Protocol):
@@ -74,7 +100,7 @@ class Test(Protocol):
         """Whether the bound excludes ``value`` and all that is worse."""
         ...
 
-    def ends(self, limit: float, value: float, levels: Levels) -> Interval:
+    def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
         """The interval as the gate shows it, each end at the level at which it decides."""
         ...
 
@@ -107,12 +133,12 @@ class Share:
         worst = self._of(value)
         return self.n > 0 and excludes_from_above(self.bad, self.n, worst, level, rate_n_opt(worst))
 
-    def ends(self, limit: float, value: float, levels: Levels) -> Interval:
+    def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
         """Each end where it is tightest for what it is asked."""
         if not self.n:
             return UNKNOWN
-        lower = interval(self.bad, self.n, levels.stop, rate_n_opt(self._of(limit)))[0]
-        upper = interval(self.bad, self.n, levels.promote, rate_n_opt(self._of(value)))[1]
+        lower = interval(self.bad, self.n, stop, rate_n_opt(self._of(limit)))[0]
+        upper = interval(self.bad, self.n, promote, rate_n_opt(self._of(value)))[1]
         return (1 - upper, 1 - lower) if self.good else (lower, upper)
 
     def grown(self, times: float, *, pinned: bool) -> "Share":
@@ -144,9 +170,9 @@ class Quantiles:
         upper = self._ends(level)[1]
         return upper is not None and upper < value - SLACK
 
-    def ends(self, limit: float, value: float, levels: Levels) -> Interval:
+    def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
         """Each end at its level."""
-        return self._ends(levels.stop)[0], self._ends(levels.promote)[1]
+        return self._ends(stop)[0], self._ends(promote)[1]
 
     def grown(self, times: float, *, pinned: bool) -> "Test":
         """By the shares of the present values at which the order statistics would stand."""
@@ -182,9 +208,9 @@ class _Grown:
         upper = self._ends(level)[1]
         return upper is not None and upper < value - SLACK
 
-    def ends(self, limit: float, value: float, levels: Levels) -> Interval:
+    def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
         """As ``Quantiles``."""
-        return self._ends(levels.stop)[0], self._ends(levels.promote)[1]
+        return self._ends(stop)[0], self._ends(promote)[1]
 
     def grown(self, times: float, *, pinned: bool) -> "Test":
         """Further."""
@@ -230,9 +256,9 @@ class Costs:
         """By the upper end."""
         return self.uplift + self._half(level) < value - SLACK
 
-    def ends(self, limit: float, value: float, levels: Levels) -> Interval:
+    def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
         """Each end at its level."""
-        return self.uplift - self._half(levels.stop), self.uplift + self._half(levels.promote)
+        return self.uplift - self._half(stop), self.uplift + self._half(promote)
 
     def grown(self, times: float, *, pinned: bool) -> "Costs":
         """The same variances of more rows."""
@@ -255,11 +281,13 @@ class Sequential(Comparison):
     """Both arms of a stage's evidence under a flag's rules.
 
     ``own``: the arms of the present window alone, which hard rules look at too, so that a long healthy past hides no
-    sudden fault. ``ms``: how long the evidence took to come. ``pinned``: the baseline grows no more.
+    sudden fault. ``whole``: the arms with the rows of windows that were left out, where there are any. ``ms``: how
+    long the evidence took to come. ``pinned``: the baseline grows no more.
     """
 
-    levels: Levels = Levels(0.05, 0.05, 0.05)
+    levels: Levels = Levels(0.05, 0.05, 0.05, 0.05)
     own: Comparison | None = None
+    whole: "Sequential | None" = None
     ms: int = 0
     pinned: bool = False
 
@@ -295,7 +323,7 @@ class Sequential(Comparison):
         if test is None or by_value.status == "off":
             return result
         limit = _limit(by_value)
-        lower, upper = test.ends(limit, limit if value is None else value, self.levels)
+        lower, upper = self._ends(by_value.gate, test, limit, limit if value is None else value)
         result = msgspec.structs.replace(result, lower=rounded(lower, 6), upper=rounded(upper, 6))
         if by_value.status not in ("pass", "fail"):
             return result
@@ -306,7 +334,23 @@ class Sequential(Comparison):
         clear = value is None or test.excludes(value, self.levels.promote)
         return msgspec.structs.replace(result, status="pass" if clear else "undecided")
 
+    def _ends(self, gate: str, test: Test, limit: float, value: float) -> Interval:
+        """Both ends; the one that stops is the looser of those of the windows that count and of all of them."""
+        stop, promote = self.levels.stop(gate), self.levels.promote
+        lower, upper = test.ends(limit, value, stop, promote)
+        more = self.whole._test(gate) if self.whole else None
+        if more is None:
+            return lower, upper
+        low, high = more.ends(limit, value, stop, promote)
+        if _floor(gate):
+            return lower, None if upper is None or high is None else max(upper, high)
+        return None if lower is None or low is None else min(lower, low), upper
+
     def _proven(self, failed: GateResult) -> bool:
+        """Whether a gate that fails by its value is sure to be over its limit, on all rows too."""
+        return self._excluded(failed) and (self.whole is None or self.whole._excluded(failed))
+
+    def _excluded(self, failed: GateResult) -> bool:
         """Whether the bound of a gate that fails by its value excludes its limit."""
         if failed.gate == "lambda_convergent":
             return True
@@ -317,7 +361,7 @@ class Sequential(Comparison):
             worth = c.solved_known / self._design_effect
             return not c.solved and b.solved >= COST_LEAST and share * worth >= COST_LEAST
         test = self._test(failed.gate)
-        return test is not None and test.exceeds(_limit(failed), self.levels.stop)
+        return test is not None and test.exceeds(_limit(failed), self.levels.stop(failed.gate))
 
     @property
     def _too_few_solved(self) -> bool:
@@ -371,7 +415,7 @@ class Sequential(Comparison):
 
         def settled(times: float) -> bool:
             more = test.grown(times, pinned=self.pinned)
-            return more.excludes(value, levels.promote) if within else more.exceeds(limit, levels.stop)
+            return more.excludes(value, levels.promote) if within else more.exceeds(limit, levels.stop(result.gate))
 
         steps = range(math.ceil(math.log(GROWTH_MAX) / math.log(FORECAST_STEP)))
         at = bisect_left(steps, True, key=lambda step: settled(FORECAST_STEP ** (step + 1)))
@@ -407,7 +451,7 @@ class Sequential(Comparison):
 
     def hard_rules(self, alpha: float | None = None) -> list[RuleResult]:
         """The hard rules: on the stage's rows, whatever is wrong with them, and on the present window alone."""
-        results = super().hard_rules(self.levels.stop)
+        results = super().hard_rules(self.levels.hard)
         if self.own is None:
             return results
         own = self.own.hard_rules(self.levels.window)

@@ -31,7 +31,7 @@ class StagedRamp(Ramp):
             return seen.judgement("abort", fired, "hard", "abort", 0.0)
         if unit.settling:
             return None
-        failed = self._failed(self._together(own) if unit.evidence.left_out else whole)
+        failed = self._failed(self._together(own) if unit.evidence.left_out else whole, whole)
         soft = set(failed) <= set(SOFT_GATES.values())
         if not failed or (unit.strike if soft else self.flag.policy.on_gate_fail == "hold"):
             return None
@@ -43,9 +43,9 @@ class StagedRamp(Ramp):
         unit.strike = True
         return seen.judgement("freeze", failed + [rule.kind for rule in seen.rules if rule.fired], "soft", "freeze")
 
-    def _failed(self, reading: Reading) -> list[str]:
+    def _failed(self, reading: Reading, whole: Reading) -> list[str]:
         """Gates that are proven over their limit; once graduated, those of them that still count."""
-        found = self._comparison(reading).stops()
+        found = self._comparison(reading, whole=whole).stops()
         return [gate for gate in found if not (self.unit.graduated and gate in COMPARED)]
 
     def _assess(self) -> Assessment:
@@ -60,7 +60,7 @@ class StagedRamp(Ramp):
             whole = self._together(own, rest=True)
         if not sound:
             reading, ms = self._together(None), unit.evidence.ms
-        gates = self._comparison(reading, ms=ms).gates()
+        gates = self._comparison(reading, whole=whole, ms=ms).gates()
         rules = self._comparison(whole, own).rules(gates, None, self._drift_rule(evidence))
         return Assessment(reading, gates, rules, found, unit.evidence.span(unit.window, sound=sound), ms)
 
@@ -86,8 +86,13 @@ class StagedRamp(Ramp):
         whole = Arm.gathered(*canary)
         return Reading(read_arms(whole, arm, policy.quality_source, least, shadow=shadow), whole, arm, pinned, shadow)
 
-    def _comparison(self, reading: Reading, own: Reading | None = None, ms: int = 0) -> Sequential:
-        """Both arms under the flag's rules; ``own``: of the window that hard rules look at alone too."""
+    def _comparison(
+        self, reading: Reading, own: Reading | None = None, *, whole: Reading | None = None, ms: int = 0
+    ) -> Sequential:
+        """Both arms under the flag's rules; ``own``: of the window that hard rules look at alone too.
+
+        ``whole``: with the rows of windows that were left out.
+        """
         arms, unit = reading.arms, self.unit
         return Sequential(
             self.flag,
@@ -95,8 +100,9 @@ class StagedRamp(Ramp):
             arms.baseline,
             arms.quality,
             arms.served,
-            Levels.of(self.flag, unit.number, unit.evidence.cycle),
+            Levels.of(self.flag, unit.number, unit.evidence.cycle, settling=unit.settling),
             None if own is None or own is reading else own.comparison(self.flag),
+            None if whole is None or whole is reading else self._comparison(whole),
             ms,
             reading.pinned is not None,
         )

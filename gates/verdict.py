@@ -62,7 +62,7 @@ def to_stop(flag: Flag) -> Iterator[Takes]:
             continue
         limit = bad_share(gate, float(limits[gate] or 0.0)) or 0.0
         worst = value if gate == "error_rate_max" else round(1 - value, 12)
-        rows = first(partial(_stopped, worst, limit, levels.stop))
+        rows = first(partial(_stopped, worst, limit, levels.stop(gate)))
         scaled = None if rows is None else math.ceil(rows * flag.policy.design_effect)
         yield Takes(gate, scaled, "tool calls" if gate == "tool_success_min" else "requests")
 

@@ -384,17 +384,32 @@ def test_a_settling_stage_is_watched_by_hard_rules_alone_on_what_it_shows_itself
 
 def test_the_level_of_a_gate_is_its_share_of_gates_and_stages() -> None:
     """Eight gates, four stages: 0.05/32. A gate that is off leaves its share, unless its hard rule is on."""
-    assert Levels.of(flag(), 1).stop == pytest.approx(0.05 / 32)
-    assert Levels.of(flag("traffic: {shadow: true}"), 1).stop == pytest.approx(0.05 / 40)
+    assert Levels.of(flag(), 1).part == pytest.approx(0.05 / 32)
+    assert Levels.of(flag("traffic: {shadow: true}"), 1).part == pytest.approx(0.05 / 40)
     off = "gates: {cost_uplift_max: null, coverage_min: null}"
-    assert Levels.of(flag(off), 1).stop == pytest.approx(0.05 / 28)
-    assert Levels.of(flag(f"{off}\npolicy: {{false_stop: 0.1}}"), 1).stop == pytest.approx(0.1 / 28)
+    assert Levels.of(flag(off), 1).part == pytest.approx(0.05 / 28)
+    assert Levels.of(flag(f"{off}\npolicy: {{false_stop: 0.1}}"), 1).part == pytest.approx(0.1 / 28)
+
+
+def test_what_is_proven_has_to_be_proven_on_all_rows_of_the_stage() -> None:
+    """Windows that are looked at and left out again would be so many chances to stop a healthy canary."""
+    rules = sequential(body="abort_rules: {hard: []}")
+    bad = mixed(400, 20, error=True)
+    assert [d.verdict for d in Drive(rules).pane(bad)] == ["rollback"]
+    drive = Drive(rules)
+    assert drive.window(both(3000), late=3000).reasons == ["window_unstable"]
+    assert drive.pane(bad) == []
+    decision = drive.until(2 * WINDOW)[-1]
+    errors = gate(decision, ERRORS)
+    assert (decision.verdict, errors.status, errors.n_canary, errors.observed) == ("hold", "undecided", 400, 0.05)
+    assert errors.lower is not None
+    assert errors.lower < 0.005
 
 
 def test_all_windows_after_the_last_stage_was_passed_share_one_more_part() -> None:
-    parts = [Levels.of(flag(), 1, cycle).stop for cycle in range(2, 3000)]
+    parts = [Levels.of(flag(), 1, cycle).part for cycle in range(2, 3000)]
     assert sum(parts) == pytest.approx(0.05 / 32, rel=1e-3)
-    assert Levels.of(flag(), 1, 1).stop == Levels.of(flag(), 9, 1).stop
+    assert Levels.of(flag(), 1, 1).part == Levels.of(flag(), 9, 1).part
 
 
 def test_a_unit_that_has_passed_is_judged_by_what_comes_after() -> None:
