@@ -142,7 +142,7 @@ def sticky_violation(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def window_unstable(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Too many late events or dead letters for the window's numbers to be whole."""
+    """Too many late events or dead letters for the window's numbers to be whole, or records that nobody read."""
     window = seen.unit.window
     accepted = window.accepted
     for what, count, limit in (
@@ -151,6 +151,13 @@ def window_unstable(seen: Evidence) -> Iterator[dict[str, Any]]:
     ):
         if count and count / (count + accepted) > limit + SLACK:
             yield {what: count, "share": rounded(count / (count + accepted)), "limit": limit}
+    for lost in window.lost:
+        yield {
+            "lost": lost.log,
+            "partition": lost.partition,
+            "offsets": {"first": lost.first, "last": lost.next - 1},
+            "count": lost.next - lost.first,
+        }
 
 
 def _drift_kind(flag: Flag, arm: str, pin: str) -> str:

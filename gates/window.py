@@ -1,6 +1,7 @@
 """One window of one unit: the sums of both arms, and what was seen around them."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
@@ -237,13 +238,23 @@ class Read(msgspec.Struct, array_like=True):
         return self.dead_letters > DEAD_LETTERS_MAX * (self.records + self.dead_letters)
 
 
+class LostRange(msgspec.Struct, array_like=True, frozen=True):
+    """Records that a topic deleted before they were read: offsets ``first`` to before ``next`` of a log's partition."""
+
+    log: Literal["telemetry", "partials"]
+    partition: int
+    first: int
+    next: int
+
+
 class Window(msgspec.Struct, array_like=True):
     """The merged panes of [start, end), ms.
 
     ``ids``: sticky ids of traffic seen, once a pane and partition; ``orphans``: those of them never exposed.
     ``behind``: the window's late events, which it is not judged by; ``left_out``: those that may be its own, and were
     too many to be looked at. ``unexpected``: users whom the canary served at weight 0. ``dead_letters``:
-    of this unit, ``partitions``: what each one brought to all units.
+    of this unit, ``partitions``: what each one brought to all units. ``lost``: records that nobody read, some of which
+    may be the window's.
     """
 
     start: int
@@ -261,6 +272,12 @@ class Window(msgspec.Struct, array_like=True):
     left_out: int = 0
     unexpected: int = 0
     partitions: dict[int, Read] = msgspec.field(default_factory=dict)
+    lost: list[LostRange] = msgspec.field(default_factory=list)
+
+    def lose(self, lost: LostRange) -> None:
+        """Note that records of the window may be among these."""
+        if lost not in self.lost:
+            self.lost.append(lost)
 
     def merge(self, partition: int, seen: PaneUnit) -> None:
         """Add what one partition saw; call in (pane, partition) order."""

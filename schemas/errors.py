@@ -8,7 +8,7 @@ TidegateError                 anything raised on purpose
 │   └── Refusal               a manifest revision or an operation that is not taken; says why
 │       └── SignatureError    its signature, or the key behind it
 └── LogError                  the log under the worker is not what it must be; the worker stops
-    ├── HoleError             offsets that should be dense have a gap
+    ├── HoleError             records are missing from it
     ├── TopicError            a topic is missing or configured in a way that would break results
     │   ├── NoBrokerError     no broker answers
     │   └── AccessError       this user may not do what it has to
@@ -49,7 +49,7 @@ class LogError(TidegateError):
 
 
 class HoleError(LogError):
-    """Offsets that must be dense have a gap; names topic, partition and offsets."""
+    """Records are missing from a log; names topic, partition and offsets."""
 
 
 class TopicError(LogError):

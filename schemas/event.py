@@ -48,6 +48,13 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     write: bool | None = None
 
 
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """Records of one partition that its topic deleted before a worker had read them: ``first`` to before ``next``."""
+
+    first: Annotated[int, Meta(ge=0, description="offset of the first one")]
+    next: Annotated[int, Meta(ge=1, description="offset from which on the worker read again")]
+
+
 class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One record of the telemetry topic, keyed by ``sticky_id``; ``null`` means absent."""
 
@@ -124,6 +131,13 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     applied_seq: Count | None = None
     reason_status: Literal["ok", "failed"] | None = None
     output_mode: Literal["full", "cite_only"] | None = None
+    deleted_unread: Annotated[
+        Deleted | None,
+        Meta(
+            description="of a worker's tick: what its partition lost to retention before it was read, and an "
+            "operator let the worker go on without; a replay of files that still have it leaves it out too"
+        ),
+    ] = None
 
 
 _decoder = msgspec.json.Decoder(TelemetryEvent)

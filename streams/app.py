@@ -21,8 +21,8 @@ from faust.types import TP
 
 from schemas.correction import Correction
 from schemas.decision import Command, Decision
-from schemas.errors import AccessError, NoBrokerError, Refusal, StateError, TidegateError, TopicError
-from schemas.event import TelemetryEvent, encode
+from schemas.errors import AccessError, HoleError, NoBrokerError, Refusal, StateError, TidegateError, TopicError
+from schemas.event import Deleted, TelemetryEvent, encode
 from schemas.seal import RecordKind, sign_record
 from schemas.signed import PrivateKey, TrustedKeys
 from schemas.timeline import Timeline
@@ -187,7 +187,9 @@ class Worker:
                 else:
                     first = begins.get(tp, 0)
                     state = GateState.fresh(tp.partition, self.gates, self.partitions, clockwork, self.timeline, first)
-                self.keepers[tp] = Keeper(self, agent, topic, tp, state, saved.turn if saved else 0)
+                self.keepers[tp] = keeper = Keeper(self, agent, topic, tp, state, saved.turn if saved else 0)
+                if begins.get(tp, 0) > state.next:
+                    await self._lose(keeper, begins[tp])
                 positions[tp] = state.next
         for tp in self.keepers.keys() - set(tps):
             del self.keepers[tp]
@@ -199,6 +201,27 @@ class Worker:
             seconds=round(time.monotonic() - started, 3),
         )
         return positions
+
+    async def _lose(self, keeper: Keeper, begin: int) -> None:
+        """Go on at ``begin``, where a topic now begins, if that is allowed; what is before it was never read."""
+        state, tp = keeper.state, keeper.tp
+        first, place = state.next, f"{tp.topic}-{tp.partition}"
+        if not self.settings.accept_loss:
+            raise HoleError(
+                f"records {first} to {begin - 1} of {place} were deleted before they were read; start the workers with "
+                "--accept-loss (TIDEGATE_ACCEPT_LOSS=true) to go on without them: the windows they touch are held"
+            )
+        log.error("records lost", topic=tp.topic, partition=tp.partition, offsets=f"{first} to {begin - 1}")
+        if keeper.agent == "window":
+            # 1. The log says so first. A crash here: whoever is next says it again.
+            deleted = Deleted(first=first, next=begin)
+            tick = TelemetryEvent(ts=int(time.time() * 1000), kind="tick", deleted_unread=deleted)
+            await (await self.send(tp.topic, None, encode(tick), tp.partition))
+        self.metrics.lost.labels(tp.topic).inc(begin - first)
+        state.lose(begin)
+        # 2. Nothing is given out before the loss is saved. A copy for auditors: no earlier state can be gone on from.
+        keeper.span = -1
+        await keeper.save_now()
 
     def _check_revisions(self, gate: GateState) -> None:
         known = [revision.number for revision in self.timeline.revisions]

@@ -31,6 +31,7 @@ class Metrics:
         self.duplicates = Counter("tidegate_events_duplicate", "events dropped as repeats", registry=r)
         self.dead_letters = Counter("tidegate_dead_letters", "records that are no events", registry=r)
         self.unreadable = Counter("tidegate_records_unreadable", "records in unreadable batches", registry=r)
+        self.lost = Counter("tidegate_records_lost", "records deleted before they were read", ["topic"], registry=r)
         self.unknown_flag = Counter("tidegate_events_unknown_flag", "events of flags without a manifest", registry=r)
         self.warmup = Counter("tidegate_events_warmup", "warm-up events, which count for nothing", registry=r)
         self.outside = Counter(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, Worst, cost_parts, square_parts
 from gates.unit import Clockwork
-from gates.window import CLIENT, Detail, PaneUnit
+from gates.window import CLIENT, Detail, LostRange, PaneUnit
 from schemas.errors import HoleError, StateError
 from streams.columns import Columns, GroupTable, LeftOut, decode, hash_of, whose
 
@@ -47,6 +47,20 @@ TOOL_LOOP = 10
 _COVERAGE = COUNTERS.index("coverage_rows"), COUNTERS.index("coverage_sum")
 
 
+class Loss(msgspec.Struct, array_like=True, frozen=True):
+    """Records that a topic deleted before they were read, and the panes of a source partition that they may be of.
+
+    ``first``: of the panes, ``end``: the one after the last; ``UNKNOWN`` until a record behind the loss tells.
+    """
+
+    lost: LostRange
+    first: int
+    end: int
+
+
+UNKNOWN = NEVER
+"""The end of a loss that no record has told yet."""
+
 Place = Callable[[int, str], PaneUnit]
 """Where a unit's rows of a pane are counted."""
 
@@ -57,6 +71,7 @@ class Run:
 
     The log holds nothing else from ``since`` on and before ``until``; None: from the first record, up to the last. Its
     offsets have gaps where compaction took records out, and where a transaction has its mark or was taken back.
+    ``lost``: from there on and before ``begin``, the worker's topic had deleted what was not read yet.
     """
 
     first: int
@@ -64,6 +79,7 @@ class Run:
     timestamps: Sequence[int] | None = None
     since: int | None = None
     until: int | None = None
+    lost: int | None = None
 
     @property
     def begin(self) -> int:
@@ -98,6 +114,7 @@ class Partial(msgspec.Struct, array_like=True):
     the pane was the newest. ``more``: another piece of the same pane follows, with more units; the last one closes it.
     ``left``: events that came while the pane was the newest and count for no unit; told to people, in the first gate's
     partial alone.
+    ``losses``: what the topic deleted unread since the partial before.
     """
 
     partition: int
@@ -108,6 +125,7 @@ class Partial(msgspec.Struct, array_like=True):
     more: bool = False
     records: int = 0
     left: LeftOut | None = None
+    losses: list[Loss] = []
 
 
 class Pane(msgspec.Struct, array_like=True):
@@ -148,7 +166,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     """The whole state of one partition.
 
     ``event_ids``: little-endian 64-bit hashes by open pane. ``regions``: those met so far, in order, of each flag whose
-    scope names none.
+    scope names none. ``losses``: those that no partial has told yet.
     """
 
     partition: int
@@ -161,6 +179,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     early_dead_letters: int = 0
     event_ids: dict[int, bytes] = msgspec.field(default_factory=dict)
     regions: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    losses: list[Loss] = msgspec.field(default_factory=list)
 
 
 _codec = StateCodec(Snapshot)
@@ -270,18 +289,32 @@ class PartitionState:
     def step(self, run: Run) -> Step:
         """Take in a run; records below ``next`` are skipped. Raises HoleError if records are missing before it."""
         total = Step()
+        if run.lost == self.next:
+            self.lose(run.begin)
         skip = max(self.next - run.first, 0)
         if run.begin > self.next:
-            raise HoleError(
-                f"records {self.next} to {run.begin - 1} of partition {self._state.partition} are missing; if the "
-                "topic deleted them before they were read, begin anew with another TIDEGATE_APPLICATION_ID"
-            )
+            raise HoleError(f"records {self.next} to {run.begin - 1} of partition {self._state.partition} are missing")
         for at in range(skip, len(run.values), STEP):
             values = run.values[at : at + STEP]
             stamps = None if run.timestamps is None else run.timestamps[at : at + STEP]
             total.add(self._step(run.first + at, values, stamps))
         self._state.next = max(self.next, run.next)
         return total
+
+    def lose(self, following: int) -> None:
+        """Go on at offset ``following``, without the records before it: they may be of any pane that is not closed."""
+        state = self._state
+        lost = LostRange("telemetry", state.partition, self.next, following)
+        state.losses.append(Loss(lost, state.closed, UNKNOWN))
+        state.next = following
+
+    def _end_losses(self, ts: int) -> None:
+        """What came before a record of ``ts`` ms may be as far ahead of it as records may be behind each other."""
+        state = self._state
+        end = (max(ts, state.largest_ts) + state.lateness_ms) // state.pane_ms + 1
+        state.losses = [
+            msgspec.structs.replace(loss, end=end) if loss.end == UNKNOWN else loss for loss in state.losses
+        ]
 
     def _step(self, first: int, values: Sequence[bytes | None], timestamps: Sequence[int] | None) -> Step:
         state, table = self._state, self._table
@@ -291,6 +324,8 @@ class PartitionState:
         closed = np.maximum((largest - state.lateness_ms) // state.pane_ms, state.closed)
         self._count_dead(columns, largest, values)
         if len(columns.row):
+            if state.losses:
+                self._end_losses(int(columns.ts[0]))
             pane = columns.ts // state.pane_ms
             cell = table.cell[columns.code]
             nothing = np.flatnonzero(cell < 0)
@@ -620,6 +655,7 @@ class PartitionState:
                 )
                 state.closed = index + 1
         if steps:
+            partials[0].losses, state.losses = state.losses, []
             self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}
         return partials
 

@@ -49,6 +49,11 @@ def write(target: BinaryIO, runs: Iterable[Dense]) -> None:
             writer.write_table(arrow.table(rows, schema=schema))
 
 
+def mentions(path: Path, text: bytes) -> bool:
+    """Whether a value of a dump has ``text`` in it. Raises InputError as ``read``."""
+    return any(value is not None and text in value for _, _, _, value, _ in read(path))
+
+
 def read(path: Path) -> Iterator[Row]:
     """The rows of a dump. Raises InputError, naming the file, if it is none."""
     arrow, parquet = require()

@@ -11,7 +11,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import msgspec
 from aiokafka.partitioner import murmur2
@@ -20,7 +20,7 @@ from gates.unit import Clockwork
 from gates.window import PaneUnit
 from schemas.correction import Correction
 from schemas.errors import InputError
-from schemas.event import too_deep
+from schemas.event import Deleted, too_deep
 from schemas.operation import Operation, parse_operation
 from schemas.timeline import Timeline
 from schemas.times import iso
@@ -32,6 +32,7 @@ from streams.tally import Tally
 from streams.windows import GateState, Order, Outcome, all_switches, split
 
 PARTITIONS_MAX = 100_000
+SCAN_BYTES = 1 << 20
 NAMED = 8
 """Partitions that a line for people names."""
 
@@ -250,9 +251,12 @@ def runs(
 ) -> Iterator[tuple[int, Run]]:
     """Partition and run of everything in the files, each partition in order.
 
+    What a worker lost is left out, where a tick in the files tells of it: nothing that was decided rests on it.
+
     Raises InputError for a file that cannot be read or that lacks records within a partition.
     """
-    waiting: dict[int, tuple[int, list[bytes | None], list[int], int | None]] = {}
+    lost = deleted_unread(paths)
+    waiting: dict[int, tuple[Run, list[bytes | None], list[int]]] = {}
     following: dict[int, int] = {}
     for path in paths:
         for number, record in _records(path, partitions, progress):
@@ -260,7 +264,12 @@ def runs(
             offset = due or 0 if record.offset is None else record.offset
             if due is not None and offset < due:
                 continue
-            since = None
+            since = gone = None
+            if due is not None and (partition, due) in lost:
+                since = lost[partition, due]
+                if offset < since:
+                    continue
+                gone, due = due, since
             if due is not None and offset > due:
                 since = offset if record.since is None else record.since
                 if since > due:
@@ -269,16 +278,63 @@ def runs(
                         "give all files of the dump, in order"
                     )
                 since = due
-                if partition in waiting:
-                    yield partition, Run(*waiting.pop(partition))
+            if since is not None and partition in waiting:
+                yield partition, waiting.pop(partition)[0]
             following[partition] = offset + 1
-            _, values, stamps, _ = waiting.setdefault(partition, (offset, [], [], since))
+            if partition not in waiting:
+                values, stamps = list[bytes | None](), list[int]()
+                waiting[partition] = Run(offset, values, stamps, since, lost=gone), values, stamps
+            _, values, stamps = waiting[partition]
             values.append(record.value)
             stamps.append(record.timestamp)
             if len(values) == STEP:
-                yield partition, Run(*waiting.pop(partition))
-    for partition, run in sorted(waiting.items()):
-        yield partition, Run(*run)
+                yield partition, waiting.pop(partition)[0]
+    for partition, (run, _, _) in sorted(waiting.items()):
+        yield partition, run
+
+
+_DELETED = b'"deleted_unread"'
+
+
+class _Told(msgspec.Struct):
+    kind: Literal["tick"]
+    deleted_unread: Deleted
+
+
+_told = msgspec.json.Decoder(_Told)
+
+
+def deleted_unread(paths: Iterable[Path]) -> dict[tuple[int, int], int]:
+    """What ticks in the files say was deleted unread: by partition and first offset, the one after the last.
+
+    A worker that was killed before it saved where it went on said so again, of more.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for path in paths:
+        for _, record in _records(path, 1, lambda _: None) if _mentions(path, _DELETED) else ():
+            if record.offset is None or record.value is None or _DELETED not in record.value:
+                continue
+            with suppress(msgspec.MsgspecError, UnicodeError):
+                told = _told.decode(record.value).deleted_unread
+                if told.first < told.next <= record.offset:
+                    place = record.partition, told.first
+                    found[place] = max(told.next, found.get(place, 0))
+    return found
+
+
+def _mentions(path: Path, text: bytes) -> bool:
+    if path.suffix == parquet.SUFFIX:
+        return parquet.mentions(path, text)
+    before = b""
+    try:
+        with open_log(path) as file:
+            while block := file.read(SCAN_BYTES):
+                if text in before + block:
+                    return True
+                before = block[1 - len(text) :]
+    except (OSError, EOFError, zlib.error):
+        pass  # Whoever reads the records says so.
+    return False
 
 
 def replay(

@@ -75,6 +75,10 @@ class Settings(BaseSettings):
         ge=1_000,
         description="event time from one checkpoint that is retained for `replay --from` to the next",
     )
+    accept_loss: bool = Field(
+        False,
+        description="go on without records that a topic deleted before they were read; windows they touch are held",
+    )
     tick_idle_after: Annotated[Duration | None, BeforeValidator(_off)] = Field(
         10_000, description="a partition silent for this long gets a tick from its worker; off: never"
     )

@@ -17,13 +17,14 @@ from gates.machine import Machine
 from gates.regions import Regions
 from gates.sums import StateCodec
 from gates.unit import Clockwork, Unit, begin, dormant, first_weight
+from gates.window import LostRange
 from schemas.canonical import canonical
 from schemas.correction import Correction
 from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
 from schemas.timeline import Revision, Timeline
-from streams.panes import NEVER, Mark, Partial, partial_codec
+from streams.panes import NEVER, Loss, Mark, Partial, partial_codec
 
 PIECE_BYTES = 1 << 20
 """A partial that takes more is sent in pieces."""
@@ -41,10 +42,7 @@ def split(partial: Partial, gates: int) -> list[Partial]:
 
     What counts for no unit is told once, in the first.
     """
-    parts = [
-        Partial(partial.partition, partial.pane, partial.previous, partial.dead_letters, {}, records=partial.records)
-        for _ in range(gates)
-    ]
+    parts = [msgspec.structs.replace(partial, units={}, left=None) for _ in range(gates)]
     parts[0].left = partial.left
     for unit, seen in partial.units.items():
         parts[gate_of(unit.split("|", 1)[0], gates)].units[unit] = seen
@@ -60,8 +58,7 @@ def pieces(partial: Partial) -> Iterator[bytes]:
     units, half = list(partial.units.items()), len(partial.units) // 2
     place = partial.partition, partial.pane, partial.previous
     yield from pieces(Partial(*place, 0, dict(units[:half]), more=True))
-    rest = Partial(*place, partial.dead_letters, dict(units[half:]), partial.more, partial.records, partial.left)
-    yield from pieces(rest)
+    yield from pieces(msgspec.structs.replace(partial, units=dict(units[half:])))
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True):
@@ -92,7 +89,8 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     ``retired``: units that a revision of the manifest ended; their chains of records go on where they begin again.
     ``flags``: by name, in its resolved form, the flag that units last had, also where no manifest has it any more.
     ``revision``: number of the last revision that took effect. ``switched``: by flag, revision and manifest hash with
-    which its kill switch was last turned off or on.
+    which its kill switch was last turned off or on. ``losses``: whose panes are not all closed. ``adrift``: by source
+    partition that has sent no partial since, what the gate's own log lost.
     """
 
     gate: int
@@ -109,6 +107,8 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     kills: dict[str, Kill] = msgspec.field(default_factory=dict)
     switched: dict[str, tuple[int, str]] = msgspec.field(default_factory=dict)
     flags: dict[str, bytes] = msgspec.field(default_factory=dict)
+    losses: list[Loss] = msgspec.field(default_factory=list)
+    adrift: dict[int, list[LostRange]] = msgspec.field(default_factory=dict)
 
 
 _codec = StateCodec(GateSnapshot)
@@ -313,7 +313,8 @@ class GateState:
         closed = state.closed[partial.partition]
         if partial.pane < closed:
             return
-        if partial.previous != closed:
+        adrift = state.adrift.get(partial.partition, [])
+        if partial.previous != closed and not adrift:
             raise HoleError(
                 f"partition {partial.partition} closed panes up to {closed}, "
                 f"but its next partial starts at {partial.previous}"
@@ -327,8 +328,19 @@ class GateState:
             state.waiting.setdefault(partial.pane, {})[partial.partition] = partial
         if partial.more:
             return
+        # Of the partial itself earlier pieces may be gone.
+        state.losses += [*partial.losses, *(Loss(lost, closed, partial.pane + 1) for lost in adrift)]
+        state.adrift.pop(partial.partition, None)
         state.closed[partial.partition] = partial.pane + 1
         yield from self._advance(done, min(state.closed))
+
+    def lose(self, following: int) -> None:
+        """Go on with the entry at offset ``following``, without those before it: any partition's may be among them."""
+        state = self._state
+        lost = LostRange("partials", state.gate, state.next, following)
+        for partition in range(len(state.closed)):
+            state.adrift.setdefault(partition, []).append(lost)
+        state.next = following
 
     def operate(self, offset: int, order: Order) -> Iterator[Outcome]:
         """Carry out the order at ``offset`` at once, whatever the time; as ``step``.
@@ -398,11 +410,21 @@ class GateState:
                 yield from self._carry_out_due(done, end)
             if end in ends:
                 yield from self._merge(end - 1, state.waiting.pop(end - 1, {}))
+                self._mark_losses(end)
                 for _, ramp in sorted(self._ramps.items()):
                     yield from ramp.close(end * pane_ms)
             if end in changes:
                 yield from self._revise(end * pane_ms)
             done = end
+
+    def _mark_losses(self, end: int) -> None:
+        """Hold what was lost against the windows that it may be of, up to the pane before ``end``."""
+        state, pane_ms = self._state, self._state.pane_ms
+        for loss in state.losses:
+            for ramp in self._ramps.values():
+                if loss.first < end and ramp.unit.window.start < loss.end * pane_ms:
+                    ramp.unit.window.lose(loss.lost)
+        state.losses = [loss for loss in state.losses if loss.end > end]
 
     def _carry_out_due(self, done: int, end: int) -> Iterator[Outcome]:
         """Carry out the next scheduled order, which came when panes from ``done`` up to ``end`` were closed."""

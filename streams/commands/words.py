@@ -97,6 +97,12 @@ def _no_baseline(seen: dict[str, Any]) -> str:
 def _unstable(seen: dict[str, Any]) -> str:
     if "manifest" in seen:
         return f"the manifest changed at {iso(seen['changed_at'])}, in the middle of the window"
+    if "lost" in seen:
+        first, last = seen["offsets"]["first"], seen["offsets"]["last"]
+        return (
+            f"{many(seen['count'], 'record')} of the {seen['lost']} topic, partition {seen['partition']} offsets "
+            f"{first} to {last}, were deleted before they were read; some may have been the window's"
+        )
     what, name = ("late", "late events") if "late" in seen else ("dead_letters", "dead letters")
     return f"{seen[what]:,} {name}, {percent(seen['share'])} of the window; at most {percent(seen['limit'])} may be"
 

@@ -75,14 +75,20 @@ def _settings_help() -> str:
 @click.command(epilog=_settings_help())
 @click.option("--manifest", type=click.Path(path_type=Path), help="the flags and their gates, signed or YAML")
 @click.option("--broker", help="Kafka bootstrap servers")
-def command(manifest: Path | None, broker: str | None) -> None:
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    default=None,
+    help="go on without records that a topic deleted before they were read; windows they touch are held",
+)
+def command(manifest: Path | None, broker: str | None, accept_loss: bool | None) -> None:
     """Run the gate evaluator beside a Kafka.
 
     Reads telemetry, writes decisions and commands. Any number of workers share the partitions; each may be stopped
     or killed at any time. Missing topics are made where the broker allows it. Without a manifest file it takes the
     signed revisions of the manifests topic, and waits for the first.
     """
-    settings = load_settings(manifest=manifest, broker=broker)
+    settings = load_settings(manifest=manifest, broker=broker, accept_loss=accept_loss)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     if trusted is None and not (settings.manifest and settings.unsigned_manifest):
         raise SettingsError(

@@ -120,6 +120,7 @@ GOOD: dict[str, list[Any]] = {
     "applied_seq": [0, 7],
     "reason_status": ["ok", "failed"],
     "output_mode": ["full", "cite_only"],
+    "deleted_unread": [{"first": 0, "next": 1}],
 }
 BAD: dict[str, list[Any]] = {
     "event_id": [1, True, ["e"], {}],
@@ -161,6 +162,7 @@ BAD: dict[str, list[Any]] = {
     "applied_seq": [-1, 1.5],
     "reason_status": ["OK", ""],
     "output_mode": ["cite-only"],
+    "deleted_unread": [1, {}, {"first": 0}, {"first": -1, "next": 1}, {"first": 0.5, "next": 1}],
 }
 
 
