@@ -1,7 +1,7 @@
 """What another manifest would have decided: B looks wherever A looks, on the evidence that A's ramp produced."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,8 +11,11 @@ from msgspec.structs import replace
 from gates.guards import machine
 from gates.machine import Machine
 from gates.regions import Regions
+from gates.stage import StageEvidence
+from gates.staged import StagedRamp, unsound
 from gates.sums import IdSample
-from gates.unit import Clockwork, Unit, begin
+from gates.unit import Clockwork, Pinned, Unit, begin
+from gates.window import Window as Evidence
 from schemas.decision import Decision, GateResult, RuleResult
 from schemas.errors import InputError
 from schemas.manifest import Flag, Rule
@@ -57,6 +60,7 @@ class Difference:
 class Window:
     """One window of one unit, as A and B judge it. A side is None where that manifest said nothing and went on.
 
+    A window in which a side freezes before its end stands there twice, once for the freeze.
     ``weight``: the canary's in A's stage.
     """
 
@@ -72,6 +76,11 @@ class Window:
     def same(self) -> bool:
         """Whether both say the same at the same moment."""
         return self.a is not None and self.b is not None and (self.a.verdict, self.a.at) == (self.b.verdict, self.b.at)
+
+
+def counted(windows: Iterable[Window]) -> int:
+    """How many windows there are, those that stand there twice counted once."""
+    return len({(window.unit, window.start) for window in windows})
 
 
 def placed(b: Flag, a: Flag) -> tuple[Flag, list[str]]:
@@ -105,12 +114,15 @@ def placed(b: Flag, a: Flag) -> tuple[Flag, list[str]]:
 class Shadow:
     """B beside one unit of A. It sees A's windows, stages and ids, and remembers only what is its own.
 
-    After a stop B goes on as if it had not stopped: each window is asked for by itself.
+    Its evidence of a stage is that of A's stage, without the windows that B itself would have left out. After a stop B
+    goes on as if it had not stopped, and adds up evidence from there on.
     """
 
     def __init__(self, flag: Flag, clockwork: Clockwork) -> None:
         self.flag, self._clockwork = flag, clockwork
         self._green, self._strike, self._engaged = 0, False, False
+        self._evidence = StageEvidence()
+        self._pinned: Pinned | None = None
         self.stopped: Decision | None = None
 
     def look(self, unit: Unit, end: int, regions: Regions) -> Decision | None:
@@ -119,22 +131,38 @@ class Shadow:
             return None
         # Of what B's copy shares with A's unit, a promote would change this in place.
         earlier = IdSample(unit.earlier_canary.level, unit.earlier_canary.ids)
-        own = {"green": self._green, "strike": self._strike, "engaged": self._engaged}
-        mine = replace(unit, earlier_canary=earlier, assignments=replace(unit.assignments), closed=None, **own)
-        outcome = next(machine(self.flag, mine, self._clockwork, regions).close(end), None)
+        own = {"green": self._green, "strike": self._strike, "engaged": self._engaged, "evidence": self._evidence}
+        pinned = None if unit.pinned is None else self._pinned or unit.pinned
+        mine = replace(
+            unit, earlier_canary=earlier, assignments=replace(unit.assignments), closed=None, pinned=pinned, **own
+        )
+        window, judge = unit.window, machine(self.flag, mine, self._clockwork, regions)
+        outcome = next(judge.close(end), None)
         self._green, self._strike, self._engaged = mine.green, mine.strike, mine.engaged
+        self._evidence, before = mine.evidence, self._evidence
         if outcome is None:
             return None
         decision = outcome[0]
+        if decision.verdict == "promote" and isinstance(judge, StagedRamp):
+            # A may stay in its stage: what B knows of it is no less for that.
+            self._evidence = before.with_window(window, sound=not unsound(decision.evidence_problems))
         if decision.verdict in ("abort", "rollback"):
             self._green, self._strike = 0, False
         if decision.verdict == "abort" and not decision.window.closed:
             self.stopped = decision
         return decision
 
-    def promoted(self) -> None:
-        """A went on to its next stage."""
+    def promoted(self, window: Evidence, pinned: Pinned | None) -> None:
+        """A went on to its next stage at the end of a window; ``pinned``: what stands in for the baseline from then on.
+
+        B would have pinned the baseline of that window, or of the whole stage.
+        """
         self._green = 0
+        whole, self._evidence = self._evidence, StageEvidence()
+        if pinned is not None:
+            staged = whole.since is not None and bool(whole.windows)
+            arm, start = (whole.baseline, whole.since or 0) if staged else (window.baseline, window.start)
+            self._pinned = replace(pinned, arm=arm, start=start)
 
 
 class Beside:
@@ -205,7 +233,7 @@ class Beside:
         if over or (ours is not None and ours.verdict == "abort"):
             shadow.stopped = None
         if ours is not None and ours.verdict == "promote":
-            shadow.promoted()
+            shadow.promoted(window, ramp.unit.pinned)
 
     def _differences(self, name: str, a: Side | None, b: Side | None) -> list[Difference]:
         flag = name.split("|", 1)[0]

@@ -177,8 +177,8 @@ def aggregate(
     return history
 
 
-WINDOWS_MAX = 100
-"""Windows after which a sham rollout that neither stops nor passes is given up."""
+WINDOWS_MAX = {"point": 100, "sequential": 1_000}
+"""Windows after which a sham rollout that neither stops nor passes is given up: a stage of few requests takes days."""
 STOPS = ("abort", "rollback")
 CATCHES = ("abort", "freeze", "rollback")
 """Verdicts by which a regression is noticed."""
@@ -264,8 +264,10 @@ def sham_rollout(
     ramp = machine(flag, state, clockwork)
     path: list[tuple[str, list[str], int]] = []
     staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
-    while len(path) < WINDOWS_MAX and state.window.end <= history.end:
+    for _ in range(WINDOWS_MAX[flag.policy.evidence]):
         window = state.window
+        if window.end > history.end:
+            break
         chosen = np.zeros(BUCKETS, np.bool_)
         chosen[order[: buckets_for(flag.ramp_stages[state.stage])]] = True
         split = Split(history.span(unit, window.start, window.end), effect, chosen)
@@ -338,7 +340,11 @@ def _at_most(k: int, n: int, p: float) -> float:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How sham rollouts ended. ``frozen``: those with a freeze on the way. ``causes``: by what they were caught."""
+    """How sham rollouts ended. ``frozen``: those with a freeze on the way. ``causes``: by what they were caught.
+
+    Each is a rate of all rollouts; what is held against a promise is a rate of those that came to an end, since one
+    that the history cut short might yet have been stopped.
+    """
 
     aborted_early: Rate
     aborted_at_end: Rate
@@ -347,6 +353,24 @@ class Outcomes:
     passed: Rate
     open: Rate
     causes: dict[str, int]
+
+    @property
+    def aborted(self) -> Rate:
+        """Aborted, of those that came to an end."""
+        return self._ended(self.aborted_early.count + self.aborted_at_end.count)
+
+    @property
+    def rolled(self) -> Rate:
+        """Rolled back, of those that came to an end."""
+        return self._ended(self.rolled_back.count)
+
+    @property
+    def stopped(self) -> Rate:
+        """Aborted or rolled back, of those that came to an end."""
+        return self._ended(self.aborted.count + self.rolled.count)
+
+    def _ended(self, count: int) -> Rate:
+        return Rate(count, self.open.of - self.open.count)
 
 
 def outcomes(rollouts: Sequence[Rollout]) -> Outcomes:

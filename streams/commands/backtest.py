@@ -16,7 +16,7 @@ from rich.text import Text
 from schemas.document import cut
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import Flag
-from streams.backtest import Difference, Side, Window, compare, placed
+from streams.backtest import Difference, Side, Window, compare, counted, placed
 from streams.commands.options import bars, lateness_option, pane_option
 from streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
 from streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
@@ -232,13 +232,13 @@ def _why(window: Window) -> list[str]:
 def summary(windows: Sequence[Window]) -> str:
     """How many windows are judged the same, and what the others turn from and into."""
     differ = [window for window in windows if not window.same]
-    same = len(windows) - len(differ)
+    of, apart = counted(windows), counted(differ)
     if not differ:
-        more = sum(bool(window.differences) for window in windows)
+        more = counted(window for window in windows if window.differences)
         close = f"; in {more:,} of them single gates or rules do not agree" if more else ""
-        return f"{many(len(windows), 'window')}: A and B say the same in all of them{close}"
+        return f"{many(of, 'window')}: A and B say the same in all of them{close}"
     told = ", ".join(f"{count:,} × {turn}" for turn, count in Counter(map(_turn, differ)).most_common())
-    return f"{many(len(windows), 'window')}: the same in {same:,}, not in {len(differ):,} ({told})"
+    return f"{many(of, 'window')}: the same in {of - apart:,}, not in {apart:,} ({told})"
 
 
 def _turn(window: Window) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from schemas.document import cut
 from schemas.manifest import LESS_IS_LOOSER
 from schemas.times import shaped
-from streams.backtest import Side, Window
+from streams.backtest import Side, Window, counted
 from streams.commands.rehearsal import DAY, Rehearsal
 from streams.commands.screen import percent
 from streams.commands.words import many, number, plain
@@ -147,9 +147,9 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[Window]) -> None:
     def x(ts: float) -> float:
         return LEFT + (RIGHT - LEFT) * (ts - start) / max(end - start, 1)
 
-    differ = sum(not window.same for window in windows)
+    differ = counted(window for window in windows if not window.same)
     canvas.text(LEFT, top + 16, cut(unit)[1:-1], 14, font_weight="600")
-    told = f"{many(len(windows), 'window')}, {f'{differ:,} differ' if differ else 'no difference'}"
+    told = f"{many(counted(windows), 'window')}, {f'{differ:,} differ' if differ else 'no difference'}"
     canvas.text(RIGHT, top + 16, told, 12, FAINT, text_anchor="end")
     weight: float | None = None
     for window in windows:

@@ -84,9 +84,10 @@ class Rehearsal:
         for title in ("rollouts", "rate", "exact 95 % interval"):
             table.add_column(title, justify="right")
         table.add_column("")
+        staged = self.flag.policy.evidence == "sequential"
         alpha = f"false_stop is {percent(self.flag.policy.false_stop)}"
         for what, rate, note in (
-            ("aborted early", healthy.aborted_early, alpha),
+            ("aborted early", healthy.aborted_early, "" if staged else alpha),
             ("aborted at a window's end", healthy.aborted_at_end, ""),
             ("rolled back", healthy.rolled_back, ""),
             ("frozen on the way", healthy.frozen, ""),
@@ -95,23 +96,25 @@ class Rehearsal:
         ):
             table.add_row(what, f"{rate.count:,}", _percent(rate.value), _interval(rate), Text(note, style="dim"))
         console.print(table)
-        aborts = Rate(healthy.aborted_early.count + healthy.aborted_at_end.count, healthy.passed.of)
-        console.print(
-            f"False aborts {_percent(aborts.value)} ({_interval(aborts)}), "
-            f"false rollbacks {_percent(healthy.rolled_back.value)} ({_interval(healthy.rolled_back)})"
-        )
-        stopped = Rate(aborts.count + healthy.rolled_back.count, healthy.passed.of)
-        if self.flag.policy.evidence == "sequential":
-            console.print(
-                f"Stopped without a regression {_percent(stopped.value)} ({_interval(stopped)}); "
-                f"false_stop is {percent(self.flag.policy.false_stop)}"
-            )
+        console.print(f"{self._ends()}{f'; {alpha}' if staged else ''}")
         if healthy.causes:
             console.print("Behind them: " + ", ".join(f"{name} {count:,}" for name, count in healthy.causes.items()))
         regressions = {effect: life for effect, life in self.lifetimes.items() if effect is not None}
         if regressions:
             console.print(_lifetimes_table(regressions))
         console.print()
+
+    def _ends(self) -> str:
+        """What became of the rollouts that came to an end."""
+        stopped, cut_short = self.healthy.stopped, self.healthy.open.count
+        if not stopped.of:
+            return (
+                "No sham rollout came to an end before the history did, so no false-stop rate is known; take more of it"
+            )
+        rates = ((self.healthy.aborted, "aborts"), (self.healthy.rolled, "rollbacks"))
+        parts = ", ".join(f"false {what} {_percent(rate.value)} ({_interval(rate)})" for rate, what in rates)
+        of = f"Of the {stopped.of:,} that came to an end," if cut_short else f"Of all {many(stopped.of, 'rollout')},"
+        return f"{of} {_percent(stopped.value)} were stopped without a regression ({_interval(stopped)}): {parts}"
 
     def builtins(self) -> dict[str, Any]:
         """The numbers, for a file."""
@@ -125,6 +128,12 @@ class Rehearsal:
                 name: {"count": rate.count, "rate": rate.value, "interval": rate.interval}
                 for name, rate in vars(self.healthy).items()
                 if isinstance(rate, Rate)
+            },
+            "false_stop": self.flag.policy.false_stop,
+            "stopped_of_ended": {
+                "count": self.healthy.stopped.count,
+                "of": self.healthy.stopped.of,
+                "interval": self.healthy.stopped.interval if self.healthy.stopped.of else None,
             },
             "causes": self.healthy.causes,
             "regressions": [
@@ -213,6 +222,11 @@ def tell_limits(console: Console, found: Sequence[Rehearsal], lateness: int) -> 
         "be the split's own.",
         "Rollouts of one history overlap in time and in users; the intervals take them as independent.",
     ]
+    if any(rehearsal.healthy.open.count for rehearsal in found):
+        lines.append(
+            "Rollouts that were open when the history ended count neither as stopped nor as healthy: a longer history "
+            "has fewer of them. Stops come sooner than passes, so the rate of those that ended is rather too high."
+        )
     if any(rehearsal.gold for rehearsal in found):
         lines.append(
             "Both sham arms are given the whole gold set, probes included: what is read from gold cannot differ by "

@@ -106,6 +106,21 @@ class TestSham:
         assert [regression["regression"] for regression in rates["regressions"]] == ["latency=1.3", "error=0.5"]
         assert elements((files["out"] / "lifetimes.svg").read_bytes()).count("path") == 3
 
+    def test_the_false_stop_rate_is_told_beside_false_stop_of_those_that_ended(self, files: dict[str, Path]) -> None:
+        """Where the history is too short for any to end, that is said, and no 0 %."""
+        sequential = MANIFEST.replace("point", "sequential")
+        files["a.yml"].write_text(sequential)
+        done = backtest(files, "--aa", 4, "--out", files["out"], b=None)
+        assert "No sham rollout came to an end before the history did, so no false-stop rate is known" in done.out
+        assert "false_stop is 5 %" in done.out
+        (rates,) = json.loads((files["out"] / "rates.json").read_text())
+        assert rates["stopped_of_ended"] == {"count": 0, "of": 0, "interval": None}
+        files["a.yml"].write_text(MANIFEST.replace("hold_windows: 100", "hold_windows: 1"))
+        assert (
+            "Of all 4 rollouts, 0 % were stopped without a regression (0.00 – 60.24 %)"
+            in backtest(files, "--aa", 4, b=None).out
+        )
+
     def test_two_manifests_are_measured_on_the_same_splits(self, files: dict[str, Path]) -> None:
         done = backtest(files, "--aa", 2)
         assert done.code == 0
@@ -191,6 +206,12 @@ class TestPlot:
         assert 2 <= len(ticks) <= 6
         assert all(low <= tick <= high for tick in ticks)
         assert ticks == sorted(set(ticks))
+
+
+def test_a_window_with_a_freeze_before_its_end_counts_once() -> None:
+    """Its freeze and its end are told apart, and both turns are named."""
+    rows = [window("f|", 0, "freeze", "hold", 500), window("f|", 0, "rollback", "freeze"), window("f|", 1000, "hold")]
+    assert summary(rows) == "2 windows: the same in 1, not in 1 (1 × freeze → hold, 1 × rollback → freeze)"
 
 
 def test_the_summary_tells_turns_and_times_apart() -> None:

@@ -26,6 +26,7 @@ from streams.groups import Effect, Groups, read_effect
 from streams.panes import Run
 from streams.replay import Pipeline, read_lines, replay
 from streams.sham import (
+    WINDOWS_MAX,
     History,
     Lifetime,
     Rollout,
@@ -51,6 +52,8 @@ flags:
     policy: {evidence: point}
 """
 """A ramp that holds on in its first stage."""
+WHOLE = STAYS.replace("point", "sequential")
+"""The same, judged by all windows of the stage."""
 RAMPS = STAYS.replace("hold_windows: 100", "hold_windows: 1")
 
 
@@ -162,6 +165,36 @@ class TestComparison:
         assert verdicts([first, cut]) == [("hold", "hold"), ("abort", None)]
         assert [(d.limits, d.said) for d in cut.differences] == [((0.01, 1.0), ("fired", "quiet"))]
         assert {(w.a and w.a.reasons[0], w.b and w.b.reasons[0]) for w in rest} == {("latched", "latched")}
+
+    @pytest.mark.parametrize(("a", "b"), [(STAYS, WHOLE), (WHOLE, STAYS), (WHOLE, WHOLE)])
+    @pytest.mark.parametrize("sick", [{}, *SICK])
+    def test_b_of_another_kind_of_evidence_says_what_it_would_have_said_alone(
+        self, tmp_path: Path, a: str, b: str, sick: dict[str, Any]
+    ) -> None:
+        """As long as neither stops or promotes: sequential evidence adds up the stage's windows, whatever A does."""
+        path = log(tmp_path / "log", dict.fromkeys(range(6, 10), sick), 14)
+        windows = [w for w in compared(path, a, b) if w.b is not None]
+        alone = [d for d, _ in replay([path], Timeline.of(flags(b)), 1, CLOCKWORK)]
+        told = [(w.b.verdict, w.b.at, w.b.gates) for w in windows if w.b is not None]
+        stopped = next((d.decided_at for d in alone if d.verdict in ("abort", "rollback")), math.inf)
+        theirs = next((w.a.at for w in compared(path, a, b) if w.a and w.a.verdict in ("abort", "rollback")), math.inf)
+        until = min(stopped, theirs)
+        expected = [(d.verdict, d.decided_at, d.gates) for d in alone if d.decided_at <= until]
+        assert [one for one in told if one[1] <= until] == expected
+        assert len(expected) >= 3
+        if b == WHOLE:
+            rows = [next(g.n_canary for g in gates if g.gate == "error_rate_max") for _, _, gates in expected]
+            assert rows == sorted(rows), "the evidence of a stage shrinks"
+            assert rows[0] < rows[-1]
+
+    def test_b_begins_its_evidence_anew_where_a_s_ramp_goes_on(self, tmp_path: Path) -> None:
+        """Whether or not B would have promoted there; what A's next stage shows is all that counts in it."""
+        windows = compared(log(tmp_path / "log", {}, 12), RAMPS, RAMPS.replace("point", "sequential"))
+        later = [w.b for w in windows if w.weight == 1.0 and w.b is not None]
+        first = [w.b for w in windows if w.weight == 0.4 and w.b is not None]
+        assert later
+        rows = [next(g.n_canary for g in side.gates if g.gate == "error_rate_max") for side in (first[-1], later[0])]
+        assert rows[1] <= rows[0], "evidence of the stage before is in it"
 
     def test_an_evidence_problem_of_one_side_is_told(self, tmp_path: Path) -> None:
         """Here more requests than a window has."""
@@ -421,6 +454,22 @@ class TestRollouts:
         assert found[-1] + 140_000 <= history.end
         assert found[-1] + 200_000 > history.end
         assert starts(history, "f|", half(more="hold_windows: 99"), ONE) == [BASE]
+
+    def test_the_false_stop_rate_is_of_the_rollouts_that_came_to_an_end(self) -> None:
+        """One that the history cuts short might yet have been stopped: to count it as healthy understates the rate."""
+        cut, done = Rollout([("hold", ["x"], 1)]), Rollout([("pass", [], 1)])
+        stops = [Rollout([("rollback", ["x"], 1)]), Rollout([("abort", ["x"], 1)], early=True)]
+        told = outcomes([*[cut] * 6, *stops, done, done])
+        assert (told.stopped.count, told.stopped.of) == (2, 4)
+        assert told.open.count == 6
+        assert outcomes([cut]).stopped.of == 0
+
+    def test_sequential_rollouts_are_followed_as_long_as_the_history_goes(self, history: History) -> None:
+        """Few requests take many windows: one that is given up is neither healthy nor stopped."""
+        assert WINDOWS_MAX["sequential"] * 15 >= 7 * 24 * 60, "shorter than the manifest's patience"
+        flag = half(evidence="sequential", error=0.0, flips=0.3)
+        (rollout,) = rehearse(history, "f|", flag, ONE, 1)[None]
+        assert rollout.ended in ("abort", "rollback", "open")
 
     def test_one_that_the_history_cuts_short_is_open(self, history: History) -> None:
         flag = half(error=1.0, more="hold_windows: 99")
