@@ -223,7 +223,8 @@ class Moments:
         }
         for name, column in columns.items():
             known = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = known[0] + float(column.sum()), known[1] + float((column * 1.0) @ column)
+            values = column.astype(np.float64)
+            self._sums[name] = known[0] + float(values.sum()), known[1] + float(values @ values)
 
     def mean(self, name: str) -> float:
         """Of one metric."""

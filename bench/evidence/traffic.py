@@ -15,6 +15,8 @@ Bools = NDArray[np.bool_]
 Pattern = Literal["steady", "bursts", "day", "users"]
 
 MINUTE_MS, MINUTES_A_DAY = 60_000, 1440
+KEPT = 15
+"""First minutes whose split is kept: everybody asks for them."""
 
 ERROR, TOOL_FAILURE, SOLVED = 0.003, 0.005, 0.95
 LATENCY_MS, COST, SIGMA = 800.0, 0.01, 0.8
@@ -137,14 +139,25 @@ class Traffic:
         self.rate, self.seed, self.pattern = rate, seed, pattern
         self._phase = (drawn("phase", seed) % MINUTES_A_DAY) / MINUTES_A_DAY
         self._rows: list[Rows] = []
+        self._split: dict[tuple[int, float, Canary], Pair] = {}
 
     def arms(self, minute: int, weight: float, canary: Canary) -> Pair:
         """A minute's requests, split at a weight of the canary."""
+        asked = minute, weight, canary
+        if asked in self._split:
+            return self._split[asked]
         while len(self._rows) <= minute:
             self._rows.append(self._drawn(len(self._rows)))
         rows = self._rows[minute]
         mine = rows.arm < weight
-        return Requests.of(rows, ~mine, HEALTHY), Requests.of(rows, mine, canary)
+        pair = Requests.of(rows, ~mine, HEALTHY), Requests.of(rows, mine, canary)
+        if minute < KEPT:
+            self._split[asked] = pair
+        return pair
+
+    def forget(self) -> None:
+        """Let go of what is kept for others that ask for the same canary."""
+        self._split = {}
 
     def span(self, start: int, end: int, weight: float, canary: Canary) -> Pair:
         """The requests from one minute up to another."""

@@ -141,7 +141,11 @@ def trial(at: tuple[float, int]) -> list[tuple[str, str, Outcome]]:
     """One seed at one rate: canary, system and outcome of each run on it."""
     rate, seed = at
     traffic = Traffic(rate, seed)
-    return [(c.name, name, run(traffic, c)) for c in canaries(rate) for name, run in systems().items()]
+    found = []
+    for canary in canaries(rate):
+        found += [(canary.name, name, run(traffic, canary)) for name, run in systems().items()]
+        traffic.forget()
+    return found
 
 
 PATTERNS: tuple[tuple[Pattern, float], ...] = (
