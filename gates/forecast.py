@@ -41,7 +41,9 @@ def forecast(
     no time to tell where none came, or where more than a small share of the rows lack a metric.
     """
     judged = [gate for gate in gates if gate.gate in judged_gates(flag)]
-    if any(gate.status == "fail" for gate in judged) or not all(map(_too_few, problems)):
+    if any(gate.status == "fail" for gate in judged) or not all(
+        _too_few(found, staged=_staged(flag)) for found in problems
+    ):
         return None
     reasons = ["insufficient_data"] if problems else []
     reasons += [gate.gate for gate in judged if gate.status == "unknown"]
@@ -69,9 +71,14 @@ def forecast(
     )
 
 
-def _too_few(found: Problem) -> bool:
+def _staged(flag: Flag) -> bool:
+    return flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
+
+
+def _too_few(found: Problem, *, staged: bool) -> bool:
+    """Whether a problem is one of too little data. Of a stage a window without a baseline is left out, whole."""
     no_baseline = found.problem == "no_pinned_baseline" and found.detail.get("requests") == 0
-    return found.problem == "insufficient_data" or no_baseline
+    return found.problem == "insufficient_data" or (no_baseline and not staged)
 
 
 def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) -> Iterator[Need]:
@@ -128,7 +135,7 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
                 else:
                     both = min(arm.cost_rows, arm.solved_known)
                     yield share(name, "requests with cost and solved", both, arm.rows)
-            if flag.policy.evidence == "sequential" and flag.kind == "progressive_rollout":
+            if _staged(flag):
                 for name, arm in arms:
                     yield need(name, "solved requests", arm.solved, COST_LEAST)
             else:

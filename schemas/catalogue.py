@@ -90,7 +90,7 @@ be said either way. ``count``: after as many ids as it took. ``versions``: once 
 class Cause(NamedTuple):
     """Why a unit is held: ``what`` it is, how it ``ends``, and ``until`` when, in clauses for people.
 
-    ``{flag}``: the flag's name, as a shell reads it. ``{span}``: what of the evidence is judged together.
+    ``{flag}``: the flag's name, as a shell reads it; ``{span}``, ``{settled}``: see ``span_of`` and ``settled_by``.
     """
 
     what: str
@@ -152,8 +152,8 @@ CAUSES: Mapping[str, Cause] = {
     "gate/undecided": Cause(
         "the evidence does not settle a gate yet",
         "settled",
-        "it ends by itself: the stage's windows add up until every gate is settled, which promotes the canary at a "
-        "window's end or stops it as soon as that is proven",
+        "it ends by itself: the stage's windows add up until every gate is settled, which {settled} at a window's "
+        "end, or stops it as soon as that is proven",
     ),
     "gate/fail": Cause(
         "a gate fails, and policy.on_gate_fail is hold",
@@ -328,6 +328,15 @@ def causes(decision: Decision) -> Iterator[tuple[str, Cause]]:
     yield from ((name, CAUSES[name]) for name in found if name in CAUSES)
 
 
+ENDED_WINDOW = frozenset({"rearm", "window_unstable/manifest"})
+"""Causes that ended the window before its end: what it showed so far is evidence for nothing."""
+
+
 def span_of(decision: Decision) -> str:
     """What of the evidence a decision judges together, as ``{span}`` in a cause."""
     return "one window" if decision.evidence is None else "the windows of the stage together"
+
+
+def settled_by(decision: Decision) -> str:
+    """What comes of a stage whose gates all pass, as ``{settled}`` in a cause."""
+    return "passes the canary" if decision.stage.next_canary_weight is None else "promotes the canary"

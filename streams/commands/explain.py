@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gates.power import kind_gates
-from schemas.catalogue import REVISION, causes
+from schemas.catalogue import ENDED_WINDOW, REVISION, VERDICTS, causes
 from schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResult, decision_from_bytes
 from schemas.document import cut
 from schemas.errors import EventError, InputError, TopicError
@@ -200,7 +200,7 @@ def _why(decision: Decision) -> Iterator[str]:
         who = f", by {cut(freeze.by)}" if freeze.by else ""
         yield f"all gates pass, but a change freeze holds promotes until {iso(freeze.end)}{who}: {cut(freeze.reason)}"
     yield from _reasons(decision)
-    if "latched" in decision.reasons:
+    if "latched" in decision.reasons or "rearm" in decision.reasons:
         return
     told: set[tuple[Exemplar, ...]] = set()
     for rule in decision.abort_rules:
@@ -210,6 +210,8 @@ def _why(decision: Decision) -> Iterator[str]:
             yield from _exemplars(decision, rule.kind, told)
     for problem in decision.evidence_problems:
         yield problem_words(problem)
+    if _ended(decision):
+        return
     judged = [gate for gate in decision.gates if gate.gate in kind_gates(decision.kind) and gate.status != "off"]
     by_status: dict[str, list[GateResult]] = {}
     for gate in judged:
@@ -217,12 +219,17 @@ def _why(decision: Decision) -> Iterator[str]:
     for gate in [*by_status.get("fail", ()), *by_status.get("waived", ())]:
         yield _gate(decision, gate)
         yield from _exemplars(decision, gate.gate, told)
-    for gate in by_status.get("undecided", ()):
+    undecided = by_status.get("undecided", [])
+    if VERDICTS[decision.verdict].ended:
+        # There is no more of its traffic to settle them.
+        yield from [f"not decided yet, and of no more weight: {_named(undecided)}"] if undecided else []
+        undecided = []
+    for gate in undecided:
         yield _undecided(decision, gate)
         yield f" {_outlook(gate)}"
     unknown = by_status.get("unknown", [])
     if unknown:
-        yield f"not known: {', '.join(_NAMES.get(gate.gate, plain(gate.gate)) for gate in unknown)}"
+        yield f"not known: {_named(unknown)}"
     if decision.forecast is not None:
         yield from _forecast(decision, decision.forecast)
     passed = [*by_status.get("pass", ()), *by_status.get("not_applicable", ())]
@@ -233,6 +240,15 @@ def _why(decision: Decision) -> Iterator[str]:
             yield f"the other {len(passed)} gates pass" if len(passed) > 1 else "the other gate passes"
     elif judged and not {"hold_windows", "change_freeze"} & set(decision.reasons):
         yield f"all {len(judged)} gates pass"
+
+
+def _named(gates: list[GateResult]) -> str:
+    return ", ".join(_NAMES.get(gate.gate, plain(gate.gate)) for gate in gates)
+
+
+def _ended(decision: Decision) -> bool:
+    """Whether an order or a revision ended the window, so that nothing it showed counts any further."""
+    return any(name in ENDED_WINDOW for name, _ in causes(decision))
 
 
 def _reasons(decision: Decision) -> Iterator[str]:
@@ -452,6 +468,7 @@ def _forecast(decision: Decision, forecast: Forecast) -> Iterator[str]:
 def _next(decision: Decision) -> Iterator[str]:
     stage = decision.stage
     at, flag = percent(stage.canary_weight), shlex.quote(plain(decision.flag))
+    guards = decision.kind != "progressive_rollout"
     again = f"nothing is promoted until `tidegate rearm {flag}`, or {REVISION}"
     match decision.verdict:
         case "promote":
@@ -488,11 +505,12 @@ def _next(decision: Decision) -> Iterator[str]:
             yield "heavy chains stay capped until, on sound evidence, the cost uplift is at most 0.9 of its limit"
         case "restore":
             yield "the guard has stepped out; every further window is judged"
-        case "hold" if "latched" not in decision.reasons and decision.kind == "progressive_rollout":
+        case "hold" if not ("latched" in decision.reasons or _ended(decision) or guards):
             yield f"the canary stays at {at}"
         case "pass":
             yield "weights stay as they are, and the next window is judged anew"
-    yield from endings(decision)
+    problems = {problem.problem for problem in decision.evidence_problems}
+    yield from endings(decision, set(decision.reasons) - problems)
     yield from _then(decision)
 
 

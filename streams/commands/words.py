@@ -2,10 +2,10 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from schemas.catalogue import causes, span_of
+from schemas.catalogue import causes, settled_by, span_of
 from schemas.decision import Decision, Problem
 from schemas.document import cut
 from schemas.times import iso, readable
@@ -55,10 +55,17 @@ def place(seen: dict[str, Any]) -> str:
     return f"partition {int(seen['partition'])}, offset {int(seen['offset'])}"
 
 
-def endings(decision: Decision) -> list[str]:
-    """What holds a unit, and when that ends: a clause for each cause; empty where nothing is held."""
-    named = {"flag": shlex.quote(plain(decision.flag)), "span": span_of(decision)}
-    return [f"{cause.what}; {cause.until.format(**named)}" for _, cause in causes(decision)]
+def endings(decision: Decision, known: Collection[str] = ()) -> list[str]:
+    """What holds a unit, and when that ends: a clause for each cause; empty where nothing is held.
+
+    ``known``: reasons of which it has been said what they are.
+    """
+    flag = shlex.quote(plain(decision.flag))
+    named = {"flag": flag, "span": span_of(decision), "settled": settled_by(decision)}
+    return [
+        ("" if name.split("/")[0] in known else f"{cause.what}; ") + cause.until.format(**named)
+        for name, cause in causes(decision)
+    ]
 
 
 def problem_words(problem: Problem) -> str:

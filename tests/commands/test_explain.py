@@ -714,8 +714,30 @@ def test_what_holds_a_unit_is_told_with_when_that_ends(name: str) -> None:
         fields["kind"] = detail[1]
     decision = decided(verdict, reasons, flag=flag, evidence=evidence, **fields)
     span = "one window" if evidence is None else "the windows of the stage together"
-    until = CAUSES[name].until.format(flag="'pack of two'", span=span)
-    assert told(decision).count(f"  - {sentence(f'{CAUSES[name].what}; {until}')}\n") == 1
+    until = CAUSES[name].until.format(flag="'pack of two'", span=span, settled="promotes the canary")
+    said, what = told(decision), CAUSES[name].what
+    if first in {"gate", "rule"} or "evidence_problems" in fields:
+        assert said.count(f"  - {sentence(f'{what}; {until}')}\n") == 1
+    else:
+        why, following = said.split("\nNext\n")
+        assert sentence(what).removesuffix(".") in why or name == "change_freeze"
+        assert following.count(f"  - {sentence(until)}\n") == 1
+
+
+def test_of_a_window_that_an_order_ended_no_gate_is_foretold() -> None:
+    """What it showed counts no further; nor does the canary stay at the weight of before."""
+    open_ = gates(error_rate_max=("undecided", 0.0, 0.0, 0.0, 30, 300))
+    said = told(decided("hold", ["rearm"], gates=open_, window=Span(start=START, end=END, closed=False)))
+    assert "decided yet" not in said
+    assert "stays at" not in said
+
+
+def test_of_a_stop_no_gate_is_foretold() -> None:
+    """There is no more traffic to settle it; which were open is told."""
+    open_ = gates(error_rate_max=("undecided", 0.0, 0.0, 0.0, 30, 300), coverage_min=("fail", 0.5, 0.5, 0.87, 640, 640))
+    said = told(decided("rollback", ["coverage_min"], gates=open_))
+    assert "Not decided yet, and of no more weight: error rate." in said
+    assert "would pass" not in said
 
 
 DULL = [("gates", i) for i in (0, 1, 2, 5, 6, 7)]

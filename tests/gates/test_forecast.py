@@ -11,7 +11,7 @@ from gates.metrics import ArmMetrics, read_arms
 from gates.rules import Comparison
 from schemas.decision import Forecast, GateResult, Need, Problem
 from schemas.manifest import Flag
-from tests.gates.build import Event, flag, healthy, labels, probes, requests, seen
+from tests.gates.build import Drive, Event, flag, healthy, labels, probes, requests, seen
 
 MINUTE = 60_000
 FEW = Problem(problem="insufficient_data", detail={"canary": 0, "baseline": 0, "min_requests": 20})
@@ -81,6 +81,13 @@ def test_an_empty_baseline_is_waited_for_like_any_other() -> None:
     assert found is not None
     assert [n.arm for n in found.needs if n.what == "requests"] == ["baseline"]
     assert ask(events, problems=[FEW, mixed]) is None
+
+
+def test_what_is_missing_is_not_counted_where_the_window_is_left_out_of_its_stage() -> None:
+    """All of it would seem to be: the canary's requests of a window without a baseline are no evidence."""
+    drive = Drive(flag("policy: {evidence: sequential}"))
+    decision = drive.window(requests("canary", 40))
+    assert (decision.reasons, decision.forecast) == (["insufficient_data", "no_pinned_baseline"], None)
 
 
 def test_probe_groups_are_counted_when_complete() -> None:
