@@ -268,7 +268,12 @@ CAUSES: Mapping[str, Cause] = {
     "window_unstable": Cause(
         "the window's numbers are not whole",
         "window",
-        "it ends by itself with the first window that has few late events and few dead letters, and misses nothing",
+        "it ends by itself with the first window that has few late events and few dead letters",
+    ),
+    "window_unstable/lost": Cause(
+        "records were lost before they were read",
+        "window",
+        "it ends by itself with the first window that misses none",
     ),
     "window_unstable/manifest": Cause(
         "a new revision of the manifest took over in the middle of the window",
@@ -293,8 +298,8 @@ def cause_of(problem: Problem, kind: str) -> str:
         return "pins_drifted/window"
     if name == "no_pinned_baseline" and "pins" in detail:
         return "no_pinned_baseline/pins"
-    if name == "window_unstable" and "manifest" in detail:
-        return "window_unstable/manifest"
+    if name == "window_unstable":
+        return next((f"{name}/{what}" for what in ("manifest", "lost") if what in detail), name)
     return name
 
 

@@ -1,5 +1,6 @@
 """How decisions look on a terminal, and as plain lines where there is none."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -167,9 +168,19 @@ def gates_table(decision: Decision) -> Table:
 
 
 def verdict(decision: Decision) -> Text:
-    """The verdict in its colour, with the reasons."""
+    """The verdict in its colour, with the reasons: of gates that are not known or settled yet that they are."""
     said = Text(decision.verdict, style=VERDICT_STYLE.get(decision.verdict, ""))
-    return said.append(f" ({', '.join(map(plain, decision.reasons))})", style="dim")
+    return said.append(f" ({'; '.join(_reasons(decision))})", style="dim")
+
+
+def _reasons(decision: Decision) -> Iterator[str]:
+    status = {gate.gate: gate.status for gate in decision.gates}
+    by_status: dict[str, list[str]] = {}
+    for reason in decision.reasons:
+        open_ = status.get(reason, "")
+        by_status.setdefault(open_ if open_ in ("undecided", "unknown") else "", []).append(plain(reason))
+    for open_, reasons in by_status.items():
+        yield (f"{open_}: " if open_ else "") + ", ".join(reasons)
 
 
 def outcome(decision: Decision) -> Text:

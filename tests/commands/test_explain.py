@@ -688,6 +688,7 @@ HELD: dict[str, tuple[dict[str, Any], str]] = {
     "no_pinned_baseline/pins": ({"pins": {}}, "progressive_rollout"),
     "pins_drifted/window": ({}, "cost_guard"),
     "pins_drifted/against_manifest": ({"kind": "against_manifest"}, "progressive_rollout"),
+    "window_unstable/lost": ({"lost": "telemetry"}, "progressive_rollout"),
     "window_unstable/manifest": ({"manifest": "sha256:1"}, "progressive_rollout"),
 }
 

@@ -3,7 +3,8 @@
 import pytest
 
 from streams.commands.explain import explain
-from tests.gates.build import Drive, probes, requests
+from streams.commands.screen import verdict
+from tests.gates.build import Drive, flag, healthy, probes, requests
 from tests.gates.test_staged import both, mixed, sequential
 
 
@@ -51,6 +52,18 @@ def test_a_value_between_limit_and_rule_out_is_said_not_to_end_soon() -> None:
     drive.window(mixed(1000, 7, error=True))
     assert "it cannot end soon" in words(drive)
     assert "0.7 % in 1,000 requests, over the limit of 0.5 %" in words(drive)
+
+
+def test_a_line_tells_gates_that_are_open_from_those_that_fail() -> None:
+    """A hold for open gates is no failure of theirs; a rollback is."""
+    drive = Drive(sequential(probes=True))
+    drive.window(both(60))
+    said = verdict(drive.decisions[-1]).plain
+    assert said.startswith("hold (undecided: ")
+    assert said.endswith("; unknown: lambda_convergent)")
+    failed = Drive(flag())
+    failed.window(healthy(coverage=0.65))
+    assert verdict(failed.decisions[-1]).plain == "rollback (coverage_min)"
 
 
 def test_windows_that_count_and_those_left_out_are_told() -> None:

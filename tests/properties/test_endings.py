@@ -7,6 +7,7 @@ import pytest
 
 from gates.evidence import DETECTORS
 from gates.regions import Regions
+from gates.window import LostRange
 from schemas.catalogue import CAUSES, causes
 from schemas.decision import Decision
 from schemas.manifest import Flag
@@ -16,8 +17,18 @@ from tests.properties.test_problems import PROBLEMS as ALL
 from tests.properties.test_problems import Problem, by_hash
 
 BOUNCED = [Event(arm, sticky="both") for arm in ("baseline", "canary")]
-PROBLEMS = ALL | {"ids in both arms": Problem("sticky_violation", BOUNCED)}
-"""The same, of so few ids that they show no share."""
+
+
+def lose(drive: Drive) -> None:
+    """Records that a partition lost to retention."""
+    drive.unit.window.lose(LostRange("telemetry", 2, 10, 20))
+
+
+PROBLEMS = ALL | {
+    # Of so few ids that they show no share.
+    "ids in both arms": Problem("sticky_violation", BOUNCED),
+    "records lost": Problem("window_unstable", prepare=lose),
+}
 KINDS = ("progressive_rollout", "quality_gated", "cost_guard", "safety_guard")
 GREEN = ("promote", "open", "pass")
 LASTING = {
