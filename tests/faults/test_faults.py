@@ -114,7 +114,7 @@ BUGS: dict[str, tuple[Any, ...]] = {
         windows.GateState,
         "step",
         ("if partial.pane < closed:", "if False:"),
-        ("if partial.previous != closed:", "if partial.previous > closed:"),
+        ("if partial.previous != closed and", "if partial.previous > closed and"),
     ),
     "gate: a repeated order carried out again": (
         windows.GateState,

@@ -46,6 +46,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
     "checkpoint_every": ("2s", 2_000),
     "retain_every": ("1m", 60_000),
     "tick_idle_after": ("1m", 60_000),
+    "accept_loss": ("true", True),
     "session_timeout": ("45s", 45_000),
     "heartbeat": ("3s", 3_000),
     "fetch_wait": ("50ms", 50),
