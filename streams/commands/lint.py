@@ -103,7 +103,7 @@ def _show(console: Console, flag: Flag) -> None:
     window = flag.window
     console.print(Text(flag.name, "bold").append(f"  {flag.kind}  {flag.manifest_hash}", "not bold"))
     console.print(
-        f"canary {stages}; windows of {window.length_ms // 1000} s, {window.hold_windows} green before a promote, "
+        f"canary {stages}; windows of {_span(window.length_ms / 1000)}, {window.hold_windows} green before a promote, "
         f"at least {window.min_requests} requests an arm"
     )
     table = Table("gate", "limit", "hard rule", "soft rule", box=None, pad_edge=False)

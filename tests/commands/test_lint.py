@@ -93,8 +93,8 @@ class TestRight:
         done = lint(manifest, "flags: {one: {}, two: {window: {length: 1h}}}")
         assert "one progressive_rollout sha256:" in words(done)
         assert "two progressive_rollout sha256:" in words(done)
-        assert "windows of 900 s" in words(done)
-        assert "windows of 3600 s" in words(done)
+        assert "windows of 15m" in words(done)
+        assert "windows of 1h" in words(done)
         assert "2 flags, no errors" in done.out
 
     @pytest.mark.parametrize("name", ["[/red]", "[bold]", "[link=x]y", ":smile:", "é😀"])
