@@ -84,7 +84,7 @@ class Worker:
             self.manifests = Follower(settings, settings.manifests_topic, self._take_manifest)
         self.keepers: dict[TP, Keeper] = {}
         self.failed: Exception | None = None
-        self.stopped = False
+        self.stopped = self._alive = False
         self.assigned = asyncio.Event()
         self.sources = {settings.telemetry_topic, settings.partials_topic}
         self._runner: web.AppRunner | None = None
@@ -459,17 +459,18 @@ class Worker:
         if after is None:
             return
         now = time.monotonic()
-        silent = [
-            keeper
-            for keeper in self.keepers.values()
-            if keeper.agent == "window" and (now - keeper.heard_at) * 1000 >= after
-        ]
-        if not silent:
+        windows = [keeper for keeper in self.keepers.values() if keeper.agent == "window"]
+        silent = [keeper for keeper in windows if (now - keeper.heard_at) * 1000 >= after]
+        if self._alive and not silent:
             return
         everywhere = [TP(self.settings.telemetry_topic, p) for p in range(self.partitions)]
         ends = await self.app.consumer.highwaters(*everywhere)
         if not any(ends.values()):
+            # Nobody is silent before the first record: what comes then may be old, and a tick would make it late.
+            for keeper in windows:
+                keeper.heard_at = now
             return
+        self._alive = True
         tick = encode(TelemetryEvent(ts=int(time.time() * 1000), kind="tick"))
         for keeper in silent:
             if ends.get(keeper.tp) == keeper.state.next:

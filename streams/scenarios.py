@@ -436,7 +436,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "sample-ratio-mismatch": _problem(
         "sample_ratio_mismatch",
-        "two in five of the canary's users vanish without an error: no promote from this stage",
+        "two in five of the canary's users vanish without an error: no promote while they do",
         Change(users_lost, arm="canary", last=math.inf),
         verdicts=HELD,
     ),

@@ -1,10 +1,13 @@
-"""How a worker ends."""
+"""How a worker ends, and when it moves time by itself."""
 
 import asyncio
+import time
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from streams import app
 from streams.app import Worker
@@ -47,3 +50,75 @@ def test_a_checkpoint_that_cannot_be_written_at_the_end_is_one(worker: Any) -> N
     worker.keepers = {0: SimpleNamespace(save_now=unsaved)}
     asyncio.run(worker._shut_down())
     assert [str(error) for error in worker.crashed] == ["not saved"]
+
+
+class Topic:
+    """A telemetry topic with a worker that has read all of it; ``ticked``: when and where it sent a tick."""
+
+    def __init__(self, worker: Any, monkeypatch: pytest.MonkeyPatch, after: int | None = 10_000) -> None:
+        self.worker, self.now = worker, 1_000.0
+        self.tps = [TP("tidegate.telemetry", partition) for partition in range(2)]
+        self.ends = dict.fromkeys(self.tps, 0)
+        self.ticked: list[tuple[float, int]] = []
+        worker.settings = SimpleNamespace(tick_idle_after=after, telemetry_topic="tidegate.telemetry")
+        worker.partitions, worker._alive, worker.send = 2, False, self._send
+        worker.app.consumer = SimpleNamespace(highwaters=self._highwaters)
+        worker.keepers = {
+            tp: SimpleNamespace(agent="window", tp=tp, heard_at=self.now, state=SimpleNamespace(next=0))
+            for tp in self.tps
+        }
+        monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=lambda: self.now, time=time.time))
+
+    async def _highwaters(self, *tps: TP) -> dict[TP, int]:
+        return {tp: self.ends[tp] for tp in tps}
+
+    async def _send(self, topic: str, key: None, value: bytes, partition: int) -> None:
+        assert b'"kind":"tick"' in value.replace(b" ", b"")
+        self.ticked.append((self.now - 1_000, partition))
+        self.write(partition, read=False)
+
+    def write(self, partition: int, *, read: bool = True) -> None:
+        """A record comes, and is read at once."""
+        tp = self.tps[partition]
+        self.ends[tp] += 1
+        keeper = self.worker.keepers[tp]
+        keeper.state.next += 1
+        if read:
+            keeper.heard_at = self.now
+
+    def wait(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 1
+            asyncio.run(self.worker._tick())
+
+
+@pytest.mark.parametrize("empty", [1, 9, 10, 15, 60])
+def test_silence_is_counted_from_the_topics_first_record_on(
+    empty: int, worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the worker waited for it: a tick at once would make old telemetry that is played in late."""
+    topic = Topic(worker, monkeypatch)
+    topic.wait(empty)
+    topic.write(0)
+    topic.wait(9)
+    assert topic.ticked == []
+    topic.wait(2)
+    assert sorted(partition for _, partition in topic.ticked) == [0, 1]
+
+
+def test_a_partition_that_falls_silent_is_ticked_for_as_long_as_it_is(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = Topic(worker, monkeypatch)
+    for _ in range(35):
+        topic.write(0)
+        topic.wait(1)
+    assert {partition for _, partition in topic.ticked} == {1}
+    assert [b - a for (a, _), (b, _) in pairwise(topic.ticked)] == [10, 10]
+
+
+def test_without_a_setting_nobody_is_ticked(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = Topic(worker, monkeypatch, after=None)
+    topic.write(0)
+    topic.wait(60)
+    assert topic.ticked == []
