@@ -82,7 +82,7 @@ def command(
     def tell(what: Decision | Command | str) -> None:
         if isinstance(what, Decision):
             console.print(named(what, outcome(what)))
-            for line in (plain_gates(what), *problems(what)):
+            for line in filter(None, (plain_gates(what), *problems(what))):
                 console.print(Text(f"    {line}", style="dim"))
         else:
             console.print(named(what, order(what)) if isinstance(what, Command) else Text(what, style="yellow"))

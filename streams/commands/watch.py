@@ -153,5 +153,5 @@ async def _say_commands(console: Console, board: _Board, commands: ControlConsum
 
 def _say(console: Console, decision: Decision) -> None:
     console.print(Text(f"{plain(decision.key)}  ").append(outcome(decision)))
-    for line in (plain_gates(decision), *problems(decision), *endings(decision)):
+    for line in filter(None, (plain_gates(decision), *problems(decision), *endings(decision))):
         console.print(f"    {line}", highlight=False, markup=False)

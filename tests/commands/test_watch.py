@@ -127,6 +127,17 @@ def test_a_unit_whose_flag_has_left_the_manifest_is_shown_as_retired() -> None:
     assert "stage 0, canary" in shown()
 
 
+def test_an_order_that_rests_on_no_window_is_one_line(settings: Settings) -> None:
+    gate = Gate(timeline(RAMP))
+    gate.until(2)
+    gate.order(kill(ts=NOON + 2 * PANE))
+    asyncio.run(_write(settings, [decision for decision in gate.decisions if decision.verdict == "kill"]))
+    *orders, telemetry = watch(settings).splitlines()
+    assert orders
+    assert all("kill by " in line for line in orders)
+    assert telemetry.startswith("telemetry: ")
+
+
 def test_once_without_decisions_says_so(settings: Settings) -> None:
     """Also where a filter leaves none."""
     assert "no decisions in tidegate.decisions yet" in watch(settings)
