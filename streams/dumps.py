@@ -10,7 +10,7 @@ from aiokafka import ConsumerRecord
 
 from schemas.event import too_deep
 from streams import parquet
-from streams.replay import read_lines
+from streams.replay import read_records
 
 
 class Recorded(Protocol):
@@ -82,52 +82,21 @@ def _embedded(value: bytes | None) -> bytes:
     return msgspec.json.encode(value.decode(errors="replace"))
 
 
-class _Dumped(msgspec.Struct):
-    partition: int
-    offset: int
-    value: msgspec.Raw
-    value_base64: str | None = None
-    timestamp: int = -1
-
-    def content(self) -> bytes | None:
-        if self.value_base64 is not None:
-            return base64.b64decode(self.value_base64)
-        value = bytes(self.value)
-        if value[:1] == b'"':
-            return msgspec.json.decode(value, type=str).encode()
-        return None if value == b"null" else value
-
-
-def undumped(line: bytes) -> bytes:
-    """The value in a line of a dump; any other line as it is."""
-    try:
-        return msgspec.json.decode(line, type=_Dumped).content() or b""
-    except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError):
-        return line
-
-
 def is_dump(path: Path) -> bool:
     """Whether a file is a dump of a topic. Raises InputError if it cannot be read."""
-    if path.suffix == parquet.SUFFIX:
+    if parquet.is_parquet(path):
         return True
-    first = next(read_lines([path]), None)
-    return first is not None and _dumped(first[2]) is not None
+    first = next(read_records(path), None)
+    return first is not None and first[1].offset is not None
 
 
 def records(path: Path) -> Iterator[Dumped]:
     """The records of a dump; lines that are none are passed over."""
-    if path.suffix == parquet.SUFFIX:
-        yield from (Dumped(*row[:4]) for row in parquet.read(path))
-        return
-    for *_, line in read_lines([path]):
-        found = _dumped(line)
-        if found is not None:
-            yield found
+    for _, record in read_records(path):
+        if record.offset is not None:
+            yield Dumped(record.partition, record.offset, record.timestamp, record.value)
 
 
-def _dumped(line: bytes) -> Dumped | None:
-    try:
-        found = msgspec.json.decode(line, type=_Dumped)
-        return Dumped(found.partition, found.offset, found.timestamp, found.content())
-    except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError):
-        return None
+def values(path: Path) -> Iterator[bytes]:
+    """The values of the records in a dump, or the lines of a file that is none; empty for a record without one."""
+    return (record.value or b"" for _, record in read_records(path))

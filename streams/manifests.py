@@ -15,6 +15,7 @@ from schemas.load import load_manifest
 from schemas.signed import PrivateKey, TrustedKeys, is_signed, open_signed, read_trusted, sign
 from schemas.timeline import Revision, Timeline
 from schemas.times import iso
+from streams.files import read_whole
 from streams.follow import Follower
 from streams.settings import Settings
 
@@ -208,8 +209,8 @@ def read_files(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys |
 
 
 def read_file(path: Path) -> bytes:
-    """A file's bytes. Raises InputError, naming it, if it cannot be read."""
+    """A file's bytes, ``-`` for standard input. Raises InputError, naming it, if it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

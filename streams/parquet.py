@@ -8,12 +8,14 @@ from typing import Any, BinaryIO
 from aiokafka import ConsumerRecord
 
 from schemas.errors import InputError
+from streams.files import STANDARD_INPUT, begins, located
 
 SUFFIX = ".parquet"
+MAGIC = b"PAR1"
 BATCH = 4096
 
-Row = tuple[int, int, int, bytes | None, int | None]
-"""Partition, offset, timestamp and value of a record, and from where on the topic has nothing before it."""
+Row = tuple[Any, ...]
+"""Partition, offset, timestamp and value of a record, its ``since``, and its headers if they were asked for."""
 Dense = Sequence[tuple[ConsumerRecord, int | None]]
 """Records of one partition, each with the offset from which on the topic has nothing before it, if not its own."""
 
@@ -54,18 +56,30 @@ def mentions(path: Path, text: bytes) -> bool:
     return any(value is not None and text in value for _, _, _, value, _ in read(path))
 
 
-def read(path: Path) -> Iterator[Row]:
-    """The rows of a dump. Raises InputError, naming the file, if it is none."""
+def is_parquet(path: Path) -> bool:
+    """Whether a file is in this form, by its name; standard input by its content."""
+    try:
+        return path.suffix == SUFFIX or (path == STANDARD_INPUT and begins(path, MAGIC))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def read(path: Path, *, headers: bool = False) -> Iterator[Row]:
+    """The rows of a dump; ``headers``: with those too. Raises InputError, naming the file, if it is none."""
     arrow, parquet = require()
     wanted = ["partition", "offset", "timestamp", "value"]
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(located(path)) as file:
             missing = [name for name in wanted if name not in file.schema_arrow.names]
             if missing:
                 raise InputError(f"{path}: no column {missing[0]}; is it a dump of `tidegate export`?")
-            since = [name for name in ("since",) if name in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=BATCH, columns=wanted + since):
-                columns = [batch.column(name).to_pylist() for name in wanted + since]
-                yield from zip(*columns, *([] if since else [[None] * len(batch)]), strict=True)
+            more = ["since", *(["headers"] if headers else [])]
+            there = [name for name in (*wanted, *more) if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=BATCH, columns=there):
+                columns = [batch.column(name).to_pylist() for name in wanted]
+                columns += [batch.column(n).to_pylist() if n in there else [None] * len(batch) for n in more]
+                if headers:
+                    columns[-1] = [[(h["name"], h["value"] or b"") for h in every or ()] for every in columns[-1]]
+                yield from zip(*columns, strict=True)
     except (OSError, arrow.ArrowException) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

@@ -5,13 +5,12 @@ them.
 """
 
 import binascii
-import gzip
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import msgspec
 from aiokafka.partitioner import murmur2
@@ -27,6 +26,7 @@ from schemas.times import iso
 from streams import parquet
 from streams.columns import GroupTable
 from streams.differences import told
+from streams.files import open_log
 from streams.panes import STEP, PartitionState, Run, partial_codec
 from streams.tally import Tally
 from streams.windows import GateState, Order, Outcome, all_switches, split
@@ -119,6 +119,7 @@ class _Line(msgspec.Struct):
     offset: msgspec.Raw = msgspec.Raw(b"null")
     timestamp: msgspec.Raw = msgspec.Raw(b"null")
     since: msgspec.Raw = msgspec.Raw(b"null")
+    headers: msgspec.Raw = msgspec.Raw()
     value: msgspec.Raw = msgspec.Raw()
     value_base64: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -128,12 +129,14 @@ _string = msgspec.json.Decoder(str)
 _integer = msgspec.json.Decoder(int)
 _maybe_string = msgspec.json.Decoder(str | None)
 _maybe_integer = msgspec.json.Decoder(int | None)
+_headers = msgspec.json.Decoder(list[tuple[str, str | None]])
 
 
 class Record(msgspec.Struct, array_like=True):
     """One record of a file. ``offset`` None: the next one. ``timestamp`` -1: the file gives none.
 
-    ``since``: the topic had no record from there on and before this one; None: nothing is said of that.
+    ``since``: the topic had no record from there on and before this one; None: nothing is said of that. ``headers``:
+    names and values.
     """
 
     partition: int
@@ -141,6 +144,7 @@ class Record(msgspec.Struct, array_like=True):
     timestamp: int
     value: bytes | None
     since: int | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -190,12 +194,15 @@ def _dumped(head: _Line) -> Record:
         # A dump writes a value that is no JSON object as a string.
         with suppress(msgspec.MsgspecError, UnicodeError):
             value = _string.decode(head.value).encode()
-    return Record(partition, offset, -1 if stamp is None else stamp, value, since)
+    return Record(partition, offset, -1 if stamp is None else stamp, value, since, _headers_of(head))
 
 
-def open_log(path: Path) -> IO[bytes]:
-    """Open an NDJSON file, ``.gz`` or plain. Raises OSError if it cannot be read."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _headers_of(head: _Line) -> Sequence[tuple[str, bytes]]:
+    # Other tools' dumps may have something else under that name.
+    with suppress(msgspec.MsgspecError, UnicodeError):
+        if head.headers:
+            return [(name, (text or "").encode()) for name, text in _headers.decode(head.headers)]
+    return ()
 
 
 def read_lines(
@@ -217,7 +224,7 @@ def read_lines(
 def count_partitions(paths: Sequence[Path], least: int, progress: Callable[[int], None] = lambda _: None) -> int:
     """``least``, or more where a record of the files names a partition beyond it."""
     for path in paths:
-        if path.suffix == parquet.SUFFIX:
+        if parquet.is_parquet(path):
             least = max(least, 1 + max((partition for partition, *_ in parquet.read(path)), default=0))
             continue
         for _, number, line in read_lines([path], progress):
@@ -233,10 +240,19 @@ def _record_at(path: Path, number: int, line: bytes, partitions: int) -> list[Re
         raise InputError(f"{path}:{number}: {error}") from None
 
 
-def _records(path: Path, partitions: int, progress: Callable[[int], None]) -> Iterator[tuple[int, Record]]:
-    """Line or row number, and record, of everything in a file."""
-    if path.suffix == parquet.SUFFIX:
-        for number, row in enumerate(parquet.read(path), 1):
+def read_records(
+    path: Path,
+    partitions: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+    *,
+    headers: bool = False,
+) -> Iterator[tuple[int, Record]]:
+    """Line or row number, and record, of everything in a file: a dump in either form, or bare values a line each.
+
+    ``headers``: also those of a Parquet file. Raises InputError, naming the file, if it cannot be read.
+    """
+    if parquet.is_parquet(path):
+        for number, row in enumerate(parquet.read(path, headers=headers), 1):
             yield number, Record(*row)
         return
     for _, number, line in read_lines([path], progress):
@@ -259,7 +275,7 @@ def runs(
     waiting: dict[int, tuple[Run, list[bytes | None], list[int]]] = {}
     following: dict[int, int] = {}
     for path in paths:
-        for number, record in _records(path, partitions, progress):
+        for number, record in read_records(path, partitions, progress):
             partition, due = record.partition, following.get(record.partition)
             offset = due or 0 if record.offset is None else record.offset
             if due is not None and offset < due:
@@ -311,7 +327,7 @@ def deleted_unread(paths: Iterable[Path]) -> dict[tuple[int, int], int]:
     """
     found: dict[tuple[int, int], int] = {}
     for path in paths:
-        for _, record in _records(path, 1, lambda _: None) if _mentions(path, _DELETED) else ():
+        for _, record in read_records(path) if _mentions(path, _DELETED) else ():
             if record.offset is None or record.value is None or _DELETED not in record.value:
                 continue
             with suppress(msgspec.MsgspecError, UnicodeError):
@@ -323,7 +339,7 @@ def deleted_unread(paths: Iterable[Path]) -> dict[tuple[int, int], int]:
 
 
 def _mentions(path: Path, text: bytes) -> bool:
-    if path.suffix == parquet.SUFFIX:
+    if parquet.is_parquet(path):
         return parquet.mentions(path, text)
     before = b""
     try:

@@ -30,7 +30,7 @@ from schemas.decision import Command, Decision
 from schemas.errors import InputError
 from schemas.event import TelemetryEvent
 from schemas.manifest import Flag
-from streams.replay import open_log
+from streams.files import open_log
 from streams.scenarios import BASELINE_PINS, Arm, Canary, Scenario, regions_of
 
 USERS = 4_000

@@ -17,7 +17,7 @@ from schemas.document import cut
 from schemas.errors import InputError, SettingsError
 from schemas.manifest import Flag
 from streams.backtest import Difference, Side, Window, compare, counted, placed
-from streams.commands.options import bars, lateness_option, pane_option
+from streams.commands.options import LogFile, bars, lateness_option, pane_option
 from streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
 from streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
 from streams.commands.screen import VERDICT_STYLE, percent
@@ -40,10 +40,8 @@ WIDTH = 150
     multiple=True,
     help="A, whose ramp made the history; then B",
 )
-@click.option(
-    "--events", type=click.Path(path_type=Path), required=True, multiple=True, help="NDJSON in log order, .gz allowed"
-)
-@click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--events", type=LogFile(), required=True, multiple=True, help="as `tidegate replay` takes them")
+@click.argument("more_events", nargs=-1, type=LogFile())
 @click.option("--aa", type=click.IntRange(1, 100_000), help="sham rollouts of the baseline against itself")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="of the sham arms")
 @click.option(

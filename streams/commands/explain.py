@@ -3,7 +3,6 @@
 import asyncio
 import re
 import shlex
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +20,11 @@ from schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResul
 from schemas.document import cut
 from schemas.errors import EventError, InputError, TopicError
 from schemas.times import iso
+from streams.commands.options import LogFile
 from streams.commands.screen import VERDICT_STYLE
 from streams.commands.words import endings, many, minutes_long, number, percent, plain, problem_words, sentence
-from streams.dumps import undumped
-from streams.replay import open_log, read_lines
+from streams.dumps import values
+from streams.files import STANDARD_INPUT, open_log
 from streams.settings import Settings, load_settings
 from streams.tail import tail
 
@@ -37,8 +37,8 @@ _GREEN = ("promote", "pass", "open", "restore")
 @click.argument("decision")
 @click.option(
     "--decisions",
-    type=click.Path(path_type=Path),
-    help=f"where to look: NDJSON or a dump, .gz allowed  [default: {DEFAULT_FILE}]",
+    type=LogFile(),
+    help=f"where to look: NDJSON or a dump, .gz and .parquet allowed  [default: {DEFAULT_FILE}]",
 )
 @click.option("--broker", help="look in the decisions topic of this Kafka instead")
 def command(decision: str, decisions: Path | None, broker: str | None) -> None:
@@ -58,7 +58,7 @@ def command(decision: str, decisions: Path | None, broker: str | None) -> None:
         found = _in_topic(load_settings(broker=broker), digits[1])
     else:
         path = decisions or DEFAULT_FILE
-        found = _pick((undumped(line) for *_, line in read_lines([path])), digits[1], str(path))
+        found = _pick(values(path), digits[1], str(path))
     console = Console(soft_wrap=True, highlight=False)
     for line in explain(found):
         console.print(line)
@@ -71,22 +71,29 @@ def _short_id(name: str) -> bool:
 
 def _only(name: str) -> Decision:
     """The one record of a file, or of standard input."""
+    path = Path(name)
+    where = "standard input" if path == STANDARD_INPUT else name
     try:
-        if name == "-":
-            content = sys.stdin.buffer.read()
-        else:
-            with open_log(Path(name)) as file:
-                content = file.read()
+        with open_log(path) as file:
+            content = file.read()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{cut(name)} is no decision_id, and as a file: {reason}") from None
-    where = "standard input" if name == "-" else name
     try:
+        # It may stand on several lines, as other tools write it.
         return decision_from_bytes(content)
     except EventError as error:
-        lines = [line for line in content.splitlines() if line.strip()]
-        if len(lines) > 1 and all(_id_of(line) for line in lines[:2]):
-            raise InputError(f"{where} holds {len(lines)} records: name one, with --decisions {where}") from None
+        try:
+            records = list(values(path))
+        except InputError:
+            records = []
+        if len(records) > 1 and all(_id_of(record) for record in records[:2]):
+            raise InputError(f"{where} holds {len(records)} records: name one, with --decisions {name}") from None
+        if len(records) != 1 or records[0] == content.strip():
+            raise InputError(f"{where}: {error}") from None
+    try:
+        return decision_from_bytes(records[0])
+    except EventError as error:
         raise InputError(f"{where}: {error}") from None
 
 

@@ -19,7 +19,7 @@ from gates.verdict import Takes, finishes_by_point, to_pass, to_stop
 from schemas.errors import SettingsError
 from schemas.load import read_manifest
 from schemas.manifest import MAX_DURATION_MS, Flag, HardRule
-from streams.commands.options import pane_option
+from streams.commands.options import LogFile, pane_option
 from streams.commands.screen import percent
 from streams.commands.words import plain
 from streams.manifests import read_files
@@ -48,9 +48,7 @@ def _rate(_: click.Context, __: click.Parameter, value: str | None) -> float | N
 @pane_option
 @click.option("--strict", is_flag=True, help="exit with 1 where a flag can never decide")
 @click.option("--rate", callback=_rate, help="requests of both arms in one region, such as 2/s, 90/m or 5000/h")
-@click.option(
-    "--events", type=click.Path(path_type=Path), multiple=True, help="telemetry: say how much of it counts, and why not"
-)
+@click.option("--events", type=LogFile(), multiple=True, help="telemetry: say how much of it counts, and why not")
 def command(manifest: Path, pane: int | None, rate: float | None, strict: bool, events: tuple[Path, ...]) -> None:
     """Check MANIFEST and show every flag with its defaults filled in.
 

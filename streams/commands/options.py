@@ -1,6 +1,7 @@
 """What several commands share: options, and a bar for long work."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,6 +37,15 @@ class Duration(click.ParamType):
             return value if isinstance(value, int) else parse_duration(value)
         except ValueError as error:
             raise SettingsError(f"{_named(param)}: {error}") from None
+
+
+class LogFile(click.Path):
+    """A file of records to read: NDJSON, plain or packed, a dump in either form, or ``-`` for standard input."""
+
+    name = "log"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, allow_dash=True)
 
 
 def _named(param: click.Parameter | None) -> str:

@@ -1,7 +1,7 @@
 """``tidegate replay``: decide from files, or from the topics."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from schemas.operation import Operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
 from schemas.times import iso
-from streams import dumps, parquet, past, retained
+from streams import dumps, past, retained
 from streams.again import Again, Asked
-from streams.commands.options import Time, bars, lateness_option, pane_option
+from streams.commands.options import LogFile, Time, bars, lateness_option, pane_option
 from streams.commands.outcomes import Made
 from streams.commands.words import many, plain
 from streams.history import Extent, History
 from streams.manifests import load_trusted, read_files
-from streams.replay import Corrected, count_partitions, first_difference, read_lines, read_operations, replay
+from streams.replay import Corrected, count_partitions, first_difference, read_operations, replay
 from streams.settings import Settings, load_settings
 from streams.tally import Tally
 
@@ -37,7 +37,7 @@ _TOPICS = Path("/ the topics")
 )
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys to verify signed revisions with")
 @click.option(
-    "--events", type=click.Path(path_type=Path), multiple=True, help="NDJSON in log order, .gz allowed, or .parquet"
+    "--events", type=LogFile(), multiple=True, help="NDJSON in log order, .gz allowed, or .parquet; - is standard input"
 )
 @click.option("--broker", help="read the topics of this Kafka instead of --events; nothing is written there")
 @click.option(
@@ -47,8 +47,8 @@ _TOPICS = Path("/ the topics")
     help="with --broker: what was decided after this event time, such as 2026-01-31T12:00:00Z or now-2h",
 )
 @click.option("--to", "end", type=Time(), help="with --broker: telemetry that was written before this time")
-@click.argument("more_events", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--operations", type=click.Path(path_type=Path), help="kills and rearms, NDJSON or a dump")
+@click.argument("more_events", nargs=-1, type=LogFile())
+@click.option("--operations", type=LogFile(), help="kills and rearms, NDJSON or a dump")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
 @pane_option
 @lateness_option
@@ -57,7 +57,7 @@ _TOPICS = Path("/ the topics")
 @click.option("--corrections", type=click.Path(path_type=Path), help="what late events would have changed, NDJSON")
 @click.option(
     "--compare",
-    type=click.Path(path_type=Path),
+    type=LogFile(),
     is_flag=False,
     flag_value=str(_TOPICS),
     help="decisions to compare with, NDJSON or a dump; without a file: the topics of --broker; exit 1 if they differ",
@@ -258,16 +258,10 @@ def _same(one: Path, other: Path) -> bool:
 
 def _compare(made: Made, other: Path) -> None:
     try:
-        difference = first_difference(made.written, made.after.of(_values(other)))
+        difference = first_difference(made.written, made.after.of(dumps.values(other)))
     except InputError as error:
         raise InputError(f"{other}: {error}") from None
     _conclude(difference, str(other))
-
-
-def _values(path: Path) -> Iterator[bytes]:
-    if path.suffix == parquet.SUFFIX:
-        return (value or b"" for _, _, _, value, _ in parquet.read(path))
-    return (dumps.undumped(line) for *_, line in read_lines([path]))
 
 
 def _conclude(difference: str | None, other: str) -> None:

@@ -14,10 +14,10 @@ from rich.text import Text
 from schemas.errors import InputError, SignatureError, TopicError
 from schemas.seal import RecordKind, verify_record
 from schemas.signed import TrustedKeys
+from streams.commands.options import LogFile
 from streams.commands.words import many, plain
-from streams.dumps import undumped
 from streams.manifests import load_trusted
-from streams.replay import read_lines
+from streams.replay import read_records
 from streams.settings import Settings, load_settings
 from streams.tail import tail
 from streams.verify import Audit, Report
@@ -26,8 +26,8 @@ ROUNDS_MAX = 10
 
 
 @click.command()
-@click.argument("decisions", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--commands", type=click.Path(path_type=Path), multiple=True, help="commands, NDJSON; may be repeated")
+@click.argument("decisions", nargs=-1, type=LogFile())
+@click.option("--commands", type=LogFile(), multiple=True, help="commands, NDJSON or a dump; may be repeated")
 @click.option("--broker", help="read the decisions and control topics of this Kafka instead of files")
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys; every record must be signed by one")
 @click.option("--from-middle", is_flag=True, help="the records before the first ones given are somewhere else")
@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Check that decisions are an unbroken chain of unchanged records, and that commands carry them out.
 
-    DECISIONS are NDJSON files in the order in which they were written, or dumps of `tidegate export`, .gz allowed. For
+    DECISIONS are NDJSON files in the order in which they were written, or dumps of `tidegate export`, .gz and .parquet
+    allowed; - is standard input. For
     every flag and region: hashes, ids, links, windows that move forward; with --commands also their seq, and that each
     decision that asks for a command has it once and says the same. Identical repeats, as a crash leaves, are legal.
 
@@ -53,8 +54,8 @@ def command(
         if trusted_keys is not None:
             raise InputError("--trusted-keys goes with --broker: signatures are in the records' headers, not in files")
         audit = Audit(commands=bool(commands), from_middle=from_middle)
-        _take_files(decisions, audit.decision)
-        _take_files(commands, audit.command)
+        _take_files(decisions, "decision", audit.decision)
+        _take_files(commands, "command", audit.command)
         _tell(audit.report(), ", ".join(map(str, decisions)), with_commands=bool(commands))
         return
     if decisions or commands:
@@ -73,9 +74,12 @@ def command(
     )
 
 
-def _take_files(paths: Sequence[Path], take: Callable[[str, bytes], None]) -> None:
-    for path, number, line in read_lines(paths):
-        take(f"{path}:{number}", undumped(line))
+def _take_files(paths: Sequence[Path], kind: RecordKind, take: Callable[[str, bytes], None]) -> None:
+    for path in paths:
+        for number, record in read_records(path):
+            # A compacted topic may hold tombstones.
+            if record.value is not None or kind == "decision":
+                take(f"{path}:{number}", record.value or b"")
 
 
 async def _read_topics(settings: Settings) -> tuple[list[ConsumerRecord], list[ConsumerRecord]]:
