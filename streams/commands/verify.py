@@ -1,7 +1,9 @@
 """``tidegate verify``: whether decisions and commands are still what was once written."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -11,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schemas.errors import InputError, SignatureError, TopicError
-from schemas.seal import RecordKind, verify_record
+from schemas.errors import InputError, TopicError
 from schemas.signed import TrustedKeys
-from streams.commands.options import LogFile
+from schemas.times import iso
+from streams.commands.options import LogFile, Time
 from streams.commands.words import many, plain
 from streams.manifests import load_trusted
 from streams.replay import read_records
 from streams.settings import Settings, load_settings
+from streams.signing import Checked, Kind, Placed, beginning, check
 from streams.tail import tail
 from streams.verify import Audit, Report
 
@@ -30,56 +33,70 @@ ROUNDS_MAX = 10
 @click.option("--commands", type=LogFile(), multiple=True, help="commands, NDJSON or a dump; may be repeated")
 @click.option("--broker", help="read the decisions and control topics of this Kafka instead of files")
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys; every record must be signed by one")
+@click.option("--signed-since", type=Time(), help="with --trusted-keys: what was written before needs no signature")
 @click.option("--from-middle", is_flag=True, help="the records before the first ones given are somewhere else")
 def command(
     decisions: tuple[Path, ...],
     commands: tuple[Path, ...],
     broker: str | None,
     trusted_keys: Path | None,
+    signed_since: int | None,
     from_middle: bool,
 ) -> None:
     """Check that decisions are an unbroken chain of unchanged records, and that commands carry them out.
 
     DECISIONS are NDJSON files in the order in which they were written, or dumps of `tidegate export`, .gz and .parquet
-    allowed; - is standard input. For
-    every flag and region: hashes, ids, links, windows that move forward; with --commands also their seq, and that each
-    decision that asks for a command has it once and says the same. Identical repeats, as a crash leaves, are legal.
+    allowed; - is standard input. For every flag and region: hashes, ids, links, windows that move forward; with
+    --commands also their seq, and that each decision that asks for a command has it once and says the same. Identical
+    repeats, as a crash leaves, are legal. With --trusted-keys also signatures, of topics and of dumps.
 
     Exits with 1 if anything is found; each finding is one line. A chain cannot tell that its end is missing: compare
     the last hash with one that you know.
     """
+    if broker is None and not decisions:
+        raise InputError("nothing to verify: give files of decisions, or --broker")
+    if signed_since is not None and trusted_keys is None:
+        raise InputError("--signed-since goes with --trusted-keys, which say what a signature is worth")
+    trusted = load_trusted(trusted_keys) if trusted_keys is not None else None
     if broker is None:
-        if not decisions:
-            raise InputError("nothing to verify: give files of decisions, or --broker")
-        if trusted_keys is not None:
-            raise InputError("--trusted-keys goes with --broker: signatures are in the records' headers, not in files")
         audit = Audit(commands=bool(commands), from_middle=from_middle)
-        _take_files(decisions, "decision", audit.decision)
-        _take_files(commands, "command", audit.command)
+        read = partial(_from_files, trusted=trusted is not None)
+        said = _take(audit, (read("decision", decisions), read("command", commands)), trusted, signed_since)
         _tell(audit.report(), ", ".join(map(str, decisions)), with_commands=bool(commands))
+        if said:
+            click.echo(said)
         return
     if decisions or commands:
         raise InputError("--broker and files are two places to read from: give one of them")
     settings = load_settings(broker=broker)
-    trusted = load_trusted(trusted_keys) if trusted_keys is not None else None
     audit = Audit(from_middle=from_middle, compacted=True)
     decided, ordered = asyncio.run(_read_topics(settings))
-    _take_records(audit, "decision", decided, trusted)
-    _take_records(audit, "command", ordered, trusted)
+    placed = _from_topic("decision", decided), _from_topic("command", ordered)
+    said = _take(audit, placed, trusted, signed_since)
     _tell(audit.report(), settings.decisions_topic, with_commands=True)
-    signed = f"every record is signed by one of {many(len(trusted), 'trusted key')}; " if trusted is not None else ""
+    signed = f"{said}; " if said else ""
     click.echo(
         f"{signed}{settings.control_topic} is compacted: of a unit's commands only the last one has to be there, "
         "and those that are were checked"
     )
 
 
-def _take_files(paths: Sequence[Path], kind: RecordKind, take: Callable[[str, bytes], None]) -> None:
+def _from_files(kind: Kind, paths: Sequence[Path], *, trusted: bool) -> Iterator[Placed]:
+    """The records of files. Raises InputError for one without headers where signatures are looked at."""
     for path in paths:
-        for number, record in read_records(path):
-            # A compacted topic may hold tombstones.
-            if record.value is not None or kind == "decision":
-                take(f"{path}:{number}", record.value or b"")
+        for number, record in read_records(path, headers=trusted):
+            if trusted and record.offset is None:
+                raise InputError(
+                    f"{path}:{number}: not the line of a dump, and signatures are in the headers of records: "
+                    "give dumps of `tidegate export`, or --broker"
+                )
+            yield Placed(f"{path}:{number}", kind, record.partition, record.timestamp, record.value, record.headers)
+
+
+def _from_topic(kind: Kind, records: Sequence[ConsumerRecord]) -> Iterator[Placed]:
+    for record in records:
+        where = f"{record.topic}-{record.partition} offset {record.offset}"
+        yield Placed(where, kind, record.partition, record.timestamp, record.value, record.headers)
 
 
 async def _read_topics(settings: Settings) -> tuple[list[ConsumerRecord], list[ConsumerRecord]]:
@@ -98,22 +115,40 @@ async def _read_topics(settings: Settings) -> tuple[list[ConsumerRecord], list[C
     return decided, ordered
 
 
-def _take_records(
-    audit: Audit, kind: RecordKind, records: Sequence[ConsumerRecord], trusted: TrustedKeys | None
-) -> None:
-    take = audit.decision if kind == "decision" else audit.command
-    for record in records:
-        # A compacted topic may hold tombstones.
-        if record.value is None and kind == "command":
-            continue
-        where = f"{record.topic}-{record.partition} offset {record.offset}"
-        if trusted is not None:
-            try:
-                verify_record(record.value, record.headers, kind, trusted)
-            except SignatureError as error:
-                audit.note("signature", where, str(error))
-                continue
-        take(where, record.value or b"")
+def _take(
+    audit: Audit,
+    placed: Sequence[Iterator[Placed]],
+    trusted: TrustedKeys | None,
+    since: int | None,
+) -> str:
+    """Give the records to the audit, with what is wrong with their signatures; what is to be said of these."""
+    checked: list[Checked] = []
+    # A compacted topic may hold tombstones.
+    records = (one for one in chain(*placed) if one.value is not None or one.kind == "decision")
+    for one in map(Checked, records) if trusted is None else check(records, trusted, since):
+        checked.append(one)
+        if one.fault is None:
+            take = audit.decision if one.record.kind == "decision" else audit.command
+            take(one.record.where, one.record.value or b"")
+        else:
+            audit.note("signature", one.record.where, one.fault)
+    if trusted is None:
+        return ""
+    before, first, all_since = beginning(checked)
+    keys = f"signed by one of {many(len(trusted), 'trusted key')}"
+    if not before:
+        return f"every record is {keys}"
+    if since is None and first is not None:
+        audit.note(
+            "signature",
+            first.where,
+            f"the first signed record, of {iso(first.timestamp)}; {many(before, 'record')} from before the first of "
+            f"their partition are not signed; if signing was turned on then, give --signed-since {iso(all_since)}",
+        )
+    elif since is None:
+        audit.note("signature", "", f"none of {many(before, 'record')} is signed")
+    began = f"the first signed is {first.where}, of {iso(first.timestamp)}" if first is not None else "none is signed"
+    return f"every record since {iso(since or 0)} is {keys}, {many(before, 'record')} of before not; {began}"
 
 
 def _tell(report: Report, source: str, *, with_commands: bool) -> None:

@@ -3,8 +3,12 @@
 import asyncio
 import gzip
 import json
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -12,7 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from schemas.seal import Headers, RecordKind, sign_record
 from schemas.signed import public_line
+from streams import parquet
 from streams.broker import embedded_broker
+from streams.dumps import dump_line
 from tests.commands.invoke import Done, tidegate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -117,7 +123,8 @@ def test_nothing_in_a_record_reaches_the_terminal_as_a_control_sequence(tmp_path
         (["broken.ndjson.gz"], "broken.ndjson.gz: "),
         (["empty.ndjson"], "empty.ndjson: no decision in it"),
         ([DECISIONS, "--broker", "127.0.0.1:9"], "two places to read from"),
-        ([DECISIONS, "--trusted-keys", "keys"], "--trusted-keys goes with --broker"),
+        ([DECISIONS, "--trusted-keys", "keys"], "not the line of a dump, and signatures are in the headers of records"),
+        ([DECISIONS, "--signed-since", "now"], "--signed-since goes with --trusted-keys"),
         (["--broker", "127.0.0.1:9", "--trusted-keys", "absent"], "absent: No such file"),
         (["--broker", "127.0.0.1:9"], "topic tidegate.decisions at 127.0.0.1:9"),
     ],
@@ -128,6 +135,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     """So is a file that cannot be read, and one in which nothing stands: that proves nothing."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "empty.ndjson", [b"", b"  "])
+    (tmp_path / "keys").write_text(public_line(WORKER.public_key(), "worker") + "\n")
     (tmp_path / "broken.ndjson.gz").write_bytes(gzip.compress(DECISIONS.read_bytes())[:-20])
     done = tidegate("verify", *arguments)
     assert done.code == 2
@@ -242,3 +250,107 @@ def test_a_record_that_nobody_trusted_signed_is_named_and_not_looked_into(broker
     assert unsigned.endswith(": signature: not signed")
     assert ": signature: signed with the key " in strange
     assert len(verify(broker).out.splitlines()) > 2
+
+
+# -- signing turned on later ------------------------------------------------------------------------------------------
+
+BEGAN = 1_750_000_000_000
+FORMS = ("ndjson", "parquet")
+
+
+def archive(folder: Path, form: str, unsigned: int, *, late: bool = False) -> list[Path]:
+    """Dumps of decisions and commands, a second apart; the first ``unsigned`` of each are not signed.
+
+    ``late``: an unsigned repeat at the end, which claims to be from before.
+    """
+    paths = []
+    for kind, source in (("decision", DECISIONS), ("command", COMMANDS)):
+        records: list[Any] = []
+        for at, value in enumerate(lines(source)):
+            headers = [] if at < unsigned else sign_record(value, kind, WORKER)  # type: ignore[arg-type]
+            records.append(stored(at, BEGAN + (at - unsigned) * 1000, value, headers))
+        if late and kind == "decision":
+            records.append(stored(len(records), BEGAN - 9_000, records[0].value, []))
+        path = folder / f"{kind}.{form}"
+        with path.open("wb") as target:
+            if form == "parquet":
+                parquet.write(target, [[(record, None) for record in records]])
+            else:
+                target.write(b"".join(dump_line(record) + b"\n" for record in records))
+        paths.append(path)
+    return paths
+
+
+def stored(offset: int, timestamp: int, value: bytes, headers: Headers) -> Any:
+    return SimpleNamespace(partition=1, offset=offset, timestamp=timestamp, key=b"k", value=value, headers=headers)
+
+
+def audited(paths: list[Path], trusted: Path, *more: object) -> Done:
+    return tidegate("verify", paths[0], "--commands", paths[1], "--trusted-keys", trusted, *more)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_signed_archive_passes_in_either_form(tmp_path: Path, trusted: Path, form: str) -> None:
+    done = audited(archive(tmp_path, form, 0), trusted)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith("every record is signed by one of 1 trusted key\n")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_where_signing_was_turned_on_later_its_first_record_is_named_once(
+    tmp_path: Path, trusted: Path, form: str
+) -> None:
+    """With the option that takes what came before as it is; the chain is held through it all."""
+    paths = archive(tmp_path, form, 1)
+    done = audited(paths, trusted)
+    assert done.code == 1
+    named, total = done.out.splitlines()
+    assert named.startswith(f"{paths[0]}:2: signature: the first signed record, of 2025-06-15T15:06:40Z; 2 records")
+    assert total == "1 finding in 3 decisions, 2 commands, 1 unit"
+    option = re.search(r"give (--signed-since) (\S+)$", named)
+    assert option is not None
+    done = audited(paths, trusted, *option.groups())
+    assert (done.code, done.err) == (0, "")
+    assert f"2 records of before not; the first signed is {paths[0]}:2, of 2025-06-15T15:06:40Z" in done.out
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_signed_after_that_is_a_finding_each(tmp_path: Path, trusted: Path, form: str) -> None:
+    """Also what claims to be from before: a record's time is its writer's word, its place is the log's."""
+    paths = archive(tmp_path, form, 1)
+    done = audited(paths, trusted, "--signed-since", BEGAN - 1_000)
+    assert done.code == 1
+    assert [line.split(": ", 1)[1] for line in done.out.splitlines()[:-1] if "not signed" in line] == [
+        "signature: not signed",
+        "signature: not signed",
+    ]
+    paths = archive(tmp_path, form, 1, late=True)
+    done = audited(paths, trusted, "--signed-since", BEGAN)
+    assert done.out.splitlines()[0] == f"{paths[0]}:4: signature: not signed"
+    assert done.code == 1
+
+
+def test_an_archive_without_a_signature_is_one_finding(tmp_path: Path, trusted: Path) -> None:
+    paths = archive(tmp_path, "ndjson", 9)
+    done = audited(paths, trusted)
+    assert (done.code, done.out.splitlines()[0]) == (1, "signature: none of 5 records is signed")
+    done = audited(paths, trusted, "--signed-since", BEGAN)
+    assert (done.code, "5 records of before not; none is signed" in done.out) == (0, True)
+
+
+def test_topics_are_told_where_signing_began(broker: str, trusted: Path) -> None:
+    first, *others = lines(DECISIONS)
+    publish(broker, [(first, [])], [])
+    time.sleep(0.01)
+    publish(
+        broker,
+        [signed(value, "decision") for value in others],
+        [signed(value, "command") for value in lines(COMMANDS)],
+    )
+    done = verify(broker, "--trusted-keys", trusted)
+    assert done.code == 1
+    named, _ = done.out.splitlines()
+    assert named.startswith("tidegate.decisions-1 offset 1: signature: the first signed record, of 2")
+    since = named.rsplit(" ", 1)[1]
+    done = verify(broker, "--trusted-keys", trusted, "--signed-since", since)
+    assert done.code == 0, done.out
