@@ -50,7 +50,7 @@ class Lately:
             pane, known = partial.pane, set()
         # After a crash a pane, or pieces of it, may be sent again.
         partial.units = {unit: seen for unit, seen in partial.units.items() if unit not in known}
-        self._open[place] = (pane if partial.more else pane + 1), known | partial.units.keys()
+        self._open[place] = (pane, known | partial.units.keys()) if partial.more else (pane + 1, set())
         self.tally.closed(partial, self._pane_ms, shared=gate == 0)
 
     def told(self) -> str:

@@ -53,6 +53,19 @@ def test_each_event_is_in_one_count_whatever_the_number_of_gates() -> None:
     assert tally.reasons == {f"by {everything}", "of mistyped", "warm-up", "late", "repeated", "refused"}
 
 
+def test_a_unit_is_counted_in_every_pane_one_after_the_other() -> None:
+    log = [record(event_id=str(n), ts=NOON + n * PANE // 4) for n in range(40)]
+    entries = [
+        (gate, b"0|%d" % partial.pane, piece)
+        for partial in fresh(0).step(Run(0, [*log, tick(NOON + 30 * PANE)])).partials
+        for gate, part in enumerate(split(partial, GATES))
+        for piece in pieces(part)
+    ]
+    assert counted(entries).tally.step.accepted == 40
+    again = [sent for at in range(len(entries)) for sent in entries[max(at - 7, 0) : at + 1]]
+    assert counted(again).tally.step.accepted == 40
+
+
 @pytest.mark.parametrize("back", [1, 2, 5, 100])
 def test_what_is_sent_again_after_a_crash_is_counted_once(back: int) -> None:
     entries = panes()
