@@ -38,11 +38,28 @@ class Dumped(NamedTuple):
     value: bytes | None
 
 
-def dump_line(record: ConsumerRecord, since: int | None = None) -> bytes:
+class End(NamedTuple):
+    """Stands behind the last record of a partition where the dump goes on to ``end`` without one.
+
+    ``tidegate replay`` needs it where another dump follows: nothing is missing in between.
+    """
+
+    partition: int
+    end: int
+    offset: None = None
+    timestamp: None = None
+    key: None = None
+    value: None = None
+    headers: tuple[()] = ()
+
+
+def dump_line(record: ConsumerRecord | End, since: int | None = None) -> bytes:
     """A record as a line of a dump, which ``--events`` takes; a value that is no JSON object as a string.
 
     ``since``: the offset from which on the topic has nothing before the record, where that is not its own.
     """
+    if isinstance(record, End):
+        return msgspec.json.encode({"partition": record.partition, "end": record.end, "since": since, "value": None})
     head: dict[str, Any] = {"partition": record.partition, "offset": record.offset, "timestamp": record.timestamp}
     if since is not None:
         head["since"] = since
@@ -87,7 +104,7 @@ def is_dump(path: Path) -> bool:
     if parquet.is_parquet(path):
         return True
     first = next(read_records(path), None)
-    return first is not None and first[1].offset is not None
+    return first is not None and (first[1].offset is not None or first[1].end is not None)
 
 
 def records(path: Path) -> Iterator[Dumped]:
@@ -99,4 +116,4 @@ def records(path: Path) -> Iterator[Dumped]:
 
 def values(path: Path) -> Iterator[bytes]:
     """The values of the records in a dump, or the lines of a file that is none; empty for a record without one."""
-    return (record.value or b"" for _, record in read_records(path))
+    return (record.value or b"" for _, record in read_records(path) if record.end is None)

@@ -15,7 +15,8 @@ MAGIC = b"PAR1"
 BATCH = 4096
 
 Row = tuple[Any, ...]
-"""Partition, offset, timestamp and value of a record, its ``since``, and its headers if they were asked for."""
+"""Partition, offset, timestamp and value of a record, its ``since``, its headers if they were asked for, and
+``end``: see ``dumps.End``."""
 Dense = Sequence[tuple[ConsumerRecord, int | None]]
 """Records of one partition, each with the offset from which on the topic has nothing before it, if not its own."""
 
@@ -40,20 +41,22 @@ def write(target: BinaryIO, runs: Iterable[Dense]) -> None:
         "value": arrow.binary(),
         "headers": arrow.list_(header),
         "since": arrow.int64(),
+        "end": arrow.int64(),
     }
     schema = arrow.schema(list(kinds.items()))
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for run in runs:
-            plain = kinds.keys() - {"headers", "since"}
+            plain = kinds.keys() - {"headers", "since", "end"}
             rows = {name: [getattr(record, name) for record, _ in run] for name in plain}
             rows["headers"] = [[{"name": n, "value": v} for n, v in record.headers] for record, _ in run]
             rows["since"] = [since for _, since in run]
+            rows["end"] = [getattr(record, "end", None) for record, _ in run]
             writer.write_table(arrow.table(rows, schema=schema))
 
 
 def mentions(path: Path, text: bytes) -> bool:
     """Whether a value of a dump has ``text`` in it. Raises InputError as ``read``."""
-    return any(value is not None and text in value for _, _, _, value, _ in read(path))
+    return any(row[3] is not None and text in row[3] for row in read(path))
 
 
 def is_parquet(path: Path) -> bool:
@@ -73,13 +76,15 @@ def read(path: Path, *, headers: bool = False) -> Iterator[Row]:
             missing = [name for name in wanted if name not in file.schema_arrow.names]
             if missing:
                 raise InputError(f"{path}: no column {missing[0]}; is it a dump of `tidegate export`?")
-            more = ["since", *(["headers"] if headers else [])]
+            more = ["since", *(["headers"] if headers else []), "end"]
             there = [name for name in (*wanted, *more) if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=BATCH, columns=there):
                 columns = [batch.column(name).to_pylist() for name in wanted]
                 columns += [batch.column(n).to_pylist() if n in there else [None] * len(batch) for n in more]
                 if headers:
-                    columns[-1] = [[(h["name"], h["value"] or b"") for h in every or ()] for every in columns[-1]]
+                    columns[-2] = [[(h["name"], h["value"] or b"") for h in every or ()] for every in columns[-2]]
+                else:
+                    columns.insert(-1, [()] * len(batch))
                 yield from zip(*columns, strict=True)
     except (OSError, arrow.ArrowException) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

@@ -120,6 +120,7 @@ class _Line(msgspec.Struct):
     timestamp: msgspec.Raw = msgspec.Raw(b"null")
     since: msgspec.Raw = msgspec.Raw(b"null")
     headers: msgspec.Raw = msgspec.Raw()
+    end: msgspec.Raw = msgspec.Raw(b"null")
     value: msgspec.Raw = msgspec.Raw()
     value_base64: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -136,7 +137,7 @@ class Record(msgspec.Struct, array_like=True):
     """One record of a file. ``offset`` None: the next one. ``timestamp`` -1: the file gives none.
 
     ``since``: the topic had no record from there on and before this one; None: nothing is said of that. ``headers``:
-    names and values.
+    names and values. ``end``: this is no record, but says that the topic had none from ``since`` to before this offset.
     """
 
     partition: int
@@ -145,6 +146,7 @@ class Record(msgspec.Struct, array_like=True):
     value: bytes | None
     since: int | None = None
     headers: Sequence[tuple[str, bytes]] = ()
+    end: int | None = None
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -177,7 +179,7 @@ def read_record(line: bytes, partitions: int) -> list[Record]:
 def _dumped(head: _Line) -> Record:
     partition = _integer.decode(head.partition)
     offset, stamp = _maybe_integer.decode(head.offset), _maybe_integer.decode(head.timestamp)
-    since = _maybe_integer.decode(head.since)
+    since, end = _maybe_integer.decode(head.since), _maybe_integer.decode(head.end)
     if not 0 <= partition < PARTITIONS_MAX:
         raise InputError(f"partition {partition} is out of range")
     for name, number in (("offset", offset or 0), ("timestamp", stamp or 0)):
@@ -194,7 +196,7 @@ def _dumped(head: _Line) -> Record:
         # A dump writes a value that is no JSON object as a string.
         with suppress(msgspec.MsgspecError, UnicodeError):
             value = _string.decode(head.value).encode()
-    return Record(partition, offset, -1 if stamp is None else stamp, value, since, _headers_of(head))
+    return Record(partition, offset, -1 if stamp is None else stamp, value, since, _headers_of(head), end)
 
 
 def _headers_of(head: _Line) -> Sequence[tuple[str, bytes]]:
@@ -274,8 +276,13 @@ def runs(
     lost = deleted_unread(paths)
     waiting: dict[int, tuple[Run, list[bytes | None], list[int]]] = {}
     following: dict[int, int] = {}
+    empty: dict[int, int] = {}
     for path in paths:
         for number, record in read_records(path, partitions, progress):
+            if record.end is not None:
+                if record.since is not None and record.since <= following.get(record.partition, -1):
+                    empty[record.partition] = record.end
+                continue
             partition, due = record.partition, following.get(record.partition)
             offset = due or 0 if record.offset is None else record.offset
             if due is not None and offset < due:
@@ -288,9 +295,10 @@ def runs(
                 gone, due = due, since
             if due is not None and offset > due:
                 since = offset if record.since is None else record.since
-                if since > due:
+                known = max(due, empty.get(partition, due))
+                if since > known:
                     raise InputError(
-                        f"{path}:{number}: records {due} to {since - 1} of partition {partition} are missing; "
+                        f"{path}:{number}: records {known} to {since - 1} of partition {partition} are missing; "
                         "give all files of the dump, in order"
                     )
                 since = due

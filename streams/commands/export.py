@@ -15,7 +15,7 @@ from schemas.errors import InputError
 from schemas.times import iso
 from streams import parquet
 from streams.commands.options import Time, bars
-from streams.dumps import dump_line
+from streams.dumps import End, dump_line
 from streams.history import Extent, History
 from streams.settings import load_settings
 
@@ -95,6 +95,9 @@ class _Seen:
             before = [due[run[0].partition], *(record.offset + 1 for record in run)]
             due[run[0].partition] = before.pop()
             yield [(r, None if since == r.offset else since) for r, since in zip(run, before, strict=True)]
+        for partition, (_, end) in sorted(extent.bounds.items()):
+            if due[partition] < end:
+                yield [(End(partition, end), due[partition])]
 
 
 def _entry(extent: Extent, seen: _Seen, file: Path) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def _from_files(kind: Kind, paths: Sequence[Path], *, trusted: bool) -> Iterator
     """The records of files. Raises InputError for one without headers where signatures are looked at."""
     for path in paths:
         for number, record in read_records(path, headers=trusted):
+            if record.end is not None:
+                continue
             if trusted and record.offset is None:
                 raise InputError(
                     f"{path}:{number}: not the line of a dump, and signatures are in the headers of records: "
