@@ -284,6 +284,23 @@ class Groups:
         found: Bools = until & self._mine(source, chosen)[key % BUCKETS]
         return found
 
+    def arm_at(self, pane: int, chosen: Bools) -> Arm:
+        """What an arm shows up to the end of a pane, whole."""
+        arm = Arm()
+        for source in self.present:
+            here = self.belongs(source, chosen) & (self.pane <= pane)
+            sums = Sums(groups=self.lambda_groups(source, pane))
+            sums.count(self.counters[here].sum(axis=0).tolist())
+            sums.delta_s.add(self.delta_s[here[self.delta_s_group]])
+            sums.latency.add(self.latency[here[self.latency_group]])
+            arm.sources[SOURCES[source]] = sums
+        return arm
+
+    def belongs(self, source: int, chosen: Bools) -> Bools:
+        """By group, whether it is of a source and an arm."""
+        found: Bools = (self.key // BUCKETS == source) & self._mine(source, chosen)[self.key % BUCKETS]
+        return found
+
     def _mine(self, source: int, chosen: Bools) -> Bools:
         return chosen if SOURCES[source] in SPLIT else np.ones(BUCKETS, np.bool_)
 
@@ -378,6 +395,10 @@ class Split:
             canary.arm_until(pane, self.chosen, self.canary, delta_s=delta_s),
             plain.arm_until(pane, ~self.chosen, self.baseline, delta_s=delta_s),
         )
+
+    def arms_at(self, pane: int) -> tuple[Arm, Arm]:
+        """Canary and baseline up to the end of a pane, as every gate reads them."""
+        return self.span.under(self.effect).arm_at(pane, self.chosen), self.span.plain.arm_at(pane, ~self.chosen)
 
     def suspects(self, flag: Flag) -> list[tuple[int, bool]]:
         """The panes at whose end a hard rule could fire at all, and whether it takes ΔS to tell.

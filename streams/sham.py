@@ -23,6 +23,7 @@ from schemas.timeline import Timeline
 from streams.buckets import AT, BLOCK_ROWS, BUCKETS, CACHED, SOURCES, SPLIT, Block, Rows, bucket_of, drawn, mixed
 from streams.columns import Columns, GroupTable
 from streams.groups import Effect, Groups, Span, Split
+from streams.looks import Past, looks
 from streams.panes import NEVER, PartitionState, Place, Snapshot
 from streams.replay import runs
 
@@ -264,6 +265,7 @@ def sham_rollout(
     ramp = machine(flag, state, clockwork)
     path: list[tuple[str, list[str], int]] = []
     staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
+    past = Past()
     for _ in range(WINDOWS_MAX[flag.policy.evidence]):
         window = state.window
         if window.end > history.end:
@@ -271,19 +273,23 @@ def sham_rollout(
         chosen = np.zeros(BUCKETS, np.bool_)
         chosen[order[: buckets_for(flag.ramp_stages[state.stage])]] = True
         split = Split(history.span(unit, window.start, window.end), effect, chosen)
-        for pane, delta_s in split.suspects(flag):
+        suspects = dict(split.suspects(flag))
+        if staged and not state.settling:
+            suspects |= dict.fromkeys(looks(split, flag, state, past), True)
+        for pane, delta_s in sorted(suspects.items()):
             at = window.start + (pane + 1) * clockwork.pane_ms
             if at == window.end and not state.settling:
                 break
-            window.canary, window.baseline = split.arms_until(pane, delta_s=delta_s)
             if staged:
+                window.canary, window.baseline = split.arms_at(pane)
                 if at == window.end:
                     break
-                # A freeze goes on, a stop ends it. Latency is looked at where windows end.
+                # A freeze goes on, a stop ends it.
                 path += [(one.verdict, one.reasons, one.decided_at - start) for one, _ in ramp.close(at)]
                 if path and path[-1][0] in STOPS:
                     return Rollout(path, early=True)
                 continue
+            window.canary, window.baseline = split.arms_until(pane, delta_s=delta_s)
             early = ramp.judge_pane()
             if early is not None:
                 return Rollout([*path, (early.verdict, early.reasons, at - start)], early=True)
@@ -291,6 +297,7 @@ def sham_rollout(
             window.canary, window.baseline = split.arms
         for decision, _ in ramp.close(window.end):
             path.append((decision.verdict, decision.reasons, decision.decided_at - start))
+        past.add(split, state.evidence)
         if path and path[-1][0] in (*STOPS, "pass"):
             break
     return Rollout(path)

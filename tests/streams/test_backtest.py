@@ -23,6 +23,7 @@ from streams.backtest import Window, compare, placed
 from streams.buckets import BUCKETS, SOURCES, bucket_of, mixed
 from streams.columns import hash_of
 from streams.groups import Effect, Groups, read_effect
+from streams.looks import looks
 from streams.panes import Run
 from streams.replay import Pipeline, read_lines, replay
 from streams.sham import (
@@ -334,6 +335,7 @@ def relabelled(
     return [json.dumps(event).encode() for event in values] + [tick(end + 10_000)]
 
 
+WHOLE_HALF = half(evidence="sequential", flips=0.3)
 CASES: list[tuple[str | None, Change, Flag, bool, set[str]]] = [
     (None, {}, half(), False, {"pass"}),
     (None, {}, half(error=0.004), False, {"pass", "abort"}),
@@ -346,6 +348,12 @@ CASES: list[tuple[str | None, Change, Flag, bool, set[str]]] = [
     (None, {}, half(error=0.02, flips=1.0), True, {"abort", "abort early"}),
     (None, {}, half(error=0.2, flips=1.0, more="hold_windows: 2"), True, {"pass"}),
     ("delta_s=0.25", {"delta_s": lambda v: v + 0.25}, half(error=0.2, flips=1.0), True, {"abort early"}),
+    (None, {}, half(evidence="sequential", error=0.005, flips=0.3), False, {"pass", "open"}),
+    (None, {}, half(evidence="sequential", error=0.02, flips=1.0), True, {"abort early"}),
+    ("delta_s=0.0625", {"delta_s": lambda v: v + 0.0625}, WHOLE_HALF, False, {"rollback", "rollback early"}),
+    ("cost=1.5", {"cost": lambda v: v * 1.5}, WHOLE_HALF, False, {"rollback"}),
+    ("latency=1.5", {"latency_ms": lambda v: v * 1.5}, WHOLE_HALF, False, {"rollback"}),
+    ("coverage=-0.25", {"coverage": lambda v: v - 0.25}, WHOLE_HALF, False, {"abort early"}),
     ("latency=1.15625", {"latency_ms": lambda v: v * 1.15625}, half(error=0.2, flips=1.0), True, {"rollback"}),
 ]
 """Regression, the same for an event, flag, with gold or without, and how the rollouts end."""
@@ -378,6 +386,40 @@ class TestRollouts:
             assert rollout.early == (not decisions[-1].window.closed)
             found.add(rollout.ended + " early" * rollout.early)
         assert found == ends
+
+    @pytest.mark.parametrize("effect", [None, "latency=1.25", "cost=1.25", "delta_s=0.04", "error=0.02"])
+    def test_no_stop_is_missed_between_the_panes_that_are_looked_at(
+        self, effect: str | None, recorded: Recorded, golden: Recorded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Near the limits, with gold and without: the same as if every pane were looked at, and far fewer are."""
+        seen, every = [0, 0], looks
+
+        def rollouts() -> list[Rollout]:
+            made = []
+            cases = (recorded[2], WHOLE_HALF), (golden[2], half(evidence="sequential", error=0.06, flips=0.3))
+            for number in (8, 10):
+                for history, flag in cases:
+                    start = BASE + number * 60_000
+                    order = np.argsort(mixed(np.arange(BUCKETS, dtype=np.uint64) + np.uint64(number)))
+                    found = read_effect(effect) if effect else None
+                    made.append(sham_rollout(history, "f|", flag, ONE, start, order, found))
+            return made
+
+        def few(split: Any, flag: Flag, *more: Any) -> Iterator[int]:
+            for pane in every(split, flag, *more):
+                seen[0] += 1
+                yield pane
+
+        def all_of_them(split: Any, *_: Any) -> Iterator[int]:
+            for pane in range(split.span.plain.panes - 1):
+                seen[1] += 1
+                yield pane
+
+        monkeypatch.setattr(module, "looks", few)
+        quick = rollouts()
+        monkeypatch.setattr(module, "looks", all_of_them)
+        assert quick == rollouts()
+        assert seen[0] < seen[1] / 2 or effect is not None
 
     def test_a_regression_of_errors_is_aborted_early(self, history: History) -> None:
         """Which requests fail is drawn, so no log shows the same."""
