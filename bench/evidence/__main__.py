@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         start = time.monotonic()
 
-        given = " ".join(sys.argv[1:] if arguments is None else arguments)
-        revision, command = _revision(), f'{COMMAND} ARGS="{given}"' if given else COMMAND
+        revision, command = _revision(), _command(asked)
 
         def progress(text: str, so_far: Results) -> None:
             print(f"{time.monotonic() - start:6.0f} s  {text}", file=sys.stderr, flush=True)
@@ -73,6 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=DOCS, help="folder (docs)")
     parser.add_argument("--redraw", action="store_true", help=f"write the page from {NUMBERS}, counting nothing")
     return parser
+
+
+def _command(asked: argparse.Namespace) -> str:
+    """How to count the same again: what was asked for beyond the defaults and makes the numbers."""
+    usual, given = _parser().parse_args([]), []
+    for name in ("runs", "robust_runs", "hours", "rates", "seed"):
+        value = getattr(asked, name)
+        if value != getattr(usual, name):
+            shown = " ".join(f"{rate:g}" for rate in value) if name == "rates" else str(value)
+            given.append(f"--{name.replace('_', '-')} {shown}")
+    return f'{COMMAND} ARGS="{" ".join(given)}"' if given else COMMAND
 
 
 def _revision() -> str:
