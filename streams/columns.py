@@ -104,16 +104,18 @@ class LeftOut(msgspec.Struct, array_like=True):
 
     ``outside``: of those out of their flag's scope, by the fields that are not among its own. ``unknown``: of those of
     flags that no manifest names, by flag; ``unnamed``: of further ones, once ``UNKNOWN_MAX`` have a name here.
+    ``early``: of a time at which no manifest was in force yet.
     """
 
     warmup: int = 0
     outside: dict[str, int] = msgspec.field(default_factory=dict)
     unknown: dict[str, int] = msgspec.field(default_factory=dict)
     unnamed: int = 0
+    early: int = 0
 
     @property
     def unknown_flag(self) -> int:
-        """Events of flags that no manifest names."""
+        """Events of flags that no manifest names, though there is one."""
         return sum(self.unknown.values()) + self.unnamed
 
     def count_unknown(self, flag: str, count: int) -> None:
@@ -132,6 +134,7 @@ class LeftOut(msgspec.Struct, array_like=True):
         """Count what came after."""
         self.warmup += other.warmup
         self.unnamed += other.unnamed
+        self.early += other.early
         for fields, count in other.outside.items():
             self.count_outside(fields, count)
         for flag, count in other.unknown.items():
@@ -147,7 +150,7 @@ class Group:
     ``run``: which of a λ group's six runs it is if it has a query id, else -1. ``hash``: index of the manifest hash
     that its assignment came from, or -1. ``client``: the assignment was a client's own. ``warmup``: it counts for
     nothing for that reason, ``outside``: for the fields of it that are not among its flag's, ``unknown``: because no
-    manifest names this flag.
+    manifest names this flag, ``early``: because none was in force at its time.
     """
 
     cell: int
@@ -167,6 +170,7 @@ class Group:
     warmup: bool = False
     outside: str = ""
     unknown: str | None = None
+    early: bool = False
 
 
 class _Codes(dict[Any, int]):
@@ -228,7 +232,9 @@ class GroupTable:
     def leave_out(self, code: int, count: int, onto: LeftOut) -> None:
         """Note that ``count`` events of a combination count for no unit, and why."""
         group = self._groups[code]
-        if group.unknown is not None:
+        if group.early:
+            onto.early += count
+        elif group.unknown is not None:
             onto.count_unknown(group.unknown, count)
         elif group.warmup:
             onto.warmup += count
@@ -270,13 +276,13 @@ class GroupTable:
         fields = self._lean_fields if lean else self._full_fields
         event = dict.fromkeys(_FACTS) | dict(zip(fields, repeating, strict=True))
         revisions = self.timeline.revisions
-        flags = revisions[revision].flags if revisions and revision >= 0 else {}
+        flags = revisions[revision].flags if revisions and revision >= 0 else None
         self._groups.append(self._group(event, versions, flags))
         # Ids are told apart by flag and kind: a request of two flags may have one id for both.
         self._salts.append(hash_of(f"{event['kind'] or 'request'}\0{event['flag']}"))
         return len(self._groups) - 1
 
-    def _group(self, event: dict[str, Any], versions: bytes, flags: Mapping[str, Flag]) -> Group:
+    def _group(self, event: dict[str, Any], versions: bytes, flags: Mapping[str, Flag] | None) -> Group:
         try:
             pins = (_pins_decoder.decode(versions) if versions else None) or {}
         except (msgspec.MsgspecError, UnicodeError):
@@ -292,6 +298,8 @@ class GroupTable:
             or (event["tool_ok"] or 0) > (event["tool_calls"] or 0)
         ):
             return Group(_NOT_VALID)
+        if flags is None:
+            return Group(_NOTHING, request=request, label=label, early=True)
         flag = flags.get(event["flag"])
         if flag is None:
             return Group(_NOTHING, request=request, label=label, unknown=event["flag"])
@@ -452,7 +460,10 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
     versions = [bytes(e.versions) for e in events]
     codes, repeating = table.codes, map(table.lean if lean else table.full, events)
     keys: Iterable[tuple[Any, ...]]
-    if len(table.timeline.revisions) > 1:
+    ts = np.array([e.ts for e in events], np.int64)
+    starts = table.timeline.starts
+    # Where one is in force at all these times, it need not be looked up.
+    if len(starts) > 1 or (starts and len(ts) and int(ts.min()) < starts[0]):
         keys = zip(repeating, versions, [table.timeline.index(e.ts) for e in events], strict=True)
     else:
         keys = zip(repeating, versions, strict=True)
@@ -460,7 +471,6 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
     if len(table) > known or known == 0:
         table.refresh()
     row = np.array(rows, np.int64)
-    ts = np.array([e.ts for e in events], np.int64)
     latency = np.array([e.latency_ms for e in events], np.float64)
     event = np.array(_hashes([e.event_id for e in events]), np.uint64)
     sticky = np.array(_hashes([e.sticky_id for e in events]), np.uint64)

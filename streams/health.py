@@ -62,7 +62,7 @@ class Metrics:
         self.late.inc(len(step.late))
         self.duplicates.inc(step.duplicates)
         self.dead_letters.inc(len(step.dead))
-        self.unknown_flag.inc(step.left.unknown_flag)
+        self.unknown_flag.inc(step.left.unknown_flag + step.left.early)
         self.warmup.inc(step.left.warmup)
         for fields, count in step.left.outside.items():
             self.outside.labels(fields).inc(count)

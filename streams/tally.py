@@ -72,6 +72,7 @@ class Tally:
         left = self.step.left
         found = [
             *((count, f"out of scope by {fields}") for fields, count in sorted(left.outside.items())),
+            (left.early, "of a time before the first manifest"),
             (left.unknown_flag, f"of {unknown_flags(left)}" if left.unknown_flag else ""),
             (left.warmup, "warm-up"),
             (self.late, "late"),
@@ -84,7 +85,13 @@ class Tally:
     def reasons(self) -> frozenset[str]:
         """Why something did not count, without how much: the fields, the flags, and the rest."""
         left = self.step.left
-        rest = {"warm-up": left.warmup, "late": self.late, "repeated": self.step.duplicates, "refused": self.refused}
+        rest = {
+            "early": left.early,
+            "warm-up": left.warmup,
+            "late": self.late,
+            "repeated": self.step.duplicates,
+            "refused": self.refused,
+        }
         fields, flags = {f"by {fields}" for fields in left.outside}, {f"of {flag}" for flag in left.unknown}
         return frozenset({why for why, count in rest.items() if count} | fields | flags)
 

@@ -114,7 +114,7 @@ class TestMetrics:
             dead=[(1, "x")] * 4,
             accepted=5,
             duplicates=6,
-            left=LeftOut(warmup=8, outside={"region": 9, "region, endpoint": 10}, unknown={"f": 7}),
+            left=LeftOut(warmup=8, outside={"region": 9, "region, endpoint": 10}, unknown={"f": 4}, early=3),
         )
         metrics.stepped(100, step)
         metrics.stepped(1, Step())

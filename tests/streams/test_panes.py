@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gates.sums import Sums
 from gates.unit import Clockwork
 from schemas.errors import HoleError, StateError
-from schemas.timeline import Timeline
+from schemas.timeline import Revision, Timeline
 from streams import panes
 from streams.columns import UNKNOWN_MAX, GroupTable, LeftOut
 from streams.panes import Partial, PartitionState, Run, Step, partial_codec
@@ -128,6 +128,25 @@ def test_what_counts_for_no_unit_goes_along_with_the_pane_it_came_in() -> None:
         1: LeftOut(outside={everything: 1}),
     }
     assert [partial_codec.dump(partial) for partial in one] == [partial_codec.dump(partial) for partial in other]
+
+
+@pytest.mark.parametrize("later", [[], [NOON + 10**9]], ids=["no other", "another one"])
+def test_before_the_first_manifest_is_in_force_nothing_counts_whatever_comes_later(later: list[int]) -> None:
+    """Whether or not a further revision is known yet: a worker's bytes are those of a later replay."""
+    starts = [NOON, *later]
+    revisions = [Revision(number, start, flags()) for number, start in enumerate(starts, 1)]
+    table = GroupTable(Timeline(revisions))
+    log = [
+        record(event_id="1", ts=NOON - 1),
+        record(event_id="2", ts=NOON - 1, flag="mistyped"),
+        # The same id again, now in force: it is no repeat of what did not count.
+        record(event_id="1", ts=NOON),
+        record(event_id="3", ts=NOON),
+        tick(NOON + 9 * PANE),
+    ]
+    total = PartitionState.fresh(0, CLOCKWORK, table).step(Run(0, log))
+    assert (total.accepted, total.duplicates) == (2, 0)
+    assert total.left == LeftOut(early=2)
 
 
 def test_of_very_many_unknown_flags_the_first_are_named() -> None:
