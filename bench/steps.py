@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import streams.panes
@@ -25,12 +25,18 @@ def measure(count: int) -> dict[str, float]:
         runs[partition].append(value)
     spent: dict[str, float] = defaultdict(float)
 
+    def sliced(name: str, slices: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        start = time.perf_counter()
+        result = yield from slices
+        spent[name] += time.perf_counter() - start
+        return result
+
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = function(*args, **kwargs)
             spent[name] += time.perf_counter() - start
-            return result
+            return sliced(name, result) if isinstance(result, Generator) else result
 
         return wrapper
 

@@ -4,9 +4,9 @@ Everything but the digests is the same in whatever order it is added up (integer
 are merged in a fixed order, so the sums of a window depend on its events alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Generator, Hashable, Iterable, Mapping
 from fractions import Fraction
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gates.digest import Digest
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 Ids = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 
@@ -390,7 +391,11 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 class StateCodec(Generic[T]):
-    """MessagePack of a state struct, digests and samples included."""
+    """MessagePack of a state struct, digests and samples included.
+
+    A large state is written and read in parts, each as ``msgspec.Raw`` in the place of what it stands for; the bytes
+    are the same.
+    """
 
     def __init__(self, kind: type[T]) -> None:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
@@ -400,6 +405,35 @@ class StateCodec(Generic[T]):
         """The state's bytes."""
         return self._encoder.encode(state)
 
-    def load(self, blob: bytes) -> T:
+    def load(self, blob: bytes | msgspec.Raw) -> T:
         """The state back; msgspec.MsgspecError if the bytes are no such state."""
         return self._decoder.decode(blob)
+
+    def dump_parts(self, parts: Mapping[K, T]) -> Generator[None, None, dict[K, Any]]:
+        """The bytes of each part, for an encoder to take in; stops after each one."""
+        dumped: dict[K, Any] = {}
+        for name, part in parts.items():
+            dumped[name] = msgspec.Raw(self.dump(part))
+            yield
+        return dumped
+
+    def load_parts(self, parts: Mapping[K, Any]) -> Generator[None, None, dict[K, T]]:
+        """The parts back from what ``in_parts`` reads; stops after each one."""
+        loaded: dict[K, T] = {}
+        for name, part in parts.items():
+            loaded[name] = self.load(part)
+            yield
+        return loaded
+
+
+def in_parts(kind: type[T], **parts: Any) -> type[T]:
+    """A state struct as its bytes are read first: fields that have parts are given other types, made of bytes."""
+    hints = get_type_hints(kind)
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(kind):  # type: ignore[arg-type]  # a struct
+        default = field.default
+        if field.default_factory is not msgspec.NODEFAULT:
+            default = msgspec.field(default_factory=field.default_factory)
+        shape = (field.name, parts.get(field.name, hints[field.name]))
+        fields.append(shape if field.required else (*shape, default))
+    return msgspec.defstruct(kind.__name__, fields, array_like=True)  # type: ignore[return-value]  # the same fields

@@ -200,6 +200,12 @@ class PaneUnit(msgspec.Struct, array_like=True):
             arms, self.late, self.duplicates, self.offsets, self.detail, behind, self.left_out, self.dead_letters
         )
 
+    def bounded(self, most: int) -> "PaneUnit":
+        """The same, or if its names take more than ``most`` bytes, all of it as dead letters of its own."""
+        if self.unbounded_bytes <= most:
+            return self
+        return PaneUnit(late=self.late, duplicates=self.duplicates, dead_letters=self.dead_letters + self.accepted)
+
     def saw(self, first: int, last: int) -> None:
         """Widen the range of source offsets."""
         if self.offsets is None:

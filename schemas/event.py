@@ -7,6 +7,8 @@ publisher validates with it, and the JSON Schema is generated from it. ``parse``
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -27,6 +29,8 @@ TOLERANCE = 1e-6
 MAX_COST = MAX_LATENCY = 1e9
 MAX_DEPTH = 512
 """Deepest nesting of a record: well below where any Python version's decoder gives up, so that all agree."""
+MAX_BYTES = 8 << 20
+"""Largest record that is decoded: one that came compressed may be a thousand times as large as what was fetched."""
 FUTURE_MS = 60_000
 """How far ``ts`` may lie ahead of the record's own timestamp."""
 
@@ -141,20 +145,41 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 _decoder = msgspec.json.Decoder(TelemetryEvent)
-_OPENING = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+LONG = 1 << 16
+_UP_OR_DOWN = bytes.maketrans(b"{[}]", b"\1\1\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"{[}]"))
 
 
 def too_deep(value: bytes) -> bool:
     """Whether JSON is nested deeper than ``MAX_DEPTH``."""
     if len(value) < 2 * MAX_DEPTH or value.count(b"{") + value.count(b"[") <= MAX_DEPTH:
         return False
+    # The same record is asked about again for its error and for its unit.
+    return _long_deep(value) if len(value) > LONG else _deep(value)
+
+
+def _deep(value: bytes) -> bool:
+    # A record may be a million brackets or quotes, so nothing is done in Python for each of them.
+    outside = _ESCAPED.sub(b"", value).split(b'"')[::2]
+    brackets = b"".join(outside).translate(_UP_OR_DOWN, _NO_BRACKETS)
     depth = 0
-    for token in _OPENING.finditer(value):
-        first = token[0][:1]
-        depth += (first in b"{[") - (first in b"}]")
-        if depth > MAX_DEPTH:
+    for at in range(0, len(brackets), LONG):
+        part = memoryview(brackets[at : at + LONG]).cast("b")
+        if max(accumulate(part, initial=depth)) > MAX_DEPTH:
             return True
+        depth += sum(part)
     return False
+
+
+_long_deep = lru_cache(1)(_deep)
+
+
+def not_read(value: bytes) -> str | None:
+    """Why a record is not even decoded; None if it is."""
+    if len(value) > MAX_BYTES:
+        return f"{len(value)} bytes are more than an event may have, {MAX_BYTES}"
+    return f"JSON is nested deeper than {MAX_DEPTH} levels" if too_deep(value) else None
 
 
 def _shortened(error: Exception) -> str:
@@ -221,8 +246,9 @@ def parse(value: bytes | None, timestamp: int | None = None) -> TelemetryEvent:
     """
     if value is None:
         raise EventError("not JSON: the record has no value")
-    if too_deep(value):
-        raise EventError(f"JSON is nested deeper than {MAX_DEPTH} levels")
+    unread = not_read(value)
+    if unread is not None:
+        raise EventError(unread)
     try:
         event = _decoder.decode(value)
         # Lone surrogates decode but cannot be written as UTF-8 again.

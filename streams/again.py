@@ -16,6 +16,7 @@ from streams.differences import told
 from streams.panes import Mark, PartitionState, Run
 from streams.past import Past
 from streams.replay import Corrected, Pipeline, by_unit
+from streams.slices import Slices, whole
 from streams.tally import Tally
 from streams.windows import GateState, Order, Outcome, all_switches, gate_of
 
@@ -33,7 +34,7 @@ class PlacedGate(GateState):
         """
         self.orders, self.until = [(at, order) for at, order in orders if not self._switched_off(order)], until
 
-    def _advance(self, done: int, closed: int) -> Iterator[Outcome]:
+    def _advance(self, done: int, closed: int) -> Slices[Outcome]:
         while self.orders and self.orders[0][0] <= closed:
             at, order = self.orders.pop(0)
             if at > done:
@@ -46,7 +47,7 @@ class PlacedGate(GateState):
         """Carry out the orders that are still to come."""
         for _, order in self.orders:
             if self.until is None or order.operation.ts < self.until:
-                yield from self._carry_out(order, min(self._state.closed))
+                yield from whole(self._carry_out(order, min(self._state.closed)))
         self.orders = []
 
     @property

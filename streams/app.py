@@ -35,12 +35,13 @@ from streams.hooks import IdempotentProducer, consumer_of, credentials
 from streams.keeper import Keeper
 from streams.manifests import ManifestLog, tell
 from streams.operations import OperationLog, is_order, order_key
-from streams.panes import PartitionState, partial_codec
+from streams.panes import PartitionState
 from streams.reader import UNREADABLE
 from streams.retained import Agent, Shape
 from streams.settings import Settings
 from streams.topics import check_topics
-from streams.windows import GateState, Order, gate_of, order_codec, pieces, split, switches
+from streams.turns import paced, result_of
+from streams.windows import GateState, Order, gate_of, order_codec, partial_slices, piece_slices, split, switches
 
 log = structlog.get_logger("tidegate")
 
@@ -178,11 +179,14 @@ class Worker:
                 blob = saved and saved.state
                 state: Any
                 if agent == "window" and blob:
-                    state = PartitionState.load(blob, tp.partition, clockwork, self.table)
+                    state = await result_of(PartitionState.load_slices(blob, tp.partition, clockwork, self.table))
                 elif agent == "window":
                     state = PartitionState.fresh(tp.partition, clockwork, self.table, begins.get(tp, 0))
                 elif blob:
-                    state = GateState.load(blob, tp.partition, self.gates, self.partitions, clockwork, self.timeline)
+                    shape = tp.partition, self.gates, self.partitions
+                    state = await result_of(GateState.load_slices(blob, *shape, clockwork, self.timeline))
+                    # One may have come meanwhile, and this gate was not told.
+                    state.renew(self.timeline)
                     self._check_revisions(state)
                 else:
                     first = begins.get(tp, 0)
@@ -365,19 +369,19 @@ class Worker:
         if self.manifests is not None:
             # What is taken in now might be for a revision that this process slept through: a replay would differ.
             await self.manifests.refresh()
-        result = state.step(fetched.run)
-        self.metrics.stepped(len(fetched.keys), result)
-        for partial in result.partials:
-            key = b"%d|%d" % (partial.partition, partial.pane)
-            for gate, part in enumerate(split(partial, self.gates)):
-                for piece in pieces(part):
-                    await keeper.send(self.settings.partials_topic, key, piece, gate)
-        for offset in result.late:
-            await self._forward(keeper, self.settings.late_topic, fetched, offset, None)
-        for offset, error in result.dead:
-            sent_with = fetched.headers.get(offset - fetched.run.first, ())
-            self.metrics.unreadable.inc(any(name == UNREADABLE for name, _ in sent_with))
-            await self._forward(keeper, self.settings.dead_letter_topic, fetched, offset, error)
+        async for result in paced(state.step_slices(fetched.run)):
+            self.metrics.stepped(result)
+            for partial in result.partials:
+                key = b"%d|%d" % (partial.partition, partial.pane)
+                for gate, part in enumerate(split(partial, self.gates)):
+                    async for piece in paced(piece_slices(part)):
+                        await keeper.send(self.settings.partials_topic, key, piece, gate)
+            async for offset in paced(iter(result.late)):
+                await self._forward(keeper, self.settings.late_topic, fetched, offset, None)
+            async for offset, error in paced(iter(result.dead)):
+                sent_with = fetched.headers.get(offset - fetched.run.first, ())
+                self.metrics.unreadable.inc(any(name == UNREADABLE for name, _ in sent_with))
+                await self._forward(keeper, self.settings.dead_letter_topic, fetched, offset, error)
 
     async def _forward(self, keeper: Keeper, topic: str, fetched: FetchedRun, offset: int, error: str | None) -> None:
         index = offset - fetched.run.first
@@ -399,11 +403,11 @@ class Worker:
         state: GateState = keeper.state
         offset = event.message.offset
         if is_order(event.message.key):
-            outcomes = state.operate(offset, order_codec.load(event.value))
+            outcomes = state.operate_slices(offset, order_codec.load(event.value))
         else:
-            outcomes = state.step(offset, partial_codec.load(event.value))
+            outcomes = state.step_slices(offset, await result_of(partial_slices(event.value)))
         decided = False
-        for decision, command in outcomes:
+        async for decision, command in paced(outcomes):
             decided = True
             await self._publish(keeper, self.settings.decisions_topic, "decision", decision)
             if command is not None:
@@ -420,7 +424,7 @@ class Worker:
             )
         if decided:
             self.metrics.weighed(state)
-        for correction in state.take_corrections():
+        async for correction in paced(iter(state.take_corrections())):
             await self._publish(keeper, self.settings.corrections_topic, "correction", correction)
             self.metrics.corrections.inc()
             log.warning(

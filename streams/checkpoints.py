@@ -4,7 +4,6 @@ A checkpoint holds state and position at once, so the two cannot disagree; whate
 record is a valid prefix of the work.
 """
 
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
@@ -17,6 +16,7 @@ from aiokafka.structs import RecordMetadata
 from schemas.errors import StateError
 from streams.reader import reader
 from streams.settings import Settings
+from streams.turns import sha256_of
 
 CHUNK_BYTES = 512 * 1024
 WRITERS = 32
@@ -59,7 +59,7 @@ async def write(send: Send, state: bytes, turn: int, generation: int) -> Awaitab
     of two in a row, and of two writers, have different keys, so compaction keeps the last whole one while the next is
     being written, by whomever.
     """
-    digest, writer = hashlib.sha256(state).digest(), generation % WRITERS
+    digest, writer = await sha256_of(state), generation % WRITERS
     chunks = []
     if len(state) > CHUNK_BYTES:
         starts = range(0, len(state), CHUNK_BYTES)
@@ -145,7 +145,7 @@ async def _whole(
         if its.keys() - records.keys():
             return Missing.LOST
         state = b"".join(records[chunk][1] for chunk in closing.chunks)
-    if hashlib.sha256(state).digest() != closing.sha256:
+    if await sha256_of(state) != closing.sha256:
         raise StateError(f"{where}: the checkpoint is not whole")
     return Saved(state, closing.turn)
 

@@ -7,6 +7,7 @@ Runs without any of the optional facts about assignment, caches, tools and reaso
 struct, which costs less; the result is the same.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -29,8 +30,8 @@ from schemas.event import (
     TelemetryEvent,
     Text,
     Versions,
+    not_read,
     parse,
-    too_deep,
 )
 from schemas.manifest import Flag, Scope
 from schemas.timeline import Timeline
@@ -215,6 +216,7 @@ class GroupTable:
         self.codes = _Codes(self)
         self.bytes = 0
         self._groups: list[Group] = []
+        self._in_arrays = 0
         self._salts: list[int] = []
         self._cells: dict[tuple[str, str, str, str], int] = {}
         self._pins: dict[str, int] = {}
@@ -225,6 +227,7 @@ class GroupTable:
         self.weights: list[tuple[float, ...] | None] = []
         self._reach: list[int] = []
         self.unnamed: list[bool] = []
+        self._scopes: dict[str, _Wanted] = {}
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -242,32 +245,41 @@ class GroupTable:
             onto.count_outside(group.outside, count)
 
     def refresh(self) -> None:
-        """Rebuild the arrays after new combinations came in."""
-        groups = self._groups
-        self.cell = np.array([g.cell for g in groups], np.int64)
-        self.reach = np.array(self._reach, np.int64)
-        self.tagged = np.array([g.tagged for g in groups], np.int64)
-        self.untagged = np.array([g.untagged for g in groups], np.int64)
-        self.pins = np.array([g.pins for g in groups], np.int64)
-        self.run = np.array([g.run for g in groups], np.int64)
-        self.state = np.array([g.state for g in groups], np.int64)
-        self.tick = np.array([g.tick for g in groups], np.bool_)
-        self.request = np.array([g.request for g in groups], np.bool_)
-        self.label = np.array([g.label for g in groups], np.bool_)
-        self.measured = self.request | self.label
-        self.exposure = np.array([g.exposure for g in groups], np.bool_)
-        self.hash = np.array([g.hash for g in groups], np.int64)
-        self.salt = np.array(self._salts, np.uint64)
-        self.errors = _badness([g.error for g in groups])
-        self.flips = _badness([g.state == FLIPPED for g in groups])
+        """Extend the arrays by the combinations that came in since, of which there are some."""
+        at, groups = self._in_arrays, self._groups[self._in_arrays :]
         calls, ok = COUNTERS.index("tool_calls"), COUNTERS.index("tool_ok")
         failed, in_full = COUNTERS.index("reason_failed"), COUNTERS.index("reason_in_full")
-        self.tool_failures = _badness([g.untagged[calls] - g.untagged[ok] for g in groups])
-        self.reason_failures = _badness([g.untagged[failed] for g in groups])
-        self.reasons_in_full = _badness([g.untagged[in_full] for g in groups])
-        self.solved = np.array([g.untagged[COUNTERS.index("solved")] for g in groups], np.int64)
-        self.solved_known = np.array([g.solved_known for g in groups], np.bool_)
-        self.sticky = np.array([g.sticky for g in groups], np.bool_)
+
+        def extended(name: str, values: Iterable[Any], kind: Any = np.int64) -> NDArray[Any]:
+            new = np.array(list(values), kind)
+            return np.concatenate([getattr(self, name), new]) if at else new
+
+        self.cell = extended("cell", (g.cell for g in groups))
+        self.tagged = extended("tagged", (g.tagged for g in groups))
+        self.untagged = extended("untagged", (g.untagged for g in groups))
+        self.pins = extended("pins", (g.pins for g in groups))
+        self.run = extended("run", (g.run for g in groups))
+        self.state = extended("state", (g.state for g in groups))
+        self.tick = extended("tick", (g.tick for g in groups), np.bool_)
+        self.request = extended("request", (g.request for g in groups), np.bool_)
+        self.label = extended("label", (g.label for g in groups), np.bool_)
+        self.exposure = extended("exposure", (g.exposure for g in groups), np.bool_)
+        self.hash = extended("hash", (g.hash for g in groups))
+        self.salt = extended("salt", self._salts[at:], np.uint64)
+        self.solved = extended("solved", (g.untagged[COUNTERS.index("solved")] for g in groups))
+        self.solved_known = extended("solved_known", (g.solved_known for g in groups), np.bool_)
+        self.sticky = extended("sticky", (g.sticky for g in groups), np.bool_)
+        self.errors = extended("errors", map(_badness, (g.error for g in groups)), np.float64)
+        self.flips = extended("flips", map(_badness, (g.state == FLIPPED for g in groups)), np.float64)
+        tool_failures = map(_badness, (g.untagged[calls] - g.untagged[ok] for g in groups))
+        self.tool_failures = extended("tool_failures", tool_failures, np.float64)
+        reason_failures = map(_badness, (g.untagged[failed] for g in groups))
+        self.reason_failures = extended("reason_failures", reason_failures, np.float64)
+        reasons_in_full = map(_badness, (g.untagged[in_full] for g in groups))
+        self.reasons_in_full = extended("reasons_in_full", reasons_in_full, np.float64)
+        self.measured = self.request | self.label
+        self.reach = np.array(self._reach, np.int64)
+        self._in_arrays = len(self._groups)
 
     def intern(self, repeating: tuple[Any, ...], versions: bytes, revision: int = 0) -> int:
         """Work out a combination seen for the first time; ``revision``: its index in the timeline, -1 for none."""
@@ -305,10 +317,15 @@ class GroupTable:
             return Group(_NOTHING, request=request, label=label, unknown=event["flag"])
         source = event["source"] or "traffic"
         warmup = source == "warmup"
-        outside = "" if warmup else ", ".join(out_of_scope(flag.scope, event))
+        outside = "" if warmup else ", ".join(self._scope(flag).left_by(event))
         if warmup or outside:
             return Group(_NOTHING, request=request, label=label, warmup=warmup, outside=outside)
         return self._counting(flag, event, pins, source)
+
+    def _scope(self, flag: Flag) -> "_Wanted":
+        if flag.manifest_hash not in self._scopes:
+            self._scopes[flag.manifest_hash] = _Wanted(flag.scope)
+        return self._scopes[flag.manifest_hash]
 
     def _cell(self, flag: Flag, event: dict[str, Any], source: str) -> int:
         unit, arm = f"{flag.name}|{event['region'] or ''}", event["arm"]
@@ -318,7 +335,7 @@ class GroupTable:
             self.cells.append((unit, arm, source))
             hashed = flag.policy.assignment == "sha256" and source == "traffic"
             self.weights.append(flag.ramp_stages if hashed else None)
-            self.unnamed.append("all" in flag.scope.regions)
+            self.unnamed.append("region" not in self._scope(flag).wanted)
             self._reach.append(2 * flag.window.length_ms + flag.window.settle_ms)
         return self._cells[key]
 
@@ -392,23 +409,25 @@ class GroupTable:
         )
 
 
-def _badness(counts: Any) -> NDArray[np.float64]:
-    """Numbers above 0, and NaN for the others: how bad an event of each group is."""
-    values = np.array(counts, np.float64)
-    return np.where(values > 0, values, np.nan)
+def _badness(count: float) -> float:
+    """A number above 0, or NaN for others: how bad an event of a group is."""
+    return count if count > 0 else math.nan
 
 
 def _counters(**counts: int) -> tuple[int, ...]:
     return tuple(int(counts.pop(name, 0)) for name in COUNTERS)
 
 
-def out_of_scope(scope: Scope, event: Mapping[str, Any]) -> list[str]:
-    """Those of an event's region, tenant, endpoint, cohort and surface that are not among the flag's."""
-    return [
-        field
-        for field, names in {"region": "regions", **_SCOPE}.items()
-        if "all" not in (wanted := getattr(scope, names)) and (event[field] or "") not in wanted
-    ]
+class _Wanted:
+    """A flag's scope, to look an event up in, however many regions it names; ``wanted``: by field not open to all."""
+
+    def __init__(self, scope: Scope) -> None:
+        named = {field: frozenset(getattr(scope, names)) for field, names in {"region": "regions", **_SCOPE}.items()}
+        self.wanted = {field: names for field, names in named.items() if "all" not in names}
+
+    def left_by(self, event: Mapping[str, Any]) -> list[str]:
+        """Those of an event's region, tenant, endpoint, cohort and surface that are not among the flag's."""
+        return [field for field, names in self.wanted.items() if (event[field] or "") not in names]
 
 
 @dataclass(frozen=True)
@@ -450,13 +469,18 @@ def decode(values: Sequence[bytes | None], timestamps: Sequence[int] | None, tab
         table.clear()
     known = len(table)
     dead: dict[int, str] = {}
-    events, rows = _decode_joined(values, _lean_decoder) if table.runs_until_lean == 0 else (None, [])
+    # Each level takes two bytes, so most runs have no record that is worth a look.
+    worth = max(map(len, filter(None, values)), default=0) > 2 * MAX_DEPTH
+    unread = {row for row, value in enumerate(values) if value and not_read(value)} if worth else set[int]()
+    lean_now = table.runs_until_lean == 0 and not unread
+    events, rows = _decode_joined(values, _lean_decoder) if lean_now else (None, [])
     lean = events is not None
     if events is None:
-        events, rows = _decode_joined(values, _decoder)
+        if not unread:
+            events, rows = _decode_joined(values, _decoder)
         table.runs_until_lean = LEAN_AGAIN if table.runs_until_lean == 0 else table.runs_until_lean - 1
     if events is None:
-        events, rows = _decode_singly(values, dead)
+        events, rows = _decode_singly(values, unread, dead)
     versions = [bytes(e.versions) for e in events]
     codes, repeating = table.codes, map(table.lean if lean else table.full, events)
     keys: Iterable[tuple[Any, ...]]
@@ -534,9 +558,6 @@ def _decode_joined(values: Sequence[bytes | None], decoder: Any) -> tuple[list[A
         sizes = np.fromiter(map(len, values), np.int64, n)  # type: ignore[arg-type]
         nexts = np.cumsum(sizes + 1)
         text = np.frombuffer(joined, np.uint8)
-        # Each level takes two bytes, so most runs have no record that is worth a look.
-        if any(too_deep(values[i]) for i in np.flatnonzero(sizes > 2 * MAX_DEPTH).tolist()):  # type: ignore[arg-type]
-            return None, []
         if text[0] == ord("{") and (text[nexts - 2] == ord("}")).all() and (text[nexts[:-1]] == ord("{")).all():
             events = decoder.decode_lines(joined)
             if len(events) == n:
@@ -546,11 +567,13 @@ def _decode_joined(values: Sequence[bytes | None], decoder: Any) -> tuple[list[A
     return None, []
 
 
-def _decode_singly(values: Sequence[bytes | None], dead: dict[int, str]) -> tuple[list[Any], list[int]]:
+def _decode_singly(
+    values: Sequence[bytes | None], unread: set[int], dead: dict[int, str]
+) -> tuple[list[Any], list[int]]:
     events, rows = [], []
     for row, value in enumerate(values):
         try:
-            if value is None or too_deep(value):
+            if value is None or row in unread:
                 raise TypeError
             events.append(_decoder.decode(value))
             rows.append(row)
@@ -577,7 +600,7 @@ _whose = msgspec.json.Decoder(_Whose)
 
 def whose(value: bytes | None) -> str | None:
     """``flag|region`` of a record that is no event; None if they cannot be read."""
-    if value is None or too_deep(value):
+    if value is None or not_read(value):
         return None
     try:
         found = _whose.decode(value)

@@ -55,9 +55,9 @@ class Metrics:
         )
         self.unseen = Gauge("tidegate_units_without_weight", "units beyond those with a weight here", registry=r)
 
-    def stepped(self, records: int, step: Step) -> None:
-        """Count what a run gave."""
-        self.records.inc(records)
+    def stepped(self, step: Step) -> None:
+        """Count what records gave."""
+        self.records.inc(step.records)
         self.accepted.inc(step.accepted)
         self.late.inc(len(step.late))
         self.duplicates.inc(step.duplicates)

@@ -10,6 +10,7 @@ from faust.types import TP
 
 from streams import checkpoints
 from streams.retained import Agent, Entry, retain
+from streams.turns import result_of
 
 if TYPE_CHECKING:
     from streams.app import Worker
@@ -80,7 +81,8 @@ class Keeper:
             async with self.lock:
                 if self.worker.failed or not self.whole:
                     return
-                state, mark, sent = self.state.dump(), self.state.mark, self._taken()
+                state = await result_of(self.state.dump_slices())
+                mark, sent = self.state.mark, self._taken()
                 span = self._span()
             # 2. What was sent must be on disk first. A crash here: the older checkpoint sends it again.
             await self.confirm(sent)

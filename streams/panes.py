@@ -7,7 +7,7 @@ runs, nor of restarts. ``step`` says what to send on; the caller sends it and th
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +15,33 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gates.sums import COUNTERS, COVERAGE_BITS, WORST, Ints, StateCodec, Sums, Worst, cost_parts, square_parts
+from gates.sums import (
+    COUNTERS,
+    COVERAGE_BITS,
+    WORST,
+    Ints,
+    StateCodec,
+    Sums,
+    Worst,
+    cost_parts,
+    in_parts,
+    square_parts,
+)
 from gates.unit import Clockwork
 from gates.window import CLIENT, Detail, LostRange, PaneUnit
 from schemas.errors import HoleError, StateError
 from streams.columns import Columns, GroupTable, LeftOut, decode, hash_of, whose
+from streams.slices import Slices, only, whole
 
 STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
+STEP_BYTES = 2 << 20
+"""The same for what they take, unless it is a single one."""
+DEAR_STEP = 512
+"""Records worked on at a time where many of those before were of units of their own, or told something new: one of
+them costs as much as fifty others."""
+IDS_BYTES = 1 << 20
+"""Of event ids, read back at a time."""
 NEVER = -(2**53)
 """Before the first valid record no pane is closed and no time is known."""
 
@@ -156,10 +175,6 @@ class Pane(msgspec.Struct, array_like=True):
         """Give each unit its dead letters, as the pane closes."""
         for unit, count in self.dead_of.items():
             self.of(unit).dead_letters += count
-        for unit, seen in self.units.items():
-            if seen.unbounded_bytes > UNIT_BYTES:
-                dead = seen.dead_letters + seen.accepted
-                self.units[unit] = PaneUnit(late=seen.late, duplicates=seen.duplicates, dead_letters=dead)
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -183,7 +198,10 @@ class Snapshot(msgspec.Struct, array_like=True):
 
 
 _codec = StateCodec(Snapshot)
+_open = in_parts(Pane, units=dict[str, msgspec.Raw])
+_codec_of_parts = StateCodec(in_parts(Snapshot, open=dict[int, _open]))  # type: ignore[valid-type]  # made above
 partial_codec = StateCodec(Partial)
+unit_codec = StateCodec(PaneUnit)
 
 
 @dataclass
@@ -196,6 +214,7 @@ class Step:
     partials: list[Partial] = field(default_factory=list)
     late: list[int] = field(default_factory=list)
     dead: list[tuple[int, str]] = field(default_factory=list)
+    records: int = 0
     accepted: int = 0
     duplicates: int = 0
     ticks: int = 0
@@ -208,6 +227,7 @@ class Step:
         self.partials += other.partials
         self.late += other.late
         self.dead += other.dead
+        self.records += other.records
         self.accepted += other.accepted
         self.duplicates += other.duplicates
         self.ticks += other.ticks
@@ -227,8 +247,8 @@ class PartitionState:
     def __init__(self, snapshot: Snapshot, table: GroupTable) -> None:
         self._state = snapshot
         self._table = table
-        self._seen = {pane: set(np.frombuffer(ids, "<u8").tolist()) for pane, ids in snapshot.event_ids.items()}
-        snapshot.event_ids = {}
+        self._seen: dict[int, set[int]] = {}
+        self._most = DEAR_STEP
         self._met = {f"{flag}|{region}" for flag, regions in snapshot.regions.items() for region in regions}
 
     @classmethod
@@ -239,8 +259,20 @@ class PartitionState:
     @classmethod
     def load(cls, blob: bytes, partition: int, clockwork: Clockwork, table: GroupTable) -> "PartitionState":
         """The state that ``dump`` gave. Raises StateError if the bytes are none, or of other settings of time."""
+        return only(cls.load_slices(blob, partition, clockwork, table))
+
+    @classmethod
+    def load_slices(
+        cls, blob: bytes, partition: int, clockwork: Clockwork, table: GroupTable
+    ) -> Slices["PartitionState"]:
+        """As ``load``; a slice is one unit in one open pane, or some of the ids that came in it."""
         try:
-            snapshot = _codec.load(blob)
+            snapshot = _codec_of_parts.load(blob)
+            opened: dict[int, Pane] = {}
+            for index, pane in snapshot.open.items():
+                units = yield from unit_codec.load_parts(pane.units)
+                opened[index] = Pane(**msgspec.structs.asdict(pane) | {"units": units})
+            snapshot = Snapshot(**msgspec.structs.asdict(snapshot) | {"open": opened})
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
             raise StateError(f"the state of partition {partition} cannot be read: {error}") from None
         found = snapshot.partition, snapshot.pane_ms, snapshot.lateness_ms
@@ -250,16 +282,29 @@ class PartitionState:
                 f"the state of partition {partition} was written with (partition, pane ms, lateness ms) = {found}, "
                 f"not {wanted}; give the old settings or start a new application id"
             )
-        return cls(snapshot, table)
+        event_ids, snapshot.event_ids = snapshot.event_ids, {}
+        state = cls(snapshot, table)
+        for index, ids in event_ids.items():
+            seen = state._seen[index] = set()
+            for at in range(0, len(ids), IDS_BYTES):
+                seen.update(np.frombuffer(ids[at : at + IDS_BYTES], "<u8").tolist())
+                yield None
+        yield state
 
     def dump(self) -> bytes:
         """The whole state, position included."""
-        state = self._state
-        state.event_ids = {pane: np.fromiter(ids, "<u8", len(ids)).tobytes() for pane, ids in self._seen.items()}
-        try:
-            return _codec.dump(state)
-        finally:
-            state.event_ids = {}
+        return only(self.dump_slices())
+
+    def dump_slices(self) -> Slices[bytes]:
+        """As ``dump``; a slice is one unit in one open pane, or what ids came in the pane. No step may come between."""
+        state, opened, event_ids = self._state, dict[int, Pane](), dict[int, bytes]()
+        for index, pane in state.open.items():
+            units = yield from unit_codec.dump_parts(pane.units)
+            opened[index] = msgspec.structs.replace(pane, units=units)
+        for index, ids in self._seen.items():
+            event_ids[index] = np.fromiter(ids, "<u8", len(ids)).tobytes()
+            yield None
+        yield _codec.dump(msgspec.structs.replace(state, open=opened, event_ids=event_ids))
 
     @property
     def next(self) -> int:
@@ -289,17 +334,24 @@ class PartitionState:
     def step(self, run: Run) -> Step:
         """Take in a run; records below ``next`` are skipped. Raises HoleError if records are missing before it."""
         total = Step()
+        for found in whole(self.step_slices(run)):
+            total.add(found)
+        return total
+
+    def step_slices(self, run: Run) -> Slices[Step]:
+        """As ``step``; in a slice some records are counted, or a unit's pane is closed.
+
+        No slice ends while records are being counted: another partition may empty the table that they share.
+        """
         if run.lost == self.next:
             self.lose(run.begin)
         skip = max(self.next - run.first, 0)
         if run.begin > self.next:
             raise HoleError(f"records {self.next} to {run.begin - 1} of partition {self._state.partition} are missing")
-        for at in range(skip, len(run.values), STEP):
-            values = run.values[at : at + STEP]
-            stamps = None if run.timestamps is None else run.timestamps[at : at + STEP]
-            total.add(self._step(run.first + at, values, stamps))
+        for at, end in _portions(run.values, skip, lambda: self._most):
+            stamps = None if run.timestamps is None else run.timestamps[at:end]
+            yield from self._step(run.first + at, run.values[at:end], stamps)
         self._state.next = max(self.next, run.next)
-        return total
 
     def lose(self, following: int) -> None:
         """Go on at offset ``following``, without the records before it: they may be of any pane that is not closed."""
@@ -316,10 +368,13 @@ class PartitionState:
             msgspec.structs.replace(loss, end=end) if loss.end == UNKNOWN else loss for loss in state.losses
         ]
 
-    def _step(self, first: int, values: Sequence[bytes | None], timestamps: Sequence[int] | None) -> Step:
+    def _step(self, first: int, values: Sequence[bytes | None], timestamps: Sequence[int] | None) -> Slices[Step]:
         state, table = self._state, self._table
+        known = len(table)
         columns = decode(values, timestamps, table)
-        result = Step(dead=[(first + row, error) for row, error in columns.dead])
+        dear = max(len(table) - known, len(np.unique(columns.code)))
+        self._most = DEAR_STEP if dear > DEAR_STEP // 2 else STEP
+        result = Step(dead=[(first + row, error) for row, error in columns.dead], records=len(values))
         largest = np.maximum.accumulate(np.maximum(columns.ts, state.largest_ts))
         closed = np.maximum((largest - state.lateness_ms) // state.pane_ms, state.closed)
         self._count_dead(columns, largest, values)
@@ -349,9 +404,9 @@ class PartitionState:
                 self._count_read(largest[fresh])
                 self._count(first, columns, fresh, pane[fresh], cell[fresh], self._of)
             state.largest_ts = int(largest[-1])
-            result.partials = self._close(np.unique(closed[closed > state.closed]).tolist())
+            result.partials = yield from self._close(np.unique(closed[closed > state.closed]).tolist())
         state.next = first + len(values)
-        return result
+        yield result
 
     def _count_dead(self, columns: Columns, largest: Ints, values: Sequence[bytes | None]) -> None:
         """Dead letters belong to the pane of the largest ``ts`` before them, or of the first ``ts`` of all.
@@ -632,7 +687,7 @@ class PartitionState:
     def _pane(self, index: int) -> Pane:
         return self._state.open.setdefault(index, Pane())
 
-    def _close(self, steps: list[int]) -> list[Partial]:
+    def _close(self, steps: list[int]) -> Generator[None, None, list[Partial]]:
         """Close panes below each of the rising ``steps``: one partial a pane with content, and one at each end."""
         state = self._state
         partials = []
@@ -641,7 +696,10 @@ class PartitionState:
             for index in sorted({i for i in state.open if i < closed} | {last}):
                 pane = state.open.pop(index, None) or Pane()
                 pane.settle()
-                units = {unit: pane.units[unit].in_order() for unit in sorted(pane.units)}
+                units: dict[str, PaneUnit] = {}
+                for unit in sorted(pane.units):
+                    units[unit] = pane.units[unit].bounded(UNIT_BYTES).in_order()
+                    yield None
                 partials.append(
                     Partial(
                         state.partition,
@@ -658,6 +716,18 @@ class PartitionState:
             partials[0].losses, state.losses = state.losses, []
             self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}
         return partials
+
+
+def _portions(values: Sequence[bytes | None], start: int, most: Callable[[], int]) -> Iterator[tuple[int, int]]:
+    """Where a run is cut from ``start`` on, so that no portion takes much or has more than ``most`` records."""
+    upto = np.cumsum([len(value) if value else 0 for value in values[start:]])
+    at = 0
+    while at < len(upto):
+        taken = int(upto[at - 1]) if at else 0
+        end = int(np.searchsorted(upto, taken + STEP_BYTES, side="right"))
+        end = min(max(end, at + 1), at + most())
+        yield start + at, start + min(end, len(upto))
+        at = end
 
 
 def worst_rows(badness: NDArray[np.float64]) -> list[int]:

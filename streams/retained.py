@@ -20,6 +20,7 @@ from schemas.errors import TopicError
 from streams.history import Extent, History
 from streams.panes import NEVER, Mark
 from streams.settings import Settings
+from streams.turns import sha256_of
 
 INDEX, PARTS = 0, 1
 """The partitions of the topic."""
@@ -62,7 +63,7 @@ async def retain(send: Send, entry: Entry, state: bytes) -> None:
     starts = range(0, max(len(state), 1), PART_BYTES)
     parts = [await send(PARTS, state[at : at + PART_BYTES]) for at in starts]
     offsets = tuple([(await part).offset for part in parts])
-    whole = msgspec.structs.replace(entry, parts=offsets, sha256=hashlib.sha256(state).digest())
+    whole = msgspec.structs.replace(entry, parts=offsets, sha256=await sha256_of(state))
     await (await send(INDEX, _encoder.encode(whole)))
 
 

@@ -5,9 +5,10 @@ Operators' orders stand in the same log, between the partials, and are carried o
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from operator import itemgetter
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from zlib import crc32
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from gates.guards import machine
 from gates.machine import Machine
 from gates.regions import Regions
-from gates.sums import StateCodec
+from gates.sums import StateCodec, in_parts
 from gates.unit import Clockwork, Unit, begin, dormant, first_weight
 from gates.window import LostRange
 from schemas.canonical import canonical
@@ -24,7 +25,8 @@ from schemas.decision import Command, Decision, OperationBy
 from schemas.errors import HoleError, StateError
 from schemas.manifest import Flag
 from schemas.timeline import Revision, Timeline
-from streams.panes import NEVER, Loss, Mark, Partial, partial_codec
+from streams.panes import NEVER, Loss, Mark, Partial, partial_codec, unit_codec
+from streams.slices import Slices, only, whole
 
 PIECE_BYTES = 1 << 20
 """A partial that takes more is sent in pieces."""
@@ -51,14 +53,24 @@ def split(partial: Partial, gates: int) -> list[Partial]:
 
 def pieces(partial: Partial) -> Iterator[bytes]:
     """A partial as records that are not too large, unless a single unit is; all but the last say that more follow."""
-    value = partial_codec.dump(partial)
-    if len(value) <= PIECE_BYTES or len(partial.units) < 2:
-        yield value
-        return
-    units, half = list(partial.units.items()), len(partial.units) // 2
+    return whole(piece_slices(partial))
+
+
+def piece_slices(partial: Partial) -> Slices[bytes]:
+    """As ``pieces``; a slice is a unit."""
     place = partial.partition, partial.pane, partial.previous
-    yield from pieces(Partial(*place, 0, dict(units[:half]), more=True))
-    yield from pieces(msgspec.structs.replace(partial, units=dict(units[half:])))
+    units: dict[str, Any] = {}
+    size = 0
+    for name, seen in partial.units.items():
+        value = unit_codec.dump(seen)
+        taken = len(name.encode()) + len(value)
+        if units and size + taken > PIECE_BYTES:
+            yield partial_codec.dump(Partial(*place, 0, units, more=True))
+            units, size = {}, 0
+        units[name] = msgspec.Raw(value)
+        size += taken
+        yield None
+    yield partial_codec.dump(msgspec.structs.replace(partial, units=units))
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True):
@@ -112,7 +124,30 @@ class GateSnapshot(msgspec.Struct, array_like=True):
 
 
 _codec = StateCodec(GateSnapshot)
+_waiting = in_parts(Partial, units=dict[str, msgspec.Raw])
+_partial_codec_of_parts = StateCodec(_waiting)
+_codec_of_parts = StateCodec(
+    in_parts(
+        GateSnapshot,
+        waiting=dict[int, dict[int, _waiting]],  # type: ignore[valid-type]  # made above
+        units=dict[str, msgspec.Raw],
+        retired=dict[str, msgspec.Raw],
+    )
+)
+_unit_codec = StateCodec(Unit)
 order_codec = StateCodec(Order)
+
+
+def _with_units(partial: Partial) -> Generator[None, None, Partial]:
+    """A partial whose units are bytes so far."""
+    units: dict[str, Any] = partial.units
+    seen = yield from unit_codec.load_parts(units)
+    return Partial(**msgspec.structs.asdict(partial) | {"units": seen})
+
+
+def partial_slices(value: bytes) -> Slices[Partial]:
+    """The partial of an entry's bytes; a slice is a unit. Raises msgspec.MsgspecError if they are none."""
+    yield (yield from _with_units(_partial_codec_of_parts.load(value)))
 
 
 def switches(timeline: Timeline, index: int) -> Iterator[Order]:
@@ -169,7 +204,7 @@ class GateState:
 
     def __init__(self, snapshot: GateSnapshot, clockwork: Clockwork, timeline: Timeline) -> None:
         self._state = snapshot
-        self._timeline = timeline
+        self._timeline = self._known = timeline
         self._clockwork = clockwork
         self._ramps: dict[str, Machine] = {}
         self._regions: dict[str, Regions] = {}
@@ -177,12 +212,22 @@ class GateState:
         self._noted: dict[str, str] = {}
         self._scheduled: deque[Order] = deque()
         self._applied = max((i for i, r in enumerate(timeline.revisions) if r.number <= snapshot.revision), default=-1)
+        self._panes = list(snapshot.waiting)
+        heapify(self._panes)
+
+    def _resume(self) -> Slices[Self]:
+        """Take up the units of the snapshot."""
+        snapshot, known = self._state, dict[tuple[str, str], Flag | None]()
         for name, unit in list(snapshot.units.items()):
-            flag = self._flag(name.split("|", 1)[0], unit.manifest_hash)
+            named = name.split("|", 1)[0], unit.manifest_hash
+            if named not in known:
+                known[named] = self._flag(*named)
+            flag = known[named]
             if flag is not None:
                 self._run(name, flag, unit)
             else:
                 self._retire(name)
+            yield None
         # What was noted under a manifest that is there no more, an unsigned file that was changed, does not count.
         for flag_name, kill in list(snapshot.kills.items()):
             if self._flag(flag_name, kill.manifest_hash) is None:
@@ -190,6 +235,7 @@ class GateState:
         for flag_name, (_, manifest_hash) in list(snapshot.switched.items()):
             if self._flag(flag_name, manifest_hash) is None:
                 del snapshot.switched[flag_name]
+        yield self
 
     def _flag(self, name: str, manifest_hash: str) -> Flag | None:
         """The flag of that name and content, from the last revision that took effect, or else from whatever one."""
@@ -211,8 +257,24 @@ class GateState:
         cls, blob: bytes, gate: int, gates: int, partitions: int, clockwork: Clockwork, timeline: Timeline
     ) -> Self:
         """The state that ``dump`` gave. Raises StateError if the bytes are none, or of another shape of the topics."""
+        return only(cls.load_slices(blob, gate, gates, partitions, clockwork, timeline))
+
+    @classmethod
+    def load_slices(
+        cls, blob: bytes, gate: int, gates: int, partitions: int, clockwork: Clockwork, timeline: Timeline
+    ) -> Slices[Self]:
+        """As ``load``; a slice is a unit."""
         try:
-            snapshot = _codec.load(blob)
+            snapshot = _codec_of_parts.load(blob)
+            units = yield from _unit_codec.load_parts(snapshot.units)
+            retired = yield from _unit_codec.load_parts(snapshot.retired)
+            waiting: dict[int, dict[int, Partial]] = {}
+            for pane, partials in snapshot.waiting.items():
+                waiting[pane] = {}
+                for partition, partial in partials.items():
+                    waiting[pane][partition] = yield from _with_units(partial)
+            parts = {"units": units, "retired": retired, "waiting": waiting}
+            snapshot = GateSnapshot(**msgspec.structs.asdict(snapshot) | parts)
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
             raise StateError(f"the state of gate {gate} cannot be read: {error}") from None
         found = snapshot.gate, snapshot.gates, len(snapshot.closed), snapshot.pane_ms, snapshot.lateness_ms
@@ -222,15 +284,28 @@ class GateState:
                 f"the state of gate {gate} was written with (gate, gates, partitions, pane ms, lateness ms) = "
                 f"{found}, not {wanted}; give the old settings and partitions or start a new application id"
             )
-        return cls(snapshot, clockwork, timeline)
+        yield from cls(snapshot, clockwork, timeline)._resume()
 
     def dump(self) -> bytes:
         """The whole state, position included."""
-        return _codec.dump(self._state)
+        return only(self.dump_slices())
+
+    def dump_slices(self) -> Slices[bytes]:
+        """As ``dump``; a slice is a unit. No step may come between."""
+        state = self._state
+        units = yield from _unit_codec.dump_parts(state.units)
+        retired = yield from _unit_codec.dump_parts(state.retired)
+        waiting: dict[int, dict[int, Partial]] = {}
+        for pane, partials in state.waiting.items():
+            waiting[pane] = {}
+            for partition, partial in partials.items():
+                seen = yield from unit_codec.dump_parts(partial.units)
+                waiting[pane][partition] = msgspec.structs.replace(partial, units=seen)
+        yield _codec.dump(msgspec.structs.replace(state, units=units, retired=retired, waiting=waiting))
 
     def renew(self, timeline: Timeline) -> None:
-        """Take a timeline that has grown by later revisions."""
-        self._timeline = timeline
+        """Take a timeline that has grown by later revisions: from the next entry on, if one is under way."""
+        self._known = timeline
 
     @property
     def next(self) -> int:
@@ -275,7 +350,7 @@ class GateState:
 
         Last commands for flags that it does not name any more, and weights for kill switches that it turns on.
         """
-        flags, orders = self._timeline.flags(ts), {}
+        flags, orders = self._known.flags(ts), {}
 
         def order(kind: Literal["retire", "rearm"], reason: str, manifest_hash: str) -> Order:
             by = OperationBy(kind=kind, ts=ts, actor="manifest", reason=reason)
@@ -303,6 +378,17 @@ class GateState:
         A partial that was seen before is dropped: after a crash they are sent again. Raises HoleError if an entry is
         missing before this one.
         """
+        return whole(self.step_slices(offset, partial))
+
+    def operate(self, offset: int, order: Order) -> Iterator[Outcome]:
+        """Carry out the order at ``offset`` at once, whatever the time; as ``step``.
+
+        One that was carried out before is dropped: whoever forwards orders may do so again.
+        """
+        return whole(self.operate_slices(offset, order))
+
+    def step_slices(self, offset: int, partial: Partial) -> Slices[Outcome]:
+        """As ``step``; in a slice one unit takes in what a partition saw of it, or ends a pane, at most."""
         state = self._state
         if not self._follows(offset):
             return
@@ -323,9 +409,13 @@ class GateState:
         begun = state.waiting.get(partial.pane, {}).get(partial.partition)
         if begun is not None:
             # Pieces that are sent again after a crash say the same.
-            partial.units = begun.units | partial.units
+            begun.units.update(partial.units)
+            partial.units = begun.units
         if partial.units or partial.dead_letters or partial.records:
-            state.waiting.setdefault(partial.pane, {})[partial.partition] = partial
+            if partial.pane not in state.waiting:
+                state.waiting[partial.pane] = {}
+                heappush(self._panes, partial.pane)
+            state.waiting[partial.pane][partial.partition] = partial
         if partial.more:
             return
         # Of the partial itself earlier pieces may be gone.
@@ -342,11 +432,8 @@ class GateState:
             state.adrift.setdefault(partition, []).append(lost)
         state.next = following
 
-    def operate(self, offset: int, order: Order) -> Iterator[Outcome]:
-        """Carry out the order at ``offset`` at once, whatever the time; as ``step``.
-
-        One that was carried out before is dropped: whoever forwards orders may do so again.
-        """
+    def operate_slices(self, offset: int, order: Order) -> Slices[Outcome]:
+        """As ``operate``; in a slice one unit is operated on, at most."""
         state = self._state
         if not self._follows(offset):
             return
@@ -381,7 +468,7 @@ class GateState:
     def finish(self) -> Iterator[Outcome]:
         """Carry out the orders that are still scheduled."""
         while self._scheduled:
-            yield from self._carry_out_due(NEVER, min(self._state.closed))
+            yield from whole(self._carry_out_due(NEVER, min(self._state.closed)))
 
     def _follows(self, offset: int) -> bool:
         """Whether the entry at ``offset`` is the next one, which it then was; False for one from before."""
@@ -391,13 +478,15 @@ class GateState:
         if offset < state.next:
             return False
         state.next = offset + 1
+        # Not between two slices of one entry, as they fall at other places in every run.
+        self._timeline = self._known
         return True
 
-    def _advance(self, done: int, closed: int) -> Iterator[Outcome]:
+    def _advance(self, done: int, closed: int) -> Slices[Outcome]:
         """Merge and close panes from ``done`` to ``closed``; those in which nothing happens are passed over."""
         state, pane_ms = self._state, self._state.pane_ms
         while True:
-            ends = [pane + 1 for pane in state.waiting if pane < closed]
+            ends = [pane + 1 for pane in self._panes[:1] if pane < closed]
             deadlines = [ramp.deadline for ramp in self._ramps.values() if ramp.deadline is not None]
             ends += [deadline // pane_ms for deadline in deadlines if deadline <= closed * pane_ms]
             # A revision that came to be known too late takes effect as soon as it can.
@@ -409,10 +498,18 @@ class GateState:
             while self._scheduled and self._scheduled[0].operation.ts < end * pane_ms + state.lateness_ms:
                 yield from self._carry_out_due(done, end)
             if end in ends:
-                yield from self._merge(end - 1, state.waiting.pop(end - 1, {}))
+                partials = state.waiting.pop(end - 1, {})
+                if partials:
+                    heappop(self._panes)
+                yield from self._merge(end - 1, partials)
                 self._mark_losses(end)
+                brought = [(p, read.records, read.dead_letters) for p, read in partials.items()]
                 for _, ramp in sorted(self._ramps.items()):
+                    for partition, records, dead_letters in brought:
+                        if records or dead_letters:
+                            ramp.unit.window.read(partition, records, dead_letters)
                     yield from ramp.close(end * pane_ms)
+                    yield None
             if end in changes:
                 yield from self._revise(end * pane_ms)
             done = end
@@ -426,28 +523,30 @@ class GateState:
                     ramp.unit.window.lose(loss.lost)
         state.losses = [loss for loss in state.losses if loss.end > end]
 
-    def _carry_out_due(self, done: int, end: int) -> Iterator[Outcome]:
+    def _carry_out_due(self, done: int, end: int) -> Slices[Outcome]:
         """Carry out the next scheduled order, which came when panes from ``done`` up to ``end`` were closed."""
         order = self._scheduled.popleft()
         at = (order.operation.ts - self._state.lateness_ms) // self._state.pane_ms
         yield from self._carry_out(order, min(max(at, done), end))
 
-    def _merge(self, pane: int, partials: dict[int, Partial]) -> Iterator[Outcome]:
-        start = pane * self._state.pane_ms
-        shown = {name for partial in partials.values() for name, seen in partial.units.items() if seen.accepted}
+    def _merge(self, pane: int, partials: dict[int, Partial]) -> Slices[Outcome]:
+        start, ramps = pane * self._state.pane_ms, self._ramps
+        shown: set[str] = set()
+        for partial in partials.values():
+            rising = (name for name in partial.units if name not in ramps or ramps[name].asleep)
+            shown |= {name for name in rising if partial.units[name].accepted}
+            yield None
         for name in sorted(shown):
-            if name not in self._ramps:
+            if name not in ramps:
                 yield from self._begin(name, start)
-            elif self._ramps[name].asleep:
-                self._ramps[name].wake(start)
+            else:
+                ramps[name].wake(start)
+            yield None
         for partition, partial in sorted(partials.items()):
             for name, seen in partial.units.items():
-                if name in self._ramps:
-                    self._ramps[name].add(partition, seen)
-        for partition, partial in partials.items():
-            if partial.records or partial.dead_letters:
-                for ramp in self._ramps.values():
-                    ramp.unit.window.read(partition, partial.records, partial.dead_letters)
+                if name in ramps:
+                    ramps[name].add(partition, seen)
+                    yield None
 
     def _begin(self, name: str, start: int) -> Iterator[Outcome]:
         flag_name, region = name.split("|", 1)
@@ -481,17 +580,17 @@ class GateState:
             self._noted[flag.name] = flag.manifest_hash
             self._state.flags[flag.name] = canonical(flag.resolved())
 
-    def _dropped(self, flag_name: str) -> Iterator[Machine]:
-        """The units of a flag that is in no manifest any more, in order, as they were when it left."""
-        units = [(name, unit) for name, unit in self._state.retired.items() if name.split("|", 1)[0] == flag_name]
-        for _, unit in sorted(units, key=itemgetter(0)):
+    def _dropped(self, flag_name: str, names: Iterable[str]) -> Iterator[Machine]:
+        """These units of a flag that is in no manifest any more, in order, as they were when it left."""
+        for name in sorted(names):
+            unit = self._state.retired[name]
             flag = self._flag(flag_name, unit.manifest_hash) or self._last_flag(flag_name)
             yield machine(flag, unit, self._clockwork)
 
     def _last_flag(self, flag_name: str) -> Flag:
         return Flag.from_resolved(msgspec.json.decode(self._state.flags[flag_name]))
 
-    def _revise(self, at: int) -> Iterator[Outcome]:
+    def _revise(self, at: int) -> Slices[Outcome]:
         """Go over to the revision that is in force from ``at`` ms on."""
         state = self._state
         self._applied = self._timeline.index(at)
@@ -510,6 +609,7 @@ class GateState:
                 self._retire(name)
             else:
                 ramp.flag = revision.flags[ramp.flag.name]
+            yield None
         yield from self._retire_dropped(revision, at)
         for flag_name, kill in list(state.kills.items()):
             # A kill given under this revision already, while the telemetry was behind, goes on.
@@ -517,10 +617,14 @@ class GateState:
             if flag_name not in revision.flags or (changed(flag_name, kill.manifest_hash) and not since):
                 del state.kills[flag_name]
 
-    def _retire_dropped(self, revision: Revision, at: int) -> Iterator[Outcome]:
+    def _retire_dropped(self, revision: Revision, at: int) -> Slices[Outcome]:
         """Give each unit whose flag the revision takes out its last command, also those that wait for an event."""
-        names = {name.split("|", 1)[0] for name, unit in self._state.retired.items() if not unit.retired}
-        for flag_name in sorted(names - revision.flags.keys()):
+        units: dict[str, list[str]] = {}
+        for name, unit in self._state.retired.items():
+            flag_name = name.split("|", 1)[0]
+            if not unit.retired and flag_name not in revision.flags:
+                units.setdefault(flag_name, []).append(name)
+        for flag_name in sorted(units):
             said = "retires it" if flag_name in revision.retires else "does not name it any more"
             by = OperationBy(
                 kind="retire",
@@ -528,11 +632,11 @@ class GateState:
                 actor=revision.by or "manifest",
                 reason=f"revision {revision.number} {said}",
             )
-            for ramp in self._dropped(flag_name):
-                if not ramp.unit.retired:
-                    yield from ramp.retire(by, at)
+            for ramp in self._dropped(flag_name, units[flag_name]):
+                yield from ramp.retire(by, at)
+                yield None
 
-    def _carry_out(self, order: Order, closed: int) -> Iterator[Outcome]:
+    def _carry_out(self, order: Order, closed: int) -> Slices[Outcome]:
         """Carry out an order that stands where all source partitions have closed the panes below ``closed``."""
         by, kills = order.operation, self._state.kills
         flags = self._candidates(order)
@@ -546,9 +650,14 @@ class GateState:
             if order.revision >= 0 and kill is not None and kill.revision < 0 and kill.operation.ts >= by.ts:
                 return  # Whoever killed it knew the revision.
             kills.pop(order.flag, None)
-        for name in sorted(self._units_of(order.flag, flags)):
+        for name, flag in self._units_of(order.flag, flags):
+            if name not in self._ramps:
+                region = name.split("|", 1)[1]
+                before = self._state.retired.pop(name, None)
+                self._run(name, flag, dormant(flag, region, self._clockwork, before))
             if by.kind != "rearm" or order.revision < 0 or self._switch_on(name, flags[-1]):
                 yield from self._ramps[name].operate(by, closed * self._state.pane_ms)
+            yield None
 
     def _switch_on(self, name: str, flag: Flag) -> bool:
         """Put a unit under the kill switch that a revision turns on; False if that changes nothing for it yet.
@@ -563,14 +672,16 @@ class GateState:
         self._run(name, flag, dormant(flag, before.region, self._clockwork, before))
         return True
 
-    def _carry_out_on_dropped(self, order: Order, closed: int) -> Iterator[Outcome]:
+    def _carry_out_on_dropped(self, order: Order, closed: int) -> Slices[Outcome]:
         """Carry out an order for a flag that is in no manifest any more: its units can be killed, and retired once."""
         by = order.operation
-        for ramp in self._dropped(order.flag):
+        names = [name for name in self._state.retired if name.split("|", 1)[0] == order.flag]
+        for ramp in self._dropped(order.flag, names):
             if by.kind == "kill":
                 yield from ramp.operate(by, closed * self._state.pane_ms)
             elif by.kind == "retire" and not ramp.unit.retired:
                 yield from ramp.retire(by, by.ts)
+            yield None
 
     def _candidates(self, order: Order) -> list[Flag]:
         """The flag as the windows are judged by now, and as it is when the order is given, if telemetry is behind."""
@@ -581,13 +692,9 @@ class GateState:
         found = [revisions[i].flags.get(order.flag) for i in (self._applied, at) if i >= 0]
         return [flag for flag in found if flag is not None]
 
-    def _units_of(self, name: str, flags: list[Flag]) -> set[str]:
-        """The running units of a flag; regions that a manifest names, or telemetry once showed, begin dormant."""
+    def _units_of(self, name: str, flags: list[Flag]) -> list[tuple[str, Flag]]:
+        """The units of a flag that run, that a manifest names or that telemetry once showed, each with its flag."""
         named = {region: flag for flag in reversed(flags) for region in flag.scope.regions if region != "all"}
         units = {f"{name}|{region}" for region in named}
         units |= {unit for unit in (*self._ramps, *self._state.retired) if unit.split("|", 1)[0] == name}
-        for unit in sorted(units - self._ramps.keys()):
-            region = unit.split("|", 1)[1]
-            flag = named.get(region, flags[0])
-            self._run(unit, flag, dormant(flag, region, self._clockwork, self._state.retired.pop(unit, None)))
-        return units
+        return [(unit, named.get(unit.split("|", 1)[1], flags[0])) for unit in sorted(units)]

@@ -1,7 +1,6 @@
 """``tidegate worker``: the Faust worker."""
 
 import asyncio
-import gc
 import os
 import signal
 import threading
@@ -18,6 +17,7 @@ from streams.health import Metrics, serve
 from streams.manifests import load_trusted, read_file, read_files, read_topic, tell
 from streams.settings import Settings, load_settings
 from streams.topics import check_group, check_topics, create_topics
+from streams.turns import Collector
 
 log = structlog.get_logger("tidegate")
 
@@ -124,10 +124,7 @@ def command(manifest: Path | None, broker: str | None, accept_loss: bool | None)
             deadline.start()
 
     worker = Worker(settings, timeline, trusted, partitions, gates, signing)
-    # What was made up to here lives as long as the process: the collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
+    Collector().install()
     # Logging is set up already, one form for all.
     runner = _Runner(worker.app, quiet=True, override_logging=False)
     runner.spinner = None

@@ -16,7 +16,7 @@ from faust.types import TP
 
 from gates import bounds
 from schemas import canonical, decision
-from streams import app, checkpoints, follow, keeper, operations, windows
+from streams import app, checkpoints, follow, keeper, operations, turns, windows
 from tests.faults.kafka import Poller, Producer, Reader
 from tests.faults.traffic import timeline
 
@@ -239,6 +239,8 @@ def patched(world: "World") -> Iterator[None]:
             (checkpoints, "CHUNK_BYTES", world.plan.chunk_bytes),
             # So small that most partials are sent in pieces.
             (windows, "PIECE_BYTES", 2_000),
+            # A turn for everybody, a fault among them, after each slice, as may be where there are many units.
+            (turns, "TURN_SECONDS", 0),
             (checkpoints, "reader", Reader(world.cluster)),
         ):
             stack.enter_context(patch.object(target, name, value, create=True))

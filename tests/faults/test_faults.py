@@ -49,7 +49,7 @@ def planted(owner: Any, name: str, *edits: tuple[str, str]) -> Iterator[None]:
         yield
 
 
-STEP_1 = "state, mark, sent = self.state.dump(), self.state.mark, self._taken()"
+STEP_1 = "mark, sent = self.state.mark, self._taken()"
 BUGS: dict[str, tuple[Any, ...]] = {
     "1: in the middle of a step": (
         Keeper,
@@ -62,12 +62,11 @@ BUGS: dict[str, tuple[Any, ...]] = {
         Keeper,
         "_save",
         ("async with self.lock:", "early = self._taken()\n        async with self.lock:"),
-        (STEP_1, "state, mark, sent = self.state.dump(), self.state.mark, early"),
+        (STEP_1, "mark, sent = self.state.mark, early"),
     ),
     "1: state taken after the list": (
         Keeper,
         "_save",
-        (STEP_1, "mark, sent = self.state.mark, self._taken()"),
         ("await self.confirm(sent)", "await self.confirm(sent)\n        state = self.state.dump()"),
     ),
     "1: position taken after the state": (
@@ -112,13 +111,13 @@ BUGS: dict[str, tuple[Any, ...]] = {
     ),
     "gate: a repeated partial counted again": (
         windows.GateState,
-        "step",
+        "step_slices",
         ("if partial.pane < closed:", "if False:"),
         ("if partial.previous != closed and", "if partial.previous > closed and"),
     ),
     "gate: a repeated order carried out again": (
         windows.GateState,
-        "operate",
+        "operate_slices",
         ("if order.offset < state.operations_next:", "if False:"),
     ),
     "audit: a partition taken up after the gates": (

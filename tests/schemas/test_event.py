@@ -5,14 +5,16 @@ import math
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import schemas.event
 from schemas.errors import EventError
-from schemas.event import FUTURE_MS, TelemetryEvent, encode, parse
+from schemas.event import FUTURE_MS, TelemetryEvent, encode, parse, too_deep
 
 TS = 1_700_000_000_000
 
@@ -279,6 +281,16 @@ class TestNotJson:
         """The same log gives the same bytes, also where the caller's stack is deep."""
         by_depth = [_deepest(extra_frames) for extra_frames in (0, 50, 200)]
         assert by_depth[0] == by_depth[1] == by_depth[2]
+
+    @given(st.recursive(st.text(r'"\[]{}aé', max_size=6), lambda inner: st.lists(inner, max_size=3), max_leaves=20))
+    def test_brackets_within_text_are_no_nesting(self, tree: Any) -> None:
+        def depth(part: Any) -> int:
+            return 1 + max(map(depth, part), default=0) if isinstance(part, list) else 0
+
+        with patch.object(schemas.event, "MAX_DEPTH", 2):
+            for text in (json.dumps(tree), json.dumps({"a": tree}, ensure_ascii=False)):
+                deepest = depth(tree) + (text[0] == "{")
+                assert too_deep(text.encode()) == (deepest > 2)
 
 
 def _deepest(frames: int) -> int:

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from streams import app
+from schemas.timeline import Revision, Timeline
+from streams import app, checkpoints
 from streams.app import Worker
+from streams.checkpoints import Saved
+from streams.settings import load_settings
+from streams.slices import Slices, only
+from streams.windows import GateState
+from tests.streams.events import NOON, flags
 
 
 @pytest.fixture
@@ -41,6 +47,31 @@ def test_what_cannot_be_done_after_everything_was_saved_is_no_failure(worker: An
     asyncio.run(worker.fail(ValueError("no producer")))
     assert worker.crashed == []
     assert worker.failed is None
+
+
+def test_a_gate_that_is_being_loaded_hears_of_a_revision_that_comes_meanwhile(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading thousands of units back lets others in between, also whoever follows the manifests."""
+    settings = load_settings(broker="b:1")
+    before, after = Timeline.of(flags()), Timeline([Revision(0, 0, flags()), Revision(1, NOON, flags())])
+    blob = GateState.fresh(0, 1, 1, settings.clockwork, before).dump()
+    worker.settings, worker.gates, worker.partitions, worker.timeline = settings, 1, 1, before
+    worker.manifests, worker.assigned = SimpleNamespace(catch_up=lambda: asyncio.sleep(0)), asyncio.Event()
+    worker.app.consumer_generation_id = 0
+
+    async def read(*_: Any) -> dict[int, Saved]:
+        return {0: Saved(blob, 0)}
+
+    async def loaded(slices: Slices[Any]) -> Any:
+        worker.timeline = after
+        return only(slices)
+
+    monkeypatch.setattr(checkpoints, "read", read)
+    monkeypatch.setattr(app, "result_of", loaded)
+    tp = TP(settings.partials_topic, 0)
+    asyncio.run(worker.restore([tp], {}))
+    assert worker.keepers[tp].state._known is after
 
 
 def test_a_checkpoint_that_cannot_be_written_at_the_end_is_one(worker: Any) -> None:

@@ -112,12 +112,13 @@ class TestMetrics:
             partials=[object()] * 2,  # type: ignore[list-item]
             late=[1, 2, 3],
             dead=[(1, "x")] * 4,
+            records=100,
             accepted=5,
             duplicates=6,
             left=LeftOut(warmup=8, outside={"region": 9, "region, endpoint": 10}, unknown={"f": 4}, early=3),
         )
-        metrics.stepped(100, step)
-        metrics.stepped(1, Step())
+        metrics.stepped(step)
+        metrics.stepped(Step(records=1))
         found = samples(metrics)
         expected = {"records": 101, "partials": 2, "events_late": 3, "dead_letters": 4}
         expected |= {"events_accepted": 5, "events_duplicate": 6, "events_unknown_flag": 7, "events_warmup": 8}

@@ -27,7 +27,7 @@ from rich.console import Console
 from schemas.canonical import canonical
 from schemas.decision import Command, Decision, OperationBy, command_from_bytes, decision_from_bytes
 from schemas.errors import EventError
-from schemas.event import Versions, parse
+from schemas.event import MAX_BYTES, Versions, parse
 from schemas.timeline import Timeline
 from streams.app import FORWARD_BYTES, FORWARD_CUT, Worker
 from streams.commands import kill, watch
@@ -141,8 +141,9 @@ def test_an_event_is_counted_or_a_dead_letter_with_one_clear_reason(name: str, t
     """Whatever text stands in whichever field, escaped or as it is."""
     fields = event(**FREE[name](TEXTS[text]))
     counted = "unknown flag" if name == "flag" else "counted"
-    expected = counted if allowed(name, TEXTS[text]) else "dead letter"
-    assert fate(json.dumps(fields).encode()) == expected
+    value = json.dumps(fields).encode()
+    expected = counted if allowed(name, TEXTS[text]) and len(value) <= MAX_BYTES else "dead letter"
+    assert fate(value) == expected
     if text != "lone surrogate":
         # Raw control characters inside a string are no JSON; msgspec writes those alone as escapes.
         assert fate(msgspec.json.encode(fields)) == expected
@@ -523,3 +524,14 @@ def test_a_router_and_a_service_log_one_line_of_text(caplog: pytest.LogCaptureFi
     said = [entry.getMessage() for entry in caplog.records]
     assert len(said) == 3
     assert all(shows_text(line) and "\n" not in line and len(line) < 500 for line in said)
+
+
+def test_a_record_that_is_larger_than_any_event_is_not_decoded() -> None:
+    """Compressed it takes no room in the topic; decoding 100 MB of JSON would hold everything up for seconds."""
+    largest = record(event_id="largest", padding="")
+    largest = largest[:-2] + b" " * (MAX_BYTES - len(largest)) + largest[-2:]
+    state = fresh()
+    step = state.step(Run(0, [largest, largest + b" ", record()]))
+    assert (step.accepted, step.dead) == (2, [(1, "8388609 bytes are more than an event may have, 8388608")])
+    with pytest.raises(EventError, match=r"^8388609 bytes are more than an event may have, 8388608$"):
+        parse(largest + b" ")

@@ -11,6 +11,7 @@ from streams import checkpoints, keeper
 from streams.keeper import Keeper
 from streams.panes import Mark
 from streams.retained import Entry, Shape
+from streams.slices import Slices
 
 TP_ = TP("partials", 0)
 
@@ -57,8 +58,9 @@ class State:
     def mark(self) -> Mark:
         return Mark(self.next, ())
 
-    def dump(self) -> bytes:
-        return b"%d" % self.next
+    def dump_slices(self) -> Slices[bytes]:
+        yield None
+        yield b"%d" % self.next
 
 
 def test_two_who_ask_at_once_wait_for_the_same_checkpoint() -> None:
