@@ -80,6 +80,7 @@ KEYS_CAP = 1 << 14
 WORST = 3
 """Exemplars kept of each metric."""
 
+_PLACE = {counter: at for at, counter in enumerate(COUNTERS)}
 _CARRIES = tuple((COUNTERS.index(low), COUNTERS.index(high)) for low, high in CARRIES)
 
 CONVERGED, FLIPPED = 1, 2
@@ -273,7 +274,7 @@ class Sums(msgspec.Struct, array_like=True):
     past: list[int] = msgspec.field(default_factory=lambda: [0] * len(PAST))
 
     def __getitem__(self, counter: str) -> int:
-        return self.counters[COUNTERS.index(counter)]
+        return self.counters[_PLACE[counter]]
 
     def count(self, row: Iterable[int]) -> None:
         """Add a row of counters in the order of ``COUNTERS``."""
