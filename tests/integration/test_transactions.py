@@ -1,6 +1,7 @@
 """Offsets without a record: transactions leave their marks, and what they took back, in the log."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,23 @@ def test_only_what_was_committed_counts(
     """For workers, in an export, and in a replay of it; nobody stops at an offset that has no record."""
     records = list(telemetry(10_000, seed=5))
     asyncio.run(publish(settings, records[:2_000]))
-    asyncio.run(publish_in_transactions(settings, records[2_000:]))
-    out = tmp_path / "out"
+    asyncio.run(publish_in_transactions(settings, records[2_000:6_000]))
+    time.sleep(0.1)
+    middle = int(time.time() * 1000)
+    asyncio.run(publish_in_transactions(settings, records[6_000:]))
     monkeypatch.setenv("TIDEGATE_TOPIC_PREFIX", settings.topic_prefix)
-    done = tidegate("export", "--broker", settings.broker, "--out", out, "--format", form)
-    assert (done.code, done.err) == (0, "")
-    (file,) = out.glob("telemetry.*")
+
+    def exported(name: str, *span: object) -> Path:
+        done = tidegate("export", "--broker", settings.broker, "--out", tmp_path / name, "--format", form, *span)
+        assert (done.code, done.err) == (0, "")
+        (file,) = (tmp_path / name).glob("telemetry.*")
+        return file
+
     timeline = Timeline.of(load_manifest(MANIFEST).flags)
-    from_file = [d for d, _ in replay([file], timeline, PARTITIONS, settings.clockwork)]
+    from_file = [d for d, _ in replay([exported("whole")], timeline, PARTITIONS, settings.clockwork)]
+    # What was taken back lies between the two: at the end of the first there is no record.
+    halves = exported("first", "--to", middle), exported("second", "--from", middle)
+    assert [d for d, _ in replay(halves, timeline, PARTITIONS, settings.clockwork)] == from_file
     plain = tmp_path / "plain.ndjson"
     plain.write_bytes(b"".join(b'{"partition":%d,"value":%s}\n' % record for record in records))
     assert from_file
