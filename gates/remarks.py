@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from gates.power import judged_gates, kind_gates
+from gates.verdict import to_pass
 from schemas.catalogue import GUARDS
 from schemas.manifest import DEFAULT_STAGES, PAGE, Flag
 
@@ -34,7 +35,7 @@ _EXTREMES = {
 
 def remarks(flag: Flag) -> list[str]:
     """What is worth knowing of a flag before anything has been measured: a line each, with the way out."""
-    found = [*_stages(flag), *_gates(flag), *_unread(flag)]
+    found = [*stuck(flag), *_stages(flag), *_gates(flag), *_unread(flag)]
     if flag.kind != "kill_switch":
         found += [*_rules(flag), *_evidence(flag)]
     return found
@@ -44,11 +45,32 @@ def probes_wanted(flag: Flag) -> str | None:
     """What has to be sent so that λ is known, and how to do without; None where nothing waits for it."""
     if "lambda_convergent" not in judged_gates(flag) or flag.policy.lambda_source != "probes":
         return None
+    settle = ""
+    if flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential":
+        groups = next(takes.rows for takes in to_pass(flag) if takes.gate == "lambda_convergent")
+        settle = "" if groups is None else f" ({groups:,} such groups without a flip are enough)"
     return (
         "lambda_convergent stays unknown, and holds every window, without probes: for each query_id send lambda_state "
-        "with paraphrase 1 to 3 and seed 1 to 2; or write gates.lambda_convergent: false, or "
+        f"with paraphrase 1 to 3 and seed 1 to 2{settle}; or write gates.lambda_convergent: false, or "
         "policy.lambda_source: traffic to judge the lambda_state of every request"
     )
+
+
+def stuck(flag: Flag) -> Iterator[str]:
+    """Why a flag can never decide anything but to stay as it is, and the way out."""
+    first = flag.traffic.stages[0]
+    if flag.kind == "progressive_rollout" and first >= 1 and not flag.traffic.shadow:
+        yield (
+            "the first stage leaves no traffic for a baseline: it can never be judged; "
+            "start lower, or set traffic.shadow: true"
+        )
+    if flag.kind == "cost_guard" and first >= 1:
+        yield "at weight 1 no traffic is left for a baseline: it can never fall back; write less than 1"
+    if flag.kind == "quality_gated" and flag.policy.quality_source == "traffic" and not flag.traffic.shadow:
+        yield (
+            "it never opens: while it is closed the canary serves nobody, and neither mirrored nor gold requests "
+            "count; set traffic.shadow: true, or leave policy.quality_source out"
+        )
 
 
 def _stages(flag: Flag) -> Iterator[str]:
@@ -59,34 +81,15 @@ def _stages(flag: Flag) -> Iterator[str]:
         defaults = (first, *(stage for stage in ramp if stage > first))
         if len(stages) > 1 and stages != defaults:
             yield f"{name} has no ramp: of traffic.stages only the first, {first:g}, is ever served"
-        if flag.kind == "quality_gated":
-            yield from _opening(flag)
-        if flag.kind == "cost_guard" and first >= 1:
-            yield "at weight 1 no traffic is left for a baseline: it can never fall back; write less than 1"
+        by_gold = flag.policy.quality_source != "traffic" and not flag.traffic.shadow
+        if flag.kind == "quality_gated" and by_gold:
+            yield (
+                "while it is closed the canary serves nobody: it opens on gold requests of both arms alone; "
+                "send them, or set traffic.shadow: true"
+            )
         return
-    if first >= 1 and not flag.traffic.shadow:
-        yield (
-            "the first stage leaves no traffic for a baseline: it can never be judged; "
-            "start lower, or set traffic.shadow: true"
-        )
     if last < 1:
         yield f"the stages end at {last:g}: the canary never gets all traffic; end them at 1.0 if it is to"
-
-
-def _opening(flag: Flag) -> Iterator[str]:
-    """What a quality gate is opened by: while it is closed, its canary serves nobody."""
-    if flag.traffic.shadow:
-        return
-    if flag.policy.quality_source == "traffic":
-        yield (
-            "it never opens: while it is closed the canary serves nobody, and neither mirrored nor gold requests "
-            "count; set traffic.shadow: true, or leave policy.quality_source out"
-        )
-    else:
-        yield (
-            "while it is closed the canary serves nobody: it opens on gold requests of both arms alone; "
-            "send them, or set traffic.shadow: true"
-        )
 
 
 def _gates(flag: Flag) -> Iterator[str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gates.power import Catch, catch, certainty, judged_gates
-from gates.remarks import probes_wanted
+from gates.remarks import probes_wanted, stuck
 from gates.remarks import remarks as never
 from gates.rules import QUALITY_GATES, QUALITY_RULES, SLACK, SOFT_GATES
 from gates.verdict import Takes, finishes_by_point, to_pass, to_stop
@@ -72,17 +72,17 @@ def command(manifest: Path, pane: int | None, rate: float | None, strict: bool, 
     if events:
         console.print(_counted(manifest, events, settings), markup=False)
     console.print(Text(f"{manifest}: {len(flags)} flag{'s' if len(flags) > 1 else ''}, no errors", "green"))
-    stuck = [flag.name for flag in flags.values() if _never_decides(flag, rate, pane_ms)]
-    if strict and stuck:
-        console.print(Text(f"can never decide: {', '.join(map(plain, stuck))}", "yellow"))
+    undecided = [flag.name for flag in flags.values() if _never_decides(flag, rate, pane_ms)]
+    if strict and undecided:
+        console.print(Text(f"can never decide: {', '.join(map(plain, undecided))}", "yellow"))
         raise SystemExit(1)
 
 
 def _never_decides(flag: Flag, rate: float | None, pane_ms: int) -> bool:
-    said = list(never(flag))
-    if rate is not None and flag.kind != "kill_switch":
-        said += [short for stage in _stages(flag, rate) for short in _shortages(flag, stage, pane_ms)]
-    return any("can never decide" in one or "never be decided" in one for one in said)
+    if any(stuck(flag)):
+        return True
+    stages = [] if rate is None or flag.kind == "kill_switch" else _stages(flag, rate)
+    return any(short for stage in stages for short in _shortages(flag, stage, pane_ms))
 
 
 def _counted(manifest: Path, events: tuple[Path, ...], settings: Settings) -> str:
@@ -228,10 +228,6 @@ def _show_verdict(console: Console, flag: Flag, rate: float) -> None:
         rows = "never" if stop.rows is None else f"about {stop.rows:,} {stop.what} of the canary"
         value = percent(_bad_value(flag, stop.gate))
         console.print(f"  a canary at the value to rule out for {stop.gate} ({value}) is stopped after {rows}")
-    if "lambda_convergent" in judged_gates(flag) and flag.policy.lambda_source == "probes":
-        groups = next(takes.rows for takes in to_pass(flag) if takes.gate == "lambda_convergent")
-        told = f"λ waits for {groups or 0:,} complete probe groups in each stage: send events with query_id, "
-        console.print(f"[yellow]remark:[/yellow] {told}paraphrase and seed, or write gates.lambda_convergent: false")
     console.print(
         Text("rates at half of what the limits allow; a quantile or the cost may take longer where it varies", "dim")
     )

@@ -233,9 +233,15 @@ def test_it_begins_with_how_long_the_ramp_takes_and_what_a_bad_canary_costs(tmp_
 
 
 def test_lambda_says_what_to_send_or_switch_off(tmp_path: Path) -> None:
-    said = lint(tmp_path, "policy: {evidence: sequential}", "2/s")
-    assert "λ waits for 35 complete probe groups in each stage" in said
-    assert "gates.lambda_convergent: false" in " ".join(said.split())
+    """Once, with the groups that settle a stage."""
+    path, said = tmp_path / "flags.yml", {}
+    for evidence in ("sequential", "point"):
+        path.write_text(f"flags: {{f: {{policy: {{evidence: {evidence}}}}}}}")
+        said[evidence] = " ".join(tidegate("lint", path, "--rate", "2/s").out.split())
+        assert said[evidence].count("gates.lambda_convergent: false") == 1
+        assert said[evidence].count("remark: lambda_convergent") == 1
+    assert "(35 such groups without a flip are enough)" in said["sequential"]
+    assert "such groups" not in said["point"]
 
 
 def test_point_evidence_is_told_how_often_a_healthy_canary_finishes(tmp_path: Path) -> None:
@@ -248,6 +254,31 @@ def test_point_evidence_is_told_how_often_a_healthy_canary_finishes(tmp_path: Pa
     assert "write policy.evidence: sequential" in few
     assert "about 100 % of healthy canaries finish" in many
     assert "write policy.evidence" not in many
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("traffic: {stages: [1.0]}", 1),
+        ("traffic: {stages: [1.0], shadow: true}", 0),
+        ("kind: quality_gated, policy: {quality_source: traffic}", 1),
+        ("kind: quality_gated, traffic: {shadow: true}, policy: {quality_source: traffic}", 0),
+        ("kind: cost_guard, traffic: {stages: [1.0]}", 1),
+        ("kind: kill_switch, traffic: {stages: [1.0]}", 0),
+        ("traffic: {stages: [0.05, 0.5]}", 0),
+    ],
+)
+@pytest.mark.parametrize("rate", [(), ("--rate", "20/s")])
+def test_strict_exits_with_1_where_the_manifest_itself_lets_nothing_be_decided(
+    tmp_path: Path, body: str, code: int, rate: tuple[str, ...]
+) -> None:
+    """Whatever words the remark has."""
+    path = tmp_path / "flags.yml"
+    path.write_text(f"flags: {{f: {{{body}}}, fine: {{}}}}")
+    done = tidegate("lint", path, "--strict", *rate)
+    assert done.code == code
+    assert ("can never decide: f" in done.out.splitlines()) is bool(code)
+    assert tidegate("lint", path, *rate).code == 0
 
 
 @pytest.mark.parametrize(("rate", "code"), [("2/s", 1), ("20/s", 0)])
