@@ -152,7 +152,7 @@ def _shares_svg(
     axes.draw(canvas, PER_CENT)
     ends = []
     middle = (len(STYLES) - 1) / 2
-    for at, (name, style) in enumerate(STYLES.items()):
+    for at, (name, style) in reversed(list(enumerate(STYLES.items()))):
         points = []
         for rate in results.rates:
             found = Rate(*count(rate, name))
@@ -210,7 +210,8 @@ def times_svg(results: Results) -> str:
         title = "a healthy one, until 100 %" if canary is HEALTHY else canary.title
         canvas.text(left, y - 10, title, 14, font_weight="600")
         canvas.text(left + width / 2, y + height + 40, "requests a second", 12, FAINT, text_anchor="middle")
-        for number, (name, style) in enumerate(STYLES.items()):
+        # The first one last, so that nothing hides it.
+        for number, (name, style) in reversed(list(enumerate(STYLES.items()))):
             points = []
             for rate in results.rates:
                 found = results.count(rate, canary.name, name)

@@ -59,21 +59,21 @@ def page(results: Results, revision: str, command: str) -> str:
         robust_panes=trials.ROBUST_PANES,
         robust_runs=results.robust_runs,
         hours=results.hours,
-        false_stop=f"{rules.policy.false_stop:.0%}",
-        wrong_promote=f"{rules.policy.wrong_promote:.0%}",
-        bursts=f"{traffic.BURSTS:.0%}",
+        false_stop=per_cent(rules.policy.false_stop),
+        wrong_promote=per_cent(rules.policy.wrong_promote),
+        bursts=per_cent(traffic.BURSTS),
         burst_traffic=f"{traffic.BURST_TRAFFIC:g}",
         burst_errors=f"{traffic.BURST_ERRORS:g}",
         burst_latency=f"{traffic.BURST_LATENCY:g}",
-        swing_traffic=f"{traffic.SWING_TRAFFIC:.0%}",
-        swing_errors=f"{traffic.SWING_ERRORS:.0%}",
+        swing_traffic=per_cent(traffic.SWING_TRAFFIC),
+        swing_errors=per_cent(traffic.SWING_ERRORS),
         swing_latency=f"{traffic.SWING_LATENCY:g}",
         user_requests=traffic.USER_REQUESTS,
         user_share=f"{traffic.USER_SHARE:g}",
         share_squared=f"{traffic.USER_SHARE**2:g}",
         others=2 * traffic.USER_REQUESTS - 2,
         design_effect=f"{DESIGN_EFFECT:g}",
-        stages=", ".join(f"{stage:.0%}" for stage in rules.ramp_stages),
+        stages=", ".join(per_cent(stage) for stage in rules.ramp_stages),
         window=rules.window.length_ms // traffic.MINUTE_MS,
         few=f"{ramps.FEW:g}",
         few_minutes=ramps.FEW_MINUTES,
@@ -84,6 +84,11 @@ def page(results: Results, revision: str, command: str) -> str:
         means_n_opt=f"{peers.MEANS_N_OPT:,}",
         means_least=peers.MEANS_LEAST,
     )
+
+
+def per_cent(value: float) -> str:
+    """A whole number of per cent."""
+    return f"{100 * value:.0f} %"
 
 
 def share(count: int, of: int) -> str:
