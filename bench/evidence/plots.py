@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.evidence.report import promoted
+from bench.evidence.report import past_first
 from bench.evidence.traffic import BAD, HEALTHY
 from bench.evidence.trials import SLOW, Results
 from streams.commands.plots import FAINT, GRID, INK, LEFT, WIDE, Canvas
@@ -114,7 +114,7 @@ def _draw(canvas: Canvas, axes: Axes, style: Style, points: Sequence[Point], shi
 
 def _labels(canvas: Canvas, x: float, wanted: Sequence[tuple[float, Style]], low: float, high: float) -> None:
     """Each line's name beside its end, moved apart where lines end together."""
-    ordered = sorted(wanted, key=lambda one: one[0])
+    ordered = sorted(wanted, key=lambda one: round(one[0]))
     places: list[float] = []
     for y, _ in ordered:
         places.append(max(y, places[-1] + 18 if places else low))
@@ -159,7 +159,7 @@ def _shares_svg(
             points.append(Point(rate, found.value, *found.interval))
         _draw(canvas, axes, style, points, 3.0 * (at - middle))
         ends.append((axes.y(points[-1].value), style))
-    _labels(canvas, LEFT + 850 + 18, ends, 90, 484)
+    _labels(canvas, LEFT + 850 + 18, ends[::-1], 90, 484)
     canvas.text(LEFT + 425, 528, "requests a second, both arms together (log scale)", 13, INK, text_anchor="middle")
     canvas.text(LEFT, 76, what, 12, INK)
     canvas.height = 546
@@ -178,16 +178,16 @@ def finished_svg(results: Results) -> str:
 
 
 def promoted_svg(results: Results) -> str:
-    """The share of bad canaries that reach 100 %."""
+    """The share of bad canaries that are promoted at all."""
 
     def count(rate: float, name: str) -> tuple[int, int]:
-        return promoted(results, rate, name)
+        return past_first(results, rate, name)
 
     below = (
         f"{len(BAD)} kinds of bad canaries together, {len(BAD) * results.runs} rollouts a point, half as many below "
         f"{SLOW:g} a second; bars are exact 95 % intervals"
     )
-    return _shares_svg(results, "A bad canary reaches 100 % all the same", below, count, "share of bad rollouts")
+    return _shares_svg(results, "A bad canary is promoted past 5 % all the same", below, count, "share of bad rollouts")
 
 
 MINUTES = {1.0: "1 min", 10.0: "10 min", 60.0: "1 h", 360.0: "6 h", 1440.0: "1 d", 10_080.0: "7 d"}
