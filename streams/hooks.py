@@ -1,18 +1,21 @@
 """What Faust has no setting for: a consumer that reads on from checkpoints, and a producer that waits outages out."""
 
+import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import aiokafka
 import faust
 import structlog
-from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
+from aiokafka.errors import IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
 from aiokafka.structs import RecordMetadata
 from faust.exceptions import ProducerSendError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 from faust.types import TP
 
+from schemas.errors import SettingsError
 from streams.reader import COMMITTED
+from streams.seat import Seat, watched
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,7 +54,18 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
             # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
             consumer._fetch_max_wait_ms = worker.settings.fetch_wait
             consumer._isolation_level = COMMITTED
+            if worker.settings.instance_id is not None:
+                seat = Seat(worker.settings.session_timeout / 1000)
+                consumer._client.send = watched(consumer._client.send, seat, self._unseated)
             return consumer
+
+        def _unseated(self) -> None:
+            error = SettingsError(
+                f"another worker has joined with TIDEGATE_INSTANCE_ID={worker.settings.instance_id}; "
+                "give each worker a name of its own"
+            )
+            # The client lives in a thread of its own.
+            asyncio.run_coroutine_threadsafe(worker.fail(error), self.parent_loop)
 
         async def _fetch_records(
             self, consumer: aiokafka.AIOKafkaConsumer, active_partitions: set[TP], *more: Any, **options: Any
@@ -82,6 +96,9 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
                 restored = await worker.restore(mine, begins)
                 await self.seek_wait(restored)
                 return positions | restored
+            except IllegalStateError:
+                # The group has given its partitions out anew meanwhile: Faust waits for that, and asks again.
+                raise
             except Exception as error:
                 await worker.fail(error)
                 raise

@@ -142,6 +142,8 @@ def wait_until_answers(servers: str, check: Callable[[], None] = lambda: None) -
 class LocalBroker:
     """One Kafka node in KRaft mode on loopback, from Kafka's jars; about 4 s to the first answer.
 
+    Alone, or with ``node`` and ``quorum`` one of a :class:`LocalCluster`.
+
     Args:
         folder: takes ``server.properties``, ``broker.log`` and the data.
         cpu: the core to pin the process to; ``None`` leaves the choice to the system.
@@ -149,6 +151,8 @@ class LocalBroker:
         properties: entries for ``server.properties`` beyond or in place of ours.
         listeners: listeners beside the open one, by name with their security protocol; ``addresses`` has where.
         format_options: more arguments for formatting the storage, for instance to add SCRAM users.
+        node: its id.
+        quorum: the controller's address of each node of its cluster, its own among them; none: it is alone.
 
     Used as a context manager it starts on entry and stops on exit.
     """
@@ -162,19 +166,27 @@ class LocalBroker:
         properties: Mapping[str, str] | None = None,
         listeners: Mapping[str, str] | None = None,
         format_options: Sequence[str] = (),
+        node: int = 1,
+        quorum: Mapping[int, str] | None = None,
     ) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._java = ["java", f"-Xms{heap}", f"-Xmx{heap}", QUIET, "-cp", f"{kafka_jars()}/*"]
         self._pin = [] if cpu is None else ["taskset", "-c", str(cpu)]
         self._config, self._log = folder / "server.properties", folder / "broker.log"
+        self.node, self.data = node, folder / "data"
         more = dict(listeners or {})
         client, controller, *others = (f"127.0.0.1:{port}" for port in free_ports(2 + len(more)))
+        if quorum is not None:
+            controller = quorum[node]
         self.bootstrap = client
         self.addresses = dict(zip(more, others, strict=True))
         open_to_clients = ",".join(f"{name}://{at}" for name, at in [("PLAINTEXT", client), *self.addresses.items()])
         settings = server_properties(
-            f"{open_to_clients},CONTROLLER://{controller}", open_to_clients, controller, str(folder / "data")
+            f"{open_to_clients},CONTROLLER://{controller}", open_to_clients, controller, str(self.data)
         )
+        if quorum is not None:
+            voters = ",".join(f"{number}@{address}" for number, address in quorum.items())
+            settings |= {"node.id": str(node), "controller.quorum.voters": voters}
         for name, protocol in more.items():
             settings["listener.security.protocol.map"] += f",{name}:{protocol}"
         settings.update(properties or {})
@@ -193,6 +205,11 @@ class LocalBroker:
         Raises:
             BrokerUnavailable: it ended or did not answer; the message has the end of its log.
         """
+        self.launch()
+        self.await_answer()
+
+    def launch(self) -> None:
+        """Starts the process without waiting for an answer."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._pin, *self._java, "kafka.Kafka", str(self._config)],
@@ -200,6 +217,9 @@ class LocalBroker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def await_answer(self) -> None:
+        """Returns when the launched broker answers; ends it and raises BrokerUnavailable where it does not."""
         try:
             wait_until_answers(self.bootstrap, self._check_running)
         except BaseException as error:
@@ -207,6 +227,16 @@ class LocalBroker:
             if isinstance(error, BrokerUnavailable):
                 raise BrokerUnavailable(f"{error}\n{self.log_tail()}") from error
             raise
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the broker ends of itself within ``seconds``."""
+        try:
+            assert self._process is not None
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self._process = None
+        return True
 
     def stop(self, seconds: float = 30.0) -> None:
         """Ends the broker if it runs: cleanly, or by SIGKILL when that takes over ``seconds``."""
@@ -255,6 +285,85 @@ class LocalBroker:
 
     def __enter__(self) -> Self:
         self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+REPLICAS = 3
+IN_SYNC = 2
+REPLICATED = {
+    "default.replication.factor": str(REPLICAS),
+    "min.insync.replicas": str(IN_SYNC),
+    "offsets.topic.replication.factor": str(REPLICAS),
+    "transaction.state.log.replication.factor": str(REPLICAS),
+    "transaction.state.log.min.isr": str(IN_SYNC),
+    "share.coordinator.state.topic.replication.factor": str(REPLICAS),
+    "share.coordinator.state.topic.min.isr": str(IN_SYNC),
+    "replica.lag.time.max.ms": "5000",
+}
+
+
+class LocalCluster:
+    """Three Kafka nodes on loopback, each broker and controller; a write counts once two of them have it.
+
+    Starts, stops and is used like a :class:`LocalBroker`.
+    """
+
+    def __init__(self, folder: Path, *, heap: str = "256m") -> None:
+        ports = free_ports(REPLICAS)
+        quorum = {node: f"127.0.0.1:{port}" for node, port in enumerate(ports, start=1)}
+        self.nodes = [
+            LocalBroker(folder / f"node-{node}", heap=heap, properties=REPLICATED, node=node, quorum=quorum)
+            for node in quorum
+        ]
+        self.bootstrap = ",".join(node.bootstrap for node in self.nodes)
+
+    def start(self) -> None:
+        """Starts the nodes that are down and returns when each answers."""
+        down = [node for node in self.nodes if node.pid is None]
+        for node in down:
+            node.launch()
+        for node in down:
+            node.await_answer()
+
+    def stop(self) -> None:
+        """Ends all nodes at once, by SIGKILL: the last two could not hand their partitions over anyway."""
+        for node in self.nodes:
+            node.kill()
+
+    def leader(self, topic: str, partition: int = 0) -> LocalBroker:
+        """The node that leads a partition now."""
+        found = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}).list_topics(topic, timeout=30)
+        leader = found.topics[topic].partitions[partition].leader
+        return next(node for node in self.nodes if node.node == leader)
+
+    def wait_in_sync(self, seconds: float = PATIENCE) -> None:
+        """Returns once every replica of every partition is in sync. Raises BrokerUnavailable if they are not."""
+        admin, deadline = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}), time.monotonic() + seconds
+        behind: list[str] = []
+        while time.monotonic() < deadline:
+            with suppress(KafkaException):
+                topics = admin.list_topics(timeout=5.0).topics.values()
+                parts = [(topic.topic, part) for topic in topics for part in topic.partitions.values()]
+                behind = [f"{name}-{part.id}" for name, part in parts if len(part.isrs) < len(part.replicas)]
+                if parts and not behind:
+                    return
+            time.sleep(0.2)
+        raise BrokerUnavailable(f"not in sync after {seconds:g} s: {behind}")
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(

@@ -10,14 +10,15 @@ import json
 import logging
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,27 @@ from schemas.load import load_manifest
 from schemas.timeline import Timeline
 from streams.replay import by_unit, first_difference, replay
 from streams.settings import Settings, load_settings
+from streams.tail import tail
 from streams.topics import create_topics
-from tests.integration.broker import LocalBroker
+from tests.integration.broker import REPLICAS, BrokerUnavailable, LocalBroker, LocalCluster
 from tests.integration.test_worker import MANIFEST, PARTITIONS, telemetry
 from tests.integration.workers import WorkerProcess, dump, written
 
+FULL_SECONDS = 60.0
+"""How long a broker may take to end when its disk is full."""
 SESSION_MS = 6_000
 """The shortest that a broker allows."""
 PATIENCE_SECONDS = 90.0
 HOUR_MS = 3_600_000
 
 
-def hostile(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
+def hostile(events: int, seed: int, partitions: int = PARTITIONS) -> Iterator[tuple[int, bytes]]:
     """``telemetry``; in its second half with 1 % garbage, deep JSON, records of nearly 1 MB, and clocks that jump.
 
     So much garbage lets nothing be promoted, which is why the first half has none.
     """
     rnd = random.Random(seed)
-    for number, (partition, value) in enumerate(telemetry(events, seed)):
+    for number, (partition, value) in enumerate(telemetry(events, seed, partitions)):
         yield partition, value
         chance = rnd.random() if number > events // 2 else 1.0
         if chance < 0.01:
@@ -65,9 +69,17 @@ def hostile(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
                 yield partition, json.dumps(event, ensure_ascii=False).encode()
 
 
+def quickly(events: int, seed: int, partitions: int = PARTITIONS) -> Iterator[tuple[int, bytes]]:
+    """``telemetry`` in which ten times as much time passes, so that decisions are frequent."""
+    return telemetry(events, seed, partitions, step_ms=20)
+
+
 @dataclass
 class Report:
-    """What a run gave. ``recoveries``: seconds from a fault's end until everything written by then was saved."""
+    """What a run gave. ``recoveries``: seconds from a fault's end until everything written by then was saved.
+
+    ``calm``, ``silence``: the longest time between two decisions before the first fault, and from then on, s.
+    """
 
     name: str
     events: int
@@ -80,6 +92,8 @@ class Report:
     commands: int = 0
     corrections: int = 0
     errors: list[str] = field(default_factory=list)
+    calm: float = 0.0
+    silence: float = 0.0
 
     @property
     def same(self) -> bool:
@@ -100,20 +114,32 @@ class Report:
 class Deployment:
     """A broker of its own, workers that are started again when they end, and a producer that waits outages out."""
 
-    def __init__(self, folder: Path, workers: int, *, heap: str = "512m") -> None:
-        self.folder = folder
-        self.broker = LocalBroker(folder / "kafka", heap=heap)
-        self.settings = load_settings(broker=self.broker.bootstrap, gate_partitions=2, partitions=PARTITIONS)
+    def __init__(
+        self, folder: Path, workers: int, *, partitions: int = PARTITIONS, brokers: int = 1, disk_mb: int | None = None
+    ) -> None:
+        self.folder, self.partitions = folder, partitions
+        self.disk = None if disk_mb is None else _mount(folder / "kafka" / "data", disk_mb)
+        self.broker: LocalBroker | LocalCluster = (
+            LocalBroker(folder / "kafka") if brokers == 1 else LocalCluster(folder / "kafka")
+        )
+        self.settings = load_settings(
+            broker=self.broker.bootstrap,
+            gate_partitions=2,
+            partitions=partitions,
+            replication_factor=1 if brokers == 1 else REPLICAS,
+        )
         self.manifest = folder / "flags.yml"
         self.manifest.write_text(MANIFEST)
-        timing = {"TIDEGATE_SESSION_TIMEOUT": f"{SESSION_MS}ms", "TIDEGATE_HEARTBEAT": "1s"}
-        self.workers = [
-            WorkerProcess(self.settings, self.manifest, f"worker-{n}", folder, environment=timing)
-            for n in range(1, workers + 1)
-        ]
+        self.workers = [self.worker(f"worker-{n}") for n in range(1, workers + 1)]
         self.restarts = self.peak_mb = 0
         self._ending = threading.Event()
         self._held: set[WorkerProcess] = set()
+
+    def worker(self, name: str, instance: str | None = None) -> WorkerProcess:
+        """A worker that is not started; ``instance``: its TIDEGATE_INSTANCE_ID, if not its name."""
+        timing = {"TIDEGATE_SESSION_TIMEOUT": f"{SESSION_MS}ms", "TIDEGATE_HEARTBEAT": "1s"}
+        environment = timing | {"TIDEGATE_INSTANCE_ID": instance or name}
+        return WorkerProcess(self.settings, self.manifest, name, self.folder, environment=environment)
 
     @contextmanager
     def running(self, backlog: Iterable[tuple[int, bytes]] = ()) -> Iterator[None]:
@@ -137,10 +163,16 @@ class Deployment:
                     if worker.running:
                         worker.signal(signal.SIGKILL)
 
+    def dismiss(self, worker: WorkerProcess) -> None:
+        """End a worker for good."""
+        self._held.add(worker)
+        if worker.running:
+            worker.signal(signal.SIGKILL)
+
     def _supervise(self) -> None:
         """What compose's ``restart: unless-stopped`` does; and a look at each worker's memory."""
         while not self._ending.wait(0.25):
-            for worker in self.workers:
+            for worker in list(self.workers):
                 if worker.running:
                     self.peak_mb = max(self.peak_mb, _peak_mb(worker.pid))
                 elif worker not in self._held:
@@ -161,15 +193,15 @@ class Deployment:
     def ends(self) -> dict[int, int]:
         """The end of each telemetry partition now."""
         admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
-        wanted = {TopicPartition(self.settings.telemetry_topic, p): OffsetSpec.latest() for p in range(PARTITIONS)}  # type: ignore[no-untyped-call]
-        return {tp.partition: one.result(30).offset for tp, one in admin.list_offsets(wanted).items()}
+        wanted = {TopicPartition(self.settings.telemetry_topic, p): OffsetSpec.latest() for p in range(self.partitions)}  # type: ignore[no-untyped-call]
+        return {tp.partition: one.result(5).offset for tp, one in admin.list_offsets(wanted).items()}
 
     def saved(self) -> dict[int, int]:
         """Where the workers' checkpoints of the telemetry stand."""
         admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
-        wanted = [TopicPartition(self.settings.telemetry_topic, p) for p in range(PARTITIONS)]
+        wanted = [TopicPartition(self.settings.telemetry_topic, p) for p in range(self.partitions)]
         group = self.settings.application_id
-        found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, wanted)])[group].result(30)
+        found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, wanted)])[group].result(5)
         return {tp.partition: tp.offset for tp in found.topic_partitions}
 
     def recover(self) -> float:
@@ -194,12 +226,12 @@ class Deployment:
 
 
 def _answered(ask: Callable[[], dict[int, int]]) -> dict[int, int]:
-    """The answer of a broker that may have been started a moment ago."""
+    """The answer of brokers of which one may have been started, or killed, a moment ago."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return ask()
-        except KafkaException:
+        except (KafkaException, TimeoutError):
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.1)
@@ -269,13 +301,15 @@ def sigstop(deployment: Deployment, rnd: random.Random) -> None:
 
 def broker_restart(deployment: Deployment, rnd: random.Random) -> None:
     """The broker is stopped and started."""
-    deployment.broker.restart()
+    deployment.broker.stop()
+    deployment.broker.start()
 
 
 def broker_gone(seconds: float) -> Fault:
     """The broker is killed and away for a while."""
 
     def gone(deployment: Deployment, rnd: random.Random) -> None:
+        assert isinstance(deployment.broker, LocalBroker)
         deployment.broker.kill()
         time.sleep(seconds)
         deployment.broker.start()
@@ -291,6 +325,63 @@ def checkpoints_deleted(deployment: Deployment, rnd: random.Random) -> None:
         one.result(30)
 
 
+def leader_killed(deployment: Deployment, rnd: random.Random) -> None:
+    """The node that leads a partition of the telemetry is gone in the middle of whatever it did."""
+    assert isinstance(deployment.broker, LocalCluster)
+    partition = rnd.randrange(deployment.partitions)
+    deployment.broker.leader(deployment.settings.telemetry_topic, partition).kill()
+
+
+def node_back(deployment: Deployment, rnd: random.Random) -> None:
+    """Whoever was killed is started again and catches up."""
+    assert isinstance(deployment.broker, LocalCluster)
+    deployment.broker.start()
+    deployment.broker.wait_in_sync()
+
+
+def disk_full(deployment: Deployment, rnd: random.Random) -> None:
+    """The broker's disk takes nothing more; after a while there is room, and the broker is started."""
+    assert isinstance(deployment.broker, LocalBroker)
+    assert deployment.disk is not None
+    ballast = deployment.disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    ended = deployment.broker.wait(FULL_SECONDS)
+    print(f"  the broker {'ended of itself' if ended else 'went on'}", file=sys.stderr, flush=True)
+    deployment.broker.kill()
+    time.sleep(5)
+    ballast.unlink()
+    deployment.broker.start()
+
+
+def restarted(number: int) -> Fault:
+    """A worker is told to stop, and the next fault waits until it is ready again."""
+
+    def restart(deployment: Deployment, rnd: random.Random) -> None:
+        worker = deployment.workers[number]
+        before = len(worker.logged("ready"))
+        worker.signal(signal.SIGTERM)
+        while not worker.running:
+            time.sleep(0.05)
+        worker.wait_ready(before + 1)
+
+    return restart
+
+
+def twin(seconds: float) -> Fault:
+    """A worker too many that has another's TIDEGATE_INSTANCE_ID, for a while."""
+
+    def start(deployment: Deployment, rnd: random.Random) -> None:
+        twin = deployment.worker("twin", "worker-1")
+        twin.start()
+        deployment.workers.append(twin)
+        time.sleep(seconds)
+        deployment.dismiss(twin)
+
+    return start
+
+
 def run(
     name: str,
     folder: Path,
@@ -300,35 +391,68 @@ def run(
     per_second: float | None,
     workers: int = 2,
     pause: tuple[float, float] = (1.0, 3.0),
-    source: Callable[[int, int], Iterator[tuple[int, bytes]]] = hostile,
+    source: Callable[[int, int, int], Iterator[tuple[int, bytes]]] = hostile,
     seed: int | None = None,
     after: Callable[[Deployment], None] = lambda _: None,
     backlog: bool = False,
+    **shape: int,
 ) -> Report:
-    """Disturb a deployment while telemetry flows; then hold what it wrote against an undisturbed replay of the log."""
+    """Disturb a deployment while telemetry flows; then hold what it wrote against an undisturbed replay of the log.
+
+    ``shape``: of the deployment: ``partitions``, ``brokers``, ``disk_mb``.
+    """
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     rnd, report = random.Random(seed), Report(name, events)
-    deployment = Deployment(folder, workers)
+    deployment = Deployment(folder, workers, **shape)
     try:
-        records = source(events, seed)
+        records = source(events, seed, deployment.partitions)
         with deployment.running(records if backlog else ()):
             producing = deployment.produce(records, per_second)
             if backlog:
                 report.recoveries.append(("backlog", deployment.recover()))
-            for what, fault in faults:
+            disturbed = time.time()
+            for number, (what, fault) in enumerate(faults):
                 time.sleep(rnd.uniform(*pause))
+                disturbed = disturbed if number else time.time()
                 fault(deployment, rnd)
                 report.recoveries.append((what, deployment.recover()))
             producing.join()
             assert sum(deployment.ends().values()) >= events, "the producer gave up"
             deployment.recover()
             _hold_against_replay(deployment, report)
+            report.calm, report.silence = asyncio.run(_silence(deployment.settings, disturbed))
             report.restarts, report.peak_mb = deployment.restarts, deployment.peak_mb
             report.errors += [str(entry.get("error", "")) for entry in deployment.logged("failed")]
             after(deployment)
     except AssertionError as error:
         raise AssertionError(f"seed {seed}: {error}\n{deployment.tails()}") from None
+    finally:
+        if deployment.disk is not None:
+            subprocess.run(["umount", str(deployment.disk)], check=True)
     return report
+
+
+def _mount(folder: Path, megabytes: int) -> Path:
+    """A small file system of its own, in memory. Raises BrokerUnavailable where that is not allowed."""
+    folder.mkdir(parents=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise BrokerUnavailable(f"no small file system for the broker, which takes root: {done.stderr.strip()}")
+    return folder
+
+
+async def _silence(settings: Settings, since: float) -> tuple[float, float]:
+    """The longest time between two decisions, each taken where it came first, before ``since`` and from then on, s."""
+    async with tail(settings, settings.decisions_topic) as topic:
+        firsts: dict[bytes, int] = {}
+        for record in await topic.history():
+            firsts[record.value] = min(record.timestamp, firsts.get(record.value, record.timestamp))
+    times = sorted(firsts.values())
+    gaps = [(after, (after - before) / 1000) for before, after in pairwise(times)]
+    calm = max((gap for after, gap in gaps if after < since * 1000), default=0.0)
+    return calm, max((gap for after, gap in gaps if after >= since * 1000), default=0.0)
 
 
 def _hold_against_replay(deployment: Deployment, report: Report) -> None:
@@ -336,7 +460,7 @@ def _hold_against_replay(deployment: Deployment, report: Report) -> None:
     asyncio.run(dump(settings, file))
     corrections: list[Correction] = []
     timeline = Timeline.of(load_manifest(MANIFEST).flags)
-    outcomes = list(replay([file], timeline, PARTITIONS, settings.clockwork, corrected=corrections.append))
+    outcomes = list(replay([file], timeline, deployment.partitions, settings.clockwork, corrected=corrections.append))
     file.unlink()
     due = [
         by_unit(decision.to_bytes() for decision, _ in outcomes),
@@ -376,7 +500,7 @@ def add_partition(deployment: Deployment) -> None:
     """A fifth partition for the telemetry: every worker ends, says why, and does so again when it is started."""
     admin = AdminClient({"bootstrap.servers": deployment.broker.bootstrap, "log_level": 0})
     topic = deployment.settings.telemetry_topic
-    for one in admin.create_partitions([NewPartitions(topic, PARTITIONS + 1)]).values():
+    for one in admin.create_partitions([NewPartitions(topic, deployment.partitions + 1)]).values():
         one.result(30)
 
 
@@ -390,6 +514,26 @@ LONG: dict[str, tuple[Sequence[tuple[str, Fault]], dict[str, object]]] = {
     "a backlog of a gigabyte, one worker": (
         [],
         {"events": 1_900_000, "workers": 1, "backlog": True, "source": telemetry},
+    ),
+    "three brokers, the leader killed twice": (
+        [("leader killed", leader_killed), ("back", node_back)] * 2,
+        {"events": 150_000, "brokers": 3, "per_second": 2_000},
+    ),
+    "the broker's disk full": (
+        [("disk full", disk_full)] * 2,
+        {"events": 100_000, "per_second": 2_000, "disk_mb": 512},
+    ),
+    "64 partitions, SIGKILL, SIGTERM, broker restarted": (
+        [("SIGKILL", sigkill), ("SIGTERM", sigterm), ("restart", broker_restart), ("SIGKILL", sigkill)],
+        {"events": 150_000, "partitions": 64, "per_second": 2_000},
+    ),
+    "three workers restarted in turn": (
+        [("restarted", restarted(number)) for number in (0, 1, 2)],
+        {"events": 100_000, "workers": 3, "per_second": 2_000, "source": quickly, "pause": (10, 12)},
+    ),
+    "two workers with one TIDEGATE_INSTANCE_ID": (
+        [("twin", twin(40))],
+        {"events": 150_000, "per_second": 2_000},
     ),
     "three workers, each with 10 SIGKILLs": (
         [("SIGKILL", sigkill_of(number)) for number in random.Random(7).sample([0, 1, 2] * 10, 30)],
@@ -412,9 +556,11 @@ def main() -> int:
     for name in options.fault or LONG:
         faults, more = LONG[name]
         with tempfile.TemporaryDirectory() as folder:
-            report = run(name, Path(folder), faults, per_second=options.per_second, **more)  # type: ignore[arg-type]
+            report = run(name, Path(folder), faults, **{"per_second": options.per_second} | more)
         failed += not report.same
         print(report.row(), flush=True)
+        said = f"longest without a decision: {report.silence:.1f} s, {report.calm:.1f} s before the first fault"
+        print(f"  {name}: {said}; {report.recoveries}", file=sys.stderr, flush=True)
         for error in dict.fromkeys(report.errors):
             print(f"  {name}: {error}", file=sys.stderr, flush=True)
     return min(failed, 1)

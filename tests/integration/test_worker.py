@@ -41,10 +41,11 @@ PARTITIONS = 4
 START = 1_700_000_000_000
 
 
-def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
+def telemetry(events: int, seed: int, partitions: int = PARTITIONS, step_ms: int = 2) -> Iterator[tuple[int, bytes]]:
     """Records of two flags in two regions, with failures, repeats, stragglers and garbage; then ticks.
 
     A quarter of the users is in the canary, whatever is decided: the stages above stay close to that.
+    ``step_ms``: event time from one event to the next.
     """
     rnd = random.Random(seed)
     pins = {"MODEL_VER": "m1", "PROMPT_VER": "p1", "INDEX_HASH": "i1", "RERANK_CONF": "r", "TOK_VER": "t"}
@@ -57,7 +58,7 @@ def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
         arm = "canary" if user % 4 == 0 else "baseline"
         # Enough of the canary's stragglers fail to change a verdict afterwards.
         straggles = rnd.random() < (0.02 if arm == "canary" else 0.001)
-        ts = START + number * 2 + rnd.randrange(-2_000, 2_000) - (22_000 if straggles else 0)
+        ts = START + number * step_ms + rnd.randrange(-2_000, 2_000) - (22_000 if straggles else 0)
         event = {
             "event_id": f"{seed}-{number}",
             "ts": ts,
@@ -74,15 +75,15 @@ def telemetry(events: int, seed: int) -> Iterator[tuple[int, bytes]]:
             "cost": round(0.001 + rnd.random() / 1e4, 8),
             "solved": rnd.random() < 0.9,
         }
-        partition = partition_of(str(event["sticky_id"]).encode(), PARTITIONS)
+        partition = partition_of(str(event["sticky_id"]).encode(), partitions)
         value = json.dumps(event, ensure_ascii=False).encode()
         yield partition, value
         if rnd.random() < 0.002:
             yield partition, value
         if rnd.random() < 0.0005:
             yield partition, b"no event"
-    for partition in range(PARTITIONS):
-        yield partition, b'{"kind":"tick","ts":%d}' % (START + events * 2 + 120_000)
+    for partition in range(partitions):
+        yield partition, b'{"kind":"tick","ts":%d}' % (START + events * step_ms + 120_000)
 
 
 ByUnit = dict[str, list[bytes]]
@@ -263,3 +264,23 @@ def test_topics_that_would_break_results_are_refused(settings: Settings, manifes
     assert not worker.running, text
     assert "cleanup.policy=compact, not delete" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.kafka
+def test_of_two_workers_with_one_instance_id_the_earlier_one_ends_and_says_why(
+    settings: Settings, manifest: Path, tmp_path: Path
+) -> None:
+    """Kafka lets the later one take its place. The earlier one would join anew, and both for ever after."""
+    earlier = WorkerProcess(settings, manifest, "worker-1", tmp_path)
+    later = WorkerProcess(settings, manifest, "later", tmp_path, environment={"TIDEGATE_INSTANCE_ID": "worker-1"})
+    with running(earlier), running(later):
+        give_up = time.monotonic() + 30
+        while earlier.running and time.monotonic() < give_up:
+            time.sleep(0.1)
+        assert not earlier.running
+        (failed,) = earlier.logged("failed")
+        assert failed["error"] == (
+            "another worker has joined with TIDEGATE_INSTANCE_ID=worker-1; give each worker a name of its own"
+        )
+        assert later.running
+        assert not later.logged("failed")

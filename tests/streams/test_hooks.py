@@ -1,15 +1,16 @@
-"""A producer that waits outages out."""
+"""A producer that waits outages out, and a consumer that reads on from the checkpoints."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAuthorizationFailedError
+from aiokafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError, TopicAuthorizationFailedError
 from faust.exceptions import ProducerSendError
-from faust.transport.drivers.aiokafka import Producer
+from faust.transport.drivers.aiokafka import Consumer, Producer
 
-from streams.hooks import IdempotentProducer
+from streams.hooks import IdempotentProducer, consumer_of
 
 SENT: Any = object()
 
@@ -40,3 +41,33 @@ def test_any_other_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProducerSendError) as caught:
         send(monkeypatch, TopicAuthorizationFailedError("topic"))
     assert isinstance(caught.value.__cause__, TopicAuthorizationFailedError)
+
+
+def failures(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[Exception]:
+    """What ends the process where this error comes while the states of an assignment are loaded."""
+    ended: list[Exception] = []
+
+    async def positions(self: Consumer) -> Mapping[Any, int]:
+        return {}
+
+    async def restore(*_: Any) -> Mapping[Any, int]:
+        raise error
+
+    async def fail(reason: Exception) -> None:
+        ended.append(reason)
+
+    monkeypatch.setattr(Consumer, "seek_to_committed", positions)
+    kind = consumer_of(SimpleNamespace(sources=set(), restore=restore, fail=fail))  # type: ignore[arg-type]
+    with pytest.raises(type(error)):
+        asyncio.run(kind.__new__(kind).seek_to_committed())
+    return ended
+
+
+def test_an_assignment_that_is_taken_back_while_it_is_loaded_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when workers are restarted one after the other. Faust waits for the next one, with the flow stopped."""
+    assert failures(monkeypatch, IllegalStateError("No current assignment for partition")) == []
+
+
+def test_any_other_error_while_it_is_loaded_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = KafkaError("lost")
+    assert failures(monkeypatch, error) == [error]
