@@ -413,9 +413,14 @@ class Sequential(Comparison):
         if test is None or value is None or (not within and self._short_of(result, value)):
             return never
 
+        whole = None if within or self.whole is None else self.whole
+        tests = [test, whole._test(result.gate)] if whole else [test]
+
         def settled(times: float) -> bool:
-            more = test.grown(times, pinned=self.pinned)
-            return more.excludes(value, levels.promote) if within else more.exceeds(limit, levels.stop(result.gate))
+            grown = [one.grown(times, pinned=self.pinned) for one in tests if one]
+            if within:
+                return all(one.excludes(value, levels.promote) for one in grown)
+            return all(one.exceeds(limit, levels.stop(result.gate)) for one in grown)
 
         steps = range(math.ceil(math.log(GROWTH_MAX) / math.log(FORECAST_STEP)))
         at = bisect_left(steps, True, key=lambda step: settled(FORECAST_STEP ** (step + 1)))
@@ -423,10 +428,11 @@ class Sequential(Comparison):
             return never
         times = FORECAST_STEP ** (at + 1)
         two_armed = result.gate in TWO_ARMED and not self.pinned
+        rows = whole or self
         return GateForecast(
             outcome="pass" if within else "fail",
-            canary=round((times - 1) * self.canary.rows),
-            baseline=round((times - 1) * self.baseline.rows) if two_armed else 0,
+            canary=round((times - 1) * rows.canary.rows),
+            baseline=round((times - 1) * rows.baseline.rows) if two_armed else 0,
             minutes=round((times - 1) * self.ms / 60_000, 1),
         )
 

@@ -351,6 +351,8 @@ def _undecided(decision: Decision, gate: GateResult) -> str:
     if over:
         end = gate.upper if floor else gate.lower
         bound = "nothing bounds it yet" if end is None else f"it may still be {show(end)}"
+        if decision.evidence is not None and decision.evidence.left_out:
+            bound += ", windows left out counted in"
         return f"{value}, {'under' if floor else 'over'} the limit of {show(float(limit or 0))}; {bound}"
     end = gate.lower if floor else gate.upper
     bound = "nothing bounds it yet" if end is None else f"it may still be {show(end)}"

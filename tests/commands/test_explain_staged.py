@@ -88,3 +88,13 @@ def test_a_freeze_within_a_window_says_what_its_end_brings() -> None:
     drive = Drive(sequential())
     drive.pane(both(300, latency=900.0))
     assert "if it is still so at a window's end it rolls back" in words(drive).replace("If", "if")
+
+
+def test_a_gate_over_its_limit_that_rows_left_out_do_not_prove_says_so() -> None:
+    drive = Drive(sequential(body="abort_rules: {hard: []}"))
+    drive.window(both(3000), late=3000)
+    drive.window(mixed(400, 20, error=True))
+    said = words(drive)
+    assert "error rate is 5 % in 400 requests, over the limit of 0.5 %; it may still be 0." in said
+    assert " %, windows left out counted in." in said
+    assert "a few seconds" not in said

@@ -404,6 +404,9 @@ def test_what_is_proven_has_to_be_proven_on_all_rows_of_the_stage() -> None:
     assert (decision.verdict, errors.status, errors.n_canary, errors.observed) == ("hold", "undecided", 400, 0.05)
     assert errors.lower is not None
     assert errors.lower < 0.005
+    # The 400 rows alone would be proven already.
+    assert errors.forecast is not None
+    assert errors.forecast.canary is None or errors.forecast.canary > 1000
 
 
 def test_all_windows_after_the_last_stage_was_passed_share_one_more_part() -> None:
