@@ -5,6 +5,7 @@ that follow, if any. Nothing here knows a clock, a topic or another flag.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -14,13 +15,14 @@ from gates.assignments import Assignments
 from gates.digest import SKETCH
 from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread
 from gates.forecast import forecast
+from gates.labels import TOLD, Known
 from gates.metrics import read_arms
 from gates.records import Assessment, Judgement, Reading, exemplars, summaries, unfired, weights
 from gates.regions import Regions
 from gates.stage import StageEvidence
 from gates.sums import IdSample, shared
 from gates.unit import Clockwork, Closed, Unit, first_weight
-from gates.window import PaneUnit, Window
+from gates.window import LABELS, REQUEST_SOURCES, PaneUnit, Window
 from schemas.catalogue import GUARDS, MANIFEST_REVISION, VERDICTS
 from schemas.correction import Correction, Said, seal_correction
 from schemas.decision import (
@@ -64,7 +66,10 @@ class Machine(ABC):
         self.regions = Regions() if regions is None else regions
         self._note_region()
         self.corrections: list[Correction] = []
+        self.labels: Counter[str] = Counter()
+        """Labels that came in time, by whether they count."""
         self._rereads: list[Problem] | None = None
+        self._pane: list[tuple[int, PaneUnit]] = []
         self.at: int | None = None
         """Up to when the window is judged, ms; None: to its end. Set for each judgement, as no restart keeps it."""
 
@@ -156,8 +161,57 @@ class Machine(ABC):
             self.regions.note(unit.region, unit.window.detail.hashes)
         for window in [unit.window] if unit.closed is None else [unit.closed.window, unit.window]:
             window.left_out += seen.left_out
-            for pane, late in seen.behind.items():
-                window.note_late(partition, pane * self.clockwork.pane_ms, late)
+        self._follow(unit.window.start, seen)
+        for pane, late in seen.behind.items():
+            self._follow(pane * self.clockwork.pane_ms, late)
+        if seen.labels or seen.behind:
+            self._pane.append((partition, seen))
+
+    def _follow(self, start: int, seen: PaneUnit) -> None:
+        """Note the ids of requests of a pane from ``start``, ms, in the span that it is of."""
+        unit = self.unit
+        span = unit.requests if start >= unit.requests.since else unit.earlier
+        if unit.latched or span is None or start < span.since:
+            return
+        for name, arm in seen.arms.items():
+            for source in REQUEST_SOURCES:
+                if source in arm.sources:
+                    span.see(name, source, arm.sources[source].requests)
+
+    def _hear(self, start: int) -> None:
+        """Count the labels of the pane from ``start``, ms, now that all its requests are known, and its late events."""
+        unit, pane, self._pane = self.unit, self._pane, []
+        for partition, seen in pane:
+            self._count_labels(unit.window, partition, seen, start, unit.locked)
+        for partition, seen in pane:
+            for index, late in seen.behind.items():
+                at = index * self.clockwork.pane_ms
+                if unit.closed is not None:
+                    behind = unit.closed.window.note_late(partition, at, late)
+                    self._count_labels(behind, partition, late, at, unit.closed.locked)
+                self._count_labels(unit.window.note_late(partition, at, late), partition, late, at, unit.locked)
+
+    def _count_labels(
+        self, window: Window | None, partition: int, seen: PaneUnit, start: int, locked: Mapping[str, dict[str, str]]
+    ) -> None:
+        """Add to a window what those labels of a pane from ``start``, ms, say whose requests its stage has seen."""
+        if window is None or not seen.labels:
+            return
+        known = self._known(start)
+        for arm, by_source in seen.labels.items():
+            for source, labels in by_source.items():
+                sums = labels.counted(known, locked[arm], (arm, source, partition))
+                window.arm(arm).of(LABELS[source]).merge(sums)
+                if window is self.unit.window:
+                    self.labels.update({what: sums[what] for what in TOLD})
+
+    def _known(self, start: int) -> Known:
+        """The requests that labels of a pane from ``start``, ms, may be of: its stage's, or two windows'."""
+        unit = self.unit
+        spans = [unit.requests] if unit.earlier is None else [unit.requests, unit.earlier]
+        if self.staged:
+            spans = [span for span in spans if span.since <= start][:1]
+        return Known(spans, followed=not unit.latched)
 
     def _count_orphans(self, ids: IdSample) -> None:
         exposed, window = self.unit.exposed, self.unit.window
@@ -170,6 +224,7 @@ class Machine(ABC):
     def close(self, end: int) -> Iterator[Outcome]:
         """End the pane that ends at ``end`` ms; give the decisions and commands that follow, if any."""
         unit, self.at = self.unit, end
+        self._hear(end - self.clockwork.pane_ms)
         if self.asleep or not self.windowed:
             return
         if end <= unit.moving_until:
@@ -182,6 +237,8 @@ class Machine(ABC):
             decision, command = self._decide(self.judge_window(), None)
             yield decision, command
             unit.closed = None if before.latched or before.cut else _closed(before, decision)
+            if self.staged and (unit.closed is None or unit.closed.window.start >= unit.requests.since):
+                unit.earlier = None
             self._correct(end)
             self._note_region()
             return
@@ -277,6 +334,10 @@ class Machine(ABC):
         # An abort while the stage settled cut the span that ends here, not the window that begins.
         unit.settling = unit.cut = False
         unit.turn(start, start + self.flag.window.length_ms)
+        unit.follow_anew(start)
+        if not self.staged:
+            # What was served while the unit settled is no evidence of its first window.
+            unit.earlier = None
 
     # Reading
 
@@ -421,6 +482,7 @@ class Machine(ABC):
         else:
             self._forget_ids()
             unit.lock(self.flag)
+            unit.follow_anew(ended.end)
 
     def _stage_start(self) -> int:
         return self.clockwork.stage_start(self.unit.window.end, self.flag.window.settle_ms)
@@ -564,8 +626,15 @@ class Machine(ABC):
             "sticky_ids_sampled": (1 << level) if level else 0,
             "cache_namespaces_not_followed": window.detail.namespaces_dropped,
             "drifted_from_pinned_baseline": drifted,
+            "labels_foreign": self._labels("labels_foreign"),
+            "labels_not_followed": self._labels("labels_not_followed"),
         }
         return [Warning(code=code, count=count) for code, count in counts.items() if count]
+
+    def _labels(self, what: str) -> int:
+        """A count of labels in the window, of both arms."""
+        window = self.unit.window
+        return sum(sums[what] for arm in (window.canary, window.baseline) for sums in arm.sources.values())
 
     def frozen(self, at: int) -> ChangeFreeze | None:
         """The change freeze that a promote at ``at`` ms would fall into."""
@@ -589,7 +658,8 @@ def _closed(before: Unit, decision: Decision) -> Closed:
         strike=before.strike,
         engaged=before.engaged,
         pinned=before.pinned,
-        locked=before.locked,
+        # A copy: pins that are seen later are locked in the unit's own.
+        locked={arm: dict(pins) for arm, pins in before.locked.items()},
         graduated=before.graduated,
         evidence=before.evidence,
         told=decision.verdict,

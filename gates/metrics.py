@@ -286,7 +286,7 @@ def read_arms(canary: Arm, baseline: Arm, quality_source: QualitySource, least: 
     quality = _apart(arms, use) if any(arm.has(LABELS[use], "labels") for arm in arms) else []
     if quality_source == "gold_if_present":
         beside = "traffic" if use == "gold" else "gold"
-        if all(arm.sources.keys() & {beside, LABELS[beside]} for arm in arms):
+        if all(arm.has(beside, "requests") or arm.has(LABELS[beside], "labels") for arm in arms):
             quality += [_pair(arms, beside, least)]
     mirrored = shadow and served.has("traffic", "requests")
     return Arms(one, other, use, tuple(quality), (_pair((served, baseline), "traffic", least),) if mirrored else ())

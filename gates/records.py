@@ -195,6 +195,8 @@ def _summary(arm: Arm, metrics: ArmMetrics, quality_source: str, pinned: Pinned 
         shadow=requests.get("shadow", 0),
         exposures=served["exposures"],
         labels=sum(sums["labels"] for sums in arm.sources.values()),
+        labels_foreign=sum(sums["labels_foreign"] for sums in arm.sources.values()),
+        labels_not_followed=sum(sums["labels_not_followed"] for sums in arm.sources.values()),
         errors=served["errors"],
         rate_limited=served["rate_limited"],
         tool_calls=served["tool_calls"],

@@ -50,11 +50,15 @@ COUNTERS = (
     "reason_rows",
     "reason_failed",
     "reason_in_full",
+    "labels_foreign",
+    "labels_not_followed",
 )
 """``tool_rows``: requests with calls, ``tool_missing``: those of them without ``tool_ok``.
 ``cost_rows``: requests with both cost and solved. ``square_…``: Σ cost². ``solved_cost_…``: Σ cost of solved requests.
 ``lambda_rows``: rows with a λ state; ``lambda_events``: those of them without probe tags. ``labels``: rows that are
-labels and no requests. ``reason_in_full``: failed reason steps that were not served cite-only."""
+labels and no requests, ``labels_foreign`` and ``labels_not_followed`` those that count for nothing: of no request of
+the stage, and of requests of which it is not known. ``reason_in_full``: failed reason steps that were not served
+cite-only."""
 
 HIGH_BITS, LOW_BITS = 12, 45
 """Cost is summed exactly: the high part in units of 2^-12, the low part in units of 2^-57."""
@@ -72,6 +76,10 @@ COVERAGE_BITS = 40
 
 SAMPLE_CAP = 1 << 17
 """Sticky ids held for one arm of one stage; beyond it every second, fourth, … id by hash is followed."""
+REQUESTS_CAP = 1 << 15
+"""Ids of requests held for one arm and source of one stage, thinned the same way."""
+PANE_REQUESTS_CAP = 1 << 14
+"""Those that one partition sends on of one pane: of all a unit shows they have to fit into a record."""
 PIN_SETS_CAP = 32
 """Distinct sets of pins listed for one arm; beyond it only their count grows."""
 
@@ -107,7 +115,7 @@ def square_parts(cost: NDArray[np.float64]) -> tuple[Ints, Ints, Ints]:
 
 
 class IdSample:
-    """A set of 64-bit hashes of sticky ids, thinned by hash value once it outgrows ``SAMPLE_CAP``.
+    """A set of 64-bit hashes of ids, thinned by hash value once it outgrows ``cap``.
 
     Level k keeps the hashes below 2^(64-k), the same ones whatever the order of arrival, so questions about the
     set are answered exactly for one id in 2^k.
@@ -143,6 +151,11 @@ class IdSample:
         self._ids = known[~np.isin(known, ids, assume_unique=True)]
 
     @property
+    def cap(self) -> int:
+        """Most hashes that are kept."""
+        return SAMPLE_CAP
+
+    @property
     def level(self) -> int:
         """One hash in 2^level is kept."""
         self._settle()
@@ -157,23 +170,31 @@ class IdSample:
     def within(self, level: int) -> Ids:
         """The distinct hashes that a sample of that (coarser or equal) level keeps."""
         ids = self.ids
-        return ids[: np.searchsorted(ids, np.uint64((1 << (64 - level)) - 1), side="right")]
+        return ids[: np.searchsorted(ids, kept_below(level), side="right")]
 
     def _settle(self) -> None:
         if not self._new:
             return
         # Levels only grow with the set, so thinning late or early ends at the same level.
-        merged = np.concatenate([self._ids, np.unique(np.concatenate(self._new))])
-        # Two ascending runs: a stable sort merges them.
-        merged.sort(kind="stable")
-        self._ids = self._thin(merged[np.diff(merged, prepend=~merged[:1]) != 0])
+        fresh = np.unique(self._thin(np.concatenate(self._new)))
+        if len(self._ids):
+            merged = np.concatenate([self._ids, fresh])
+            # Two ascending runs: a stable sort merges them.
+            merged.sort(kind="stable")
+            fresh = merged[np.diff(merged, prepend=~merged[:1]) != 0]
+        self._ids = fresh
         self._new, self._waiting = [], 0
-        while len(self._ids) > SAMPLE_CAP:
+        self.shrink(self.cap)
+
+    def shrink(self, most: int) -> None:
+        """Thin until at most so many hashes are left."""
+        self._settle()
+        while len(self._ids) > most:
             self._level += 1
             self._ids = self._thin(self._ids)
 
     def _thin(self, ids: Ids) -> Ids:
-        return ids[ids <= np.uint64((1 << (64 - self._level)) - 1)] if self._level else ids
+        return ids[ids <= kept_below(self._level)] if self._level else ids
 
     def dump(self) -> tuple[int, bytes]:
         """Level and ascending little-endian hashes."""
@@ -184,6 +205,31 @@ class IdSample:
         """Read back what ``dump`` gave."""
         level, ids = state
         return cls(level, np.frombuffer(ids, "<u8"))
+
+
+def kept_below(level: int) -> np.uint64:
+    """The largest hash that is kept at a level."""
+    return np.uint64((1 << (64 - level)) - 1)
+
+
+class RequestSample(IdSample):
+    """A set of hashes of request ids."""
+
+    __slots__ = ()
+
+    @property
+    def cap(self) -> int:
+        """Most hashes that are kept."""
+        return REQUESTS_CAP
+
+    def knows(self, ids: Ids, level: int) -> NDArray[np.bool_]:
+        """Which of some hashes are in the set as it is at a level."""
+        found = self.within(level)
+        if not len(found):
+            return np.zeros(len(ids), np.bool_)
+        at = np.minimum(np.searchsorted(found, ids), len(found) - 1)
+        known: NDArray[np.bool_] = found[at] == ids
+        return known
 
 
 def shared(one: IdSample, other: IdSample) -> tuple[Ids, int]:
@@ -261,6 +307,8 @@ class Sums(msgspec.Struct, array_like=True):
     """The events of one arm and source in one span of time.
 
     ``past``: the λ groups of earlier windows, counted as ``PAST`` says; ``groups`` are those of the window that runs.
+    ``sticky``, ``exposed``, ``requests``: ids that a pane brings, sticky ones of requests and of exposures, and the
+    requests' own.
     """
 
     counters: list[int] = msgspec.field(default_factory=lambda: [0] * len(COUNTERS))
@@ -272,6 +320,7 @@ class Sums(msgspec.Struct, array_like=True):
     exposed: IdSample = msgspec.field(default_factory=IdSample)
     worst: dict[str, list[Worst]] = msgspec.field(default_factory=dict)
     past: list[int] = msgspec.field(default_factory=lambda: [0] * len(PAST))
+    requests: RequestSample = msgspec.field(default_factory=RequestSample)
 
     def __getitem__(self, counter: str) -> int:
         return self.counters[_PLACE[counter]]
@@ -363,6 +412,17 @@ class Sums(msgspec.Struct, array_like=True):
         return self["coverage_sum"] / (rows << COVERAGE_BITS) if rows else None
 
 
+def worst_rows(badness: NDArray[np.float64]) -> list[int]:
+    """Indices of the ``WORST`` largest values, NaN apart; of equal ones the first."""
+    known = np.flatnonzero(~np.isnan(badness))
+    if len(known) <= WORST:
+        return known.tolist()
+    values = badness[known]
+    third = np.partition(values, len(values) - WORST)[len(values) - WORST]
+    above = known[values > third]
+    return [*above.tolist(), *known[values == third][: WORST - len(above)].tolist()]
+
+
 def _worse(one: int, other: int) -> int:
     """Slot-wise maximum of two packed λ groups: 2 bits a run, 0 missing, 1 convergent, 2 not."""
     flipped = (one | other) & 0xAAA
@@ -386,7 +446,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(kind: type, value: Any) -> Any:
-    if kind in (Digest, IdSample):
+    if issubclass(kind, Digest | IdSample):
         return kind.load(value)
     raise NotImplementedError(kind)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gates.assignments import Assignments
+from gates.labels import RequestIds
 from gates.stage import StageEvidence
 from gates.sums import IdSample
 from gates.window import Arm, Window
@@ -80,7 +81,9 @@ class Unit(msgspec.Struct, array_like=True):
     ones yet. ``fresh_from``: an operator or a revision ended all evidence from before then, ms. ``hashes``: rows of
     the window before by manifest hash. ``closed``: the last window, while late events may correct it: until the next
     one is decided. ``retired``: the flag has left the manifest, and that was said. ``evidence``: of the stage's
-    windows before this one, where they are judged together.
+    windows before this one, where they are judged together. ``requests``: ids of the stage's requests, or of the
+    window's where there are no stages; ``earlier``: of the stage before, until late events correct it no more, or of
+    the window before.
     """
 
     region: str
@@ -114,6 +117,8 @@ class Unit(msgspec.Struct, array_like=True):
     closed: Closed | None = None
     retired: bool = False
     evidence: StageEvidence = msgspec.field(default_factory=StageEvidence)
+    requests: RequestIds = msgspec.field(default_factory=RequestIds)
+    earlier: RequestIds | None = None
 
     @property
     def asleep(self) -> bool:
@@ -145,6 +150,11 @@ class Unit(msgspec.Struct, array_like=True):
         self.coming = self.stage
         self.turn(start, self.fresh_from if self.settling else start + flag.window.length_ms)
         self.assignments = Assignments()
+        self.requests, self.earlier = RequestIds(start), None
+
+    def follow_anew(self, start: int) -> None:
+        """Follow the ids of the requests from ``start``, ms, on by themselves."""
+        self.requests, self.earlier = RequestIds(start), self.requests
 
     def turn(self, start: int, end: int) -> None:
         """Go over to a new window."""

@@ -6,7 +6,8 @@ from typing import Literal
 import msgspec
 
 from gates.digest import Digest
-from gates.sums import COUNTERS, WORST, Effects, Sums, Worst
+from gates.labels import Labels
+from gates.sums import COUNTERS, PANE_REQUESTS_CAP, WORST, Effects, Sums, Worst
 
 SERVED = ("traffic", "gold")
 """Sources that latency, errors, tools and cost are read from, merged in this order."""
@@ -82,13 +83,17 @@ class Arm(msgspec.Struct, array_like=True):
         return self.served().latency
 
     def in_order(self) -> "Arm":
-        """The same, its sources by name: bytes do not tell how records came in runs."""
+        """The same to send on, its sources and worst events by name: bytes do not tell how records came in runs."""
+        for sums in self.sources.values():
+            sums.worst = dict(sorted(sums.worst.items()))
+            sums.requests.shrink(PANE_REQUESTS_CAP)
         return Arm({source: self.sources[source] for source in sorted(self.sources)})
 
     @property
     def accepted(self) -> int:
         """Events of any kind and source."""
-        return sum(s["requests"] + s["exposures"] + s["labels"] for s in self.sources.values())
+        kinds = ("requests", "exposures", "labels", "labels_foreign", "labels_not_followed")
+        return sum(s[kind] for s in self.sources.values() for kind in kinds)
 
 
 class Finds(msgspec.Struct, array_like=True):
@@ -170,7 +175,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
     """What one partition saw of one unit in one pane.
 
     ``behind``: by their own pane, the late events that came while this one was open; ``left_out``: how many more did.
-    ``dead_letters``: those that say they are of this unit.
+    ``dead_letters``: those that say they are of this unit. ``labels``: by arm and source of what they label.
     """
 
     arms: dict[str, Arm] = msgspec.field(default_factory=dict)
@@ -181,6 +186,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
     behind: "dict[int, PaneUnit]" = msgspec.field(default_factory=dict)
     left_out: int = 0
     dead_letters: int = 0
+    labels: dict[str, dict[str, Labels]] = msgspec.field(default_factory=dict)
 
     def details(self) -> Detail:
         """What single rows told, made on first use."""
@@ -192,12 +198,25 @@ class PaneUnit(msgspec.Struct, array_like=True):
         """One arm, made on first use."""
         return self.arms.setdefault(arm, Arm())
 
+    def labels_of(self, arm: str, source: str) -> Labels:
+        """The labels of one arm and source, made on first use."""
+        return self.labels.setdefault(arm, {}).setdefault(source, Labels())
+
     def in_order(self) -> "PaneUnit":
         """The same, its arms by name."""
+        labels = {arm: dict(sorted(self.labels[arm].items())) for arm in sorted(self.labels)}
         arms = {arm: self.arms[arm].in_order() for arm in sorted(self.arms)}
         behind = {pane: self.behind[pane].in_order() for pane in sorted(self.behind)}
         return PaneUnit(
-            arms, self.late, self.duplicates, self.offsets, self.detail, behind, self.left_out, self.dead_letters
+            arms,
+            self.late,
+            self.duplicates,
+            self.offsets,
+            self.detail,
+            behind,
+            self.left_out,
+            self.dead_letters,
+            labels,
         )
 
     def bounded(self, most: int) -> "PaneUnit":
@@ -215,13 +234,14 @@ class PaneUnit(msgspec.Struct, array_like=True):
 
     @property
     def accepted(self) -> int:
-        """Events that count for the unit."""
-        return sum(arm.accepted for arm in self.arms.values())
+        """Events that count for the unit, and labels that may."""
+        said = sum(labels.count for by_source in self.labels.values() for labels in by_source.values())
+        return said + sum(arm.accepted for arm in self.arms.values())
 
     @property
     def unbounded_bytes(self) -> int:
         """What of it grows with the telemetry's own names: pins, namespaces, event ids, probe groups."""
-        size = 0
+        size = sum(labels.unbounded_bytes for by_source in self.labels.values() for labels in by_source.values())
         for arm in self.arms.values():
             for sums in arm.sources.values():
                 size += sum(len(pins.encode()) for pins in sums.pins) + 12 * len(sums.groups)
@@ -286,7 +306,7 @@ class Window(msgspec.Struct, array_like=True):
             self.lost.append(lost)
 
     def merge(self, partition: int, seen: PaneUnit) -> None:
-        """Add what one partition saw; call in (pane, partition) order."""
+        """Add what one partition saw, but for labels; call in (pane, partition) order."""
         for name, arm in (("baseline", self.baseline), ("canary", self.canary)):
             if name in seen.arms:
                 arm.merge(seen.arms[name])
@@ -297,6 +317,10 @@ class Window(msgspec.Struct, array_like=True):
         self.dead_letters += seen.dead_letters
         if seen.offsets is not None:
             self._widen(partition, seen.offsets)
+
+    def arm(self, name: str) -> Arm:
+        """An arm by name."""
+        return self.canary if name == "canary" else self.baseline
 
     def read(self, partition: int, records: int, dead_letters: int) -> None:
         """Note what a partition brought in a pane: accepted events, and dead letters that anybody may have sent."""
@@ -313,12 +337,14 @@ class Window(msgspec.Struct, array_like=True):
         known = self.offsets.get(partition, seen)
         self.offsets[partition] = Offsets(min(known.first, seen.first), max(known.last, seen.last))
 
-    def note_late(self, partition: int, pane: int, seen: PaneUnit) -> None:
-        """Keep late events of a pane that starts at ``pane`` ms, if it is one of this window."""
-        if self.start <= pane < self.end:
-            if self.behind is None:
-                self.behind = Window(self.start, self.end)
-            self.behind.merge(partition, seen)
+    def note_late(self, partition: int, pane: int, seen: PaneUnit) -> "Window | None":
+        """Keep late events of a pane that starts at ``pane`` ms, if it is one of this window; where they are kept."""
+        if not self.start <= pane < self.end:
+            return None
+        if self.behind is None:
+            self.behind = Window(self.start, self.end)
+        self.behind.merge(partition, seen)
+        return self.behind
 
     def made_whole(self) -> "Window":
         """A window of its own with the late events counted in."""

@@ -124,7 +124,13 @@ class ArmSummary(msgspec.Struct, frozen=True, kw_only=True):
     gold: Annotated[int, Meta(description="requests of the gold set")]
     shadow: Annotated[int, Meta(description="mirrored requests, not served")]
     exposures: Annotated[int, Meta(description="assignments made")]
-    labels: Annotated[int, Meta(description="an evaluator's words on earlier requests")] = 0
+    labels: Annotated[int, Meta(description="an evaluator's words on earlier requests, as far as they count")] = 0
+    labels_foreign: Annotated[
+        int, Meta(description="labels of no request of the stage and without the arm's pins; they count for nothing")
+    ] = 0
+    labels_not_followed: Annotated[
+        int, Meta(description="labels of which that cannot be told, as ids are sampled; they count for nothing")
+    ] = 0
     errors: Annotated[int, Meta(description="failed requests, final 429s included")]
     rate_limited: Annotated[int, Meta(description="requests that met a 429")]
     tool_calls: int

@@ -75,7 +75,7 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Name | None,
         Meta(
             description="required for labels, beside `flag`, `arm` and `sticky_id`: the request that ΔS, coverage, λ "
-            "or solved are of"
+            "or solved are of; the running stage has to have seen it, or `versions` to be its arm's pins"
         ),
     ] = None
     flag: Annotated[Name | None, Meta(description="required but for ticks")] = None

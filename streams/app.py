@@ -424,6 +424,7 @@ class Worker:
             )
         if decided:
             self.metrics.weighed(state)
+        self.metrics.heard(state.take_labels())
         async for correction in paced(iter(state.take_corrections())):
             await self._publish(keeper, self.settings.corrections_topic, "correction", correction)
             self.metrics.corrections.inc()

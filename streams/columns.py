@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from gates.labels import SPOKEN
 from gates.sums import CONVERGED, COUNTERS, FLIPPED, Ids, Ints
 from gates.window import CLIENT, LABELS
 from schemas.errors import EventError
@@ -149,9 +150,9 @@ class Group:
     ``cell``: index of (unit, arm, source) in ``GroupTable.cells``, or a negative reason why it counts for nothing.
     ``tagged``, ``untagged``: the counters it adds to, as a run of a λ group and otherwise.
     ``run``: which of a λ group's six runs it is if it has a query id, else -1. ``hash``: index of the manifest hash
-    that its assignment came from, or -1. ``client``: the assignment was a client's own. ``warmup``: it counts for
-    nothing for that reason, ``outside``: for the fields of it that are not among its flag's, ``unknown``: because no
-    manifest names this flag, ``early``: because none was in force at its time.
+    that its assignment came from, or -1. ``heard``: a label that may count, ``spoken``: what it says, as bits of
+    ``SPOKEN``. ``warmup``: it counts for nothing for that reason, ``outside``: for the fields of it that are not among
+    its flag's, ``unknown``: because no manifest names this flag, ``early``: because none was in force at its time.
     """
 
     cell: int
@@ -163,6 +164,8 @@ class Group:
     tick: bool = False
     request: bool = False
     label: bool = False
+    heard: bool = False
+    spoken: int = 0
     solved_known: bool = False
     sticky: bool = False
     exposure: bool = False
@@ -263,6 +266,8 @@ class GroupTable:
         self.tick = extended("tick", (g.tick for g in groups), np.bool_)
         self.request = extended("request", (g.request for g in groups), np.bool_)
         self.label = extended("label", (g.label for g in groups), np.bool_)
+        self.heard = extended("heard", (g.heard for g in groups), np.bool_)
+        self.spoken = extended("spoken", (g.spoken for g in groups), np.uint8)
         self.exposure = extended("exposure", (g.exposure for g in groups), np.bool_)
         self.hash = extended("hash", (g.hash for g in groups))
         self.salt = extended("salt", self._salts[at:], np.uint64)
@@ -397,14 +402,16 @@ class GroupTable:
             cell,
             _counters(**counters),
             _counters(**counters, lambda_events=state is not None, lambda_flips=bad),
-            pins=-1 if label else self._pins[name],
+            pins=self._pins[name],
             run=(event["paraphrase"] - 1) * 2 + event["seed"] - 1 if tagged else -1,
             state=0 if state is None else FLIPPED if bad else CONVERGED,
             request=request,
             label=label,
+            heard=label,
+            spoken=sum(bool(counters[said]) << bit for bit, said in enumerate(SPOKEN)) if label else 0,
             solved_known=event["solved"] is not None,
             sticky=sticky and request,
-            hash=known_hash,
+            hash=-1 if label else known_hash,
             error=error and request,
         )
 

@@ -43,6 +43,12 @@ class Metrics:
         self.partials = Counter("tidegate_partials", "panes closed", registry=r)
         self.corrections = Counter("tidegate_corrections", "decisions that late events would have changed", registry=r)
         self.decisions = Counter("tidegate_decisions", "decisions written", ["verdict"], registry=r)
+        self.labels = Counter(
+            "tidegate_labels",
+            "labels by what became of them: counted, foreign (of no request of their stage), not_followed",
+            ["outcome"],
+            registry=r,
+        )
         self.checkpoints = Counter("tidegate_checkpoints", "states saved", registry=r)
         self.checkpoint_bytes = Gauge("tidegate_checkpoint_bytes", "size of the last state", ["agent"], registry=r)
         self.refused = Counter("tidegate_refused", "signed records that were not taken", ["kind"], registry=r)
@@ -67,6 +73,11 @@ class Metrics:
         for fields, count in step.left.outside.items():
             self.outside.labels(fields).inc(count)
         self.partials.inc(len(step.partials))
+
+    def heard(self, labels: Mapping[str, int]) -> None:
+        """Count labels, by what became of them."""
+        for what, count in labels.items():
+            self.labels.labels(what.removeprefix("labels").removeprefix("_") or "counted").inc(count)
 
     def reached(self, agent: str, partition: int, position: int, watermark: int | None) -> None:
         """Show how far a partition has come."""

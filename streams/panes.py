@@ -15,10 +15,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gates.labels import ROW
 from gates.sums import (
     COUNTERS,
     COVERAGE_BITS,
     WORST,
+    Ids,
     Ints,
     StateCodec,
     Sums,
@@ -26,9 +28,10 @@ from gates.sums import (
     cost_parts,
     in_parts,
     square_parts,
+    worst_rows,
 )
 from gates.unit import Clockwork
-from gates.window import CLIENT, Detail, LostRange, PaneUnit
+from gates.window import CLIENT, LABELS, REQUEST_SOURCES, Detail, LostRange, PaneUnit
 from schemas.errors import HoleError, StateError
 from streams.columns import Columns, GroupTable, LeftOut, decode, hash_of, whose
 from streams.slices import Slices, only, whole
@@ -79,6 +82,8 @@ class Loss(msgspec.Struct, array_like=True, frozen=True):
 
 UNKNOWN = NEVER
 """The end of a loss that no record has told yet."""
+
+_LABELLED = {place: source for source, place in LABELS.items()}
 
 Place = Callable[[int, str], PaneUnit]
 """Where a unit's rows of a pane are counted."""
@@ -521,14 +526,18 @@ class PartitionState:
     def _count(self, first: int, columns: Columns, fresh: Ints, pane: Ints, cell: Ints, of: Place) -> None:
         """Add rows to their panes, one (pane, cell) after the other, each in offset order; ``of`` says where."""
         table = self._table
-        order = np.argsort((pane - pane.min()) * len(table.cells) + cell, kind="stable")
+        heard = table.heard[columns.code[fresh]]
+        if heard.any():
+            self._note_labels(first, columns, fresh[heard], pane[heard], cell[heard], of)
+            if heard.all():
+                return
+            fresh, pane, cell = fresh[~heard], pane[~heard], cell[~heard]
+        order, starts, ends = _by_cell(pane, cell, len(table.cells))
         rows, pane, cell = fresh[order], pane[order], cell[order]
-        starts = np.flatnonzero((np.diff(pane, prepend=pane[0] - 1) != 0) | (np.diff(cell, prepend=cell[0]) != 0))
-        ends = np.append(starts[1:], len(rows))
         code = columns.code[rows]
         counters = np.add.reduceat(self._counters(columns, rows, code), starts, axis=0).tolist()
         delta_s, latency = columns.delta_s[rows], columns.latency[rows]
-        offset, sticky = columns.row[rows] + first, columns.sticky[rows]
+        offset, sticky, event = columns.row[rows] + first, columns.sticky[rows], columns.event[rows]
         request, pins, measured = table.request[code], table.pins[code], table.measured[code]
         exposed = table.exposure[code]
         any_exposed = bool(exposed.any())
@@ -544,6 +553,8 @@ class PartitionState:
                 continue
             sums.delta_s.add(_present(delta_s[here], measured[here]))
             sums.latency.add(_present(latency[here], request[here]))
+            if source in REQUEST_SOURCES:
+                sums.requests.add(_those(event[here], request[here]))
             if source == "traffic":
                 sums.sticky.add(sticky[here])
                 if any_exposed:
@@ -557,6 +568,32 @@ class PartitionState:
             self._note_probes(columns, rows, pane, cell, code, of)
         if not columns.lean:
             self._note_details(columns, rows, pane, cell, code, offset, of)
+
+    def _note_labels(self, first: int, columns: Columns, labels: Ints, pane: Ints, cell: Ints, of: Place) -> None:
+        """List labels in their panes, each (pane, cell) in offset order: who they are of is known to the gate alone."""
+        table, pin_names = self._table, self._table.pin_names
+        order, starts, ends = _by_cell(pane, cell, len(table.cells))
+        at, pane, cell = labels[order], pane[order], cell[order]
+        code = columns.code[at]
+        rows = np.zeros(len(at), ROW)
+        rows["request"] = [hash_of(columns.events[i].labels_event_id) for i in at.tolist()]
+        rows["offset"] = columns.row[at] + first
+        rows["delta_s"], rows["coverage"] = columns.delta_s[at], columns.coverage[at]
+        rows["spoken"] = table.spoken[code]
+        tagged = np.isin(at, np.fromiter(columns.query, np.int64, len(columns.query)))
+        rows["run"] = np.where(tagged, table.run[code], -1)
+        rows["query"] = [columns.query.get(i, 0) for i in at.tolist()]
+        sets = table.pins[code]
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            unit, arm, place = table.cells[int(cell[start])]
+            here, seen = rows[start:end], of(int(pane[start]), unit)
+            seen.saw(int(here["offset"][0]), int(here["offset"][-1]))
+            into = seen.labels_of(arm, _LABELLED[place])
+            # In the order of offsets: the first sets are listed, however the log was cut into runs.
+            index = {name: into.set_of(pin_names[name]) for name in dict.fromkeys(sets[start:end].tolist())}
+            here["pins"] = [index[name] for name in sets[start:end].tolist()]
+            names = [columns.event_id(i) for i in at[start:end].tolist()] if arm == "canary" else []
+            into.add(here, names)
 
     def _counters(self, columns: Columns, rows: Ints, code: Ints) -> Ints:
         """One row of counters an event."""
@@ -730,17 +767,6 @@ def _portions(values: Sequence[bytes | None], start: int, most: Callable[[], int
         at = end
 
 
-def worst_rows(badness: NDArray[np.float64]) -> list[int]:
-    """Indices of the ``WORST`` largest values, NaN apart; of equal ones the first."""
-    known = np.flatnonzero(~np.isnan(badness))
-    if len(known) <= WORST:
-        return known.tolist()
-    values = badness[known]
-    third = np.partition(values, len(values) - WORST)[len(values) - WORST]
-    above = known[values > third]
-    return [*above.tolist(), *known[values == third][: WORST - len(above)].tolist()]
-
-
 def bucket_of(flag: str, sticky_id: str) -> float:
     """Where in [0, 1) assignment by hash puts a sticky id."""
     return int.from_bytes(hashlib.sha256(f"{flag}:{sticky_id}".encode()).digest()[:8], "big") / 2**64
@@ -756,6 +782,18 @@ def _tally(one: Ints, other: Ints) -> list[tuple[tuple[int, int], int]]:
         return []
     pairs, counts = np.unique(np.stack([one, other]), axis=1, return_counts=True)
     return [((int(a), int(b)), int(n)) for (a, b), n in zip(pairs.T, counts, strict=True)]
+
+
+def _by_cell(pane: Ints, cell: Ints, cells: int) -> tuple[Ints, Ints, Ints]:
+    """The order of rows by (pane, cell), and where each pair's rows begin and end in it."""
+    order = np.argsort((pane - pane.min()) * cells + cell, kind="stable")
+    pane, cell = pane[order], cell[order]
+    starts = np.flatnonzero((np.diff(pane, prepend=pane[0] - 1) != 0) | (np.diff(cell, prepend=cell[0]) != 0))
+    return order, starts, np.append(starts[1:], len(order))
+
+
+def _those(ids: Ids, keep: NDArray[np.bool_]) -> Ids:
+    return ids if keep.all() else ids[keep]
 
 
 def _present(values: NDArray[np.float64], request: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -74,6 +74,7 @@ class Pipeline:
                 yield from gate.step(gate.next, partial_codec.load(partial_codec.dump(part)))
                 for correction in gate.take_corrections():
                     self.corrected(correction)
+                self.tally.labels += gate.take_labels()
 
     def _note_begun(self, pane: int, units: Mapping[str, PaneUnit]) -> None:
         for name, seen in units.items():

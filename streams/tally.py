@@ -1,5 +1,6 @@
 """What became of the records that were read: counted, or left out and why."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from schemas.document import cut
@@ -26,12 +27,14 @@ def unknown_flags(left: LeftOut) -> str:
 class Tally:
     """Records that were read, by what became of them; each is in one of the counts, which are in ``step``.
 
-    ``unclosed``: why there is no decision, if there is none.
+    ``labels``: what became of those labels in it whose pane was closed. ``unclosed``: why there is no decision, if
+    there is none.
     """
 
     step: Step = field(default_factory=Step)
     late: int = 0
     refused: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
     unclosed: str = ""
 
     def add(self, step: Step) -> None:
@@ -67,6 +70,11 @@ class Tally:
             self.step.widen(partial.pane * pane_ms, (partial.pane + 1) * pane_ms)
 
     @property
+    def foreign(self) -> int:
+        """Labels that count for nothing."""
+        return self.labels["labels_foreign"] + self.labels["labels_not_followed"]
+
+    @property
     def left_out(self) -> list[tuple[int, str]]:
         """How many did not count, by why, in words."""
         left = self.step.left
@@ -78,6 +86,7 @@ class Tally:
             (self.late, "late"),
             (self.step.duplicates, "repeated"),
             (self.refused, "refused"),
+            (self.foreign, "labels of no request that their stage saw"),
         ]
         return [(count, why) for count, why in found if count]
 
@@ -98,6 +107,7 @@ class Tally:
     def told(self) -> str:
         """One line: how many counted, and how many did not, and why."""
         step = self.step
+        counted = step.accepted - self.foreign
         told = ", ".join(f"{count:,} {why}" for count, why in self.left_out)
         span = "" if step.span is None else f", of {iso(step.span[0])} to {iso(step.span[1])}"
-        return f"{step.accepted:,} event{'' if step.accepted == 1 else 's'} counted; left out: {told or 'none'}{span}"
+        return f"{counted:,} event{'' if counted == 1 else 's'} counted; left out: {told or 'none'}{span}"

@@ -4,7 +4,7 @@ A pane is merged when every source partition has closed it, so the order in whic
 Operators' orders stand in the same log, between the partials, and are carried out where they stand.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
@@ -209,6 +209,7 @@ class GateState:
         self._ramps: dict[str, Machine] = {}
         self._regions: dict[str, Regions] = {}
         self._corrections: list[Correction] = []
+        self._labels: Counter[str] = Counter()
         self._noted: dict[str, str] = {}
         self._scheduled: deque[Order] = deque()
         self._applied = max((i for i, r in enumerate(timeline.revisions) if r.number <= snapshot.revision), default=-1)
@@ -461,6 +462,12 @@ class GateState:
         self._corrections.clear()
         return taken
 
+    def take_labels(self) -> Counter[str]:
+        """What became of the labels that came in time, in the steps since this was last asked."""
+        taken = +self._labels
+        self._labels.clear()
+        return taken
+
     def schedule(self, orders: Iterable[Order]) -> None:
         """Orders that stand in no log: carried out before the first pane whose end + lateness is past their ts."""
         self._scheduled = deque(sorted(orders, key=lambda order: order.operation.ts))
@@ -566,7 +573,7 @@ class GateState:
         self._note(flag)
         regions = self._regions.setdefault(flag.name, Regions())
         self._ramps[name] = machine(flag, unit, self._clockwork, regions)
-        self._ramps[name].corrections = self._corrections
+        self._ramps[name].corrections, self._ramps[name].labels = self._corrections, self._labels
         return self._ramps[name]
 
     def _retire(self, name: str) -> None:

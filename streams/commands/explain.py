@@ -572,5 +572,7 @@ _WARNINGS = {
     "canary_back_in_baseline": "{} sticky ids that an earlier stage served in the canary are back in the baseline",
     "drifted_from_pinned_baseline": "{} gates fail against the pinned baseline of before 100 %; they stop nothing now",
     "sticky_ids_sampled": "there are many sticky ids: one in {} is followed",
+    "labels_foreign": "{} labels are of no request that the stage saw, nor carry its arm's pins, so they do not count",
+    "labels_not_followed": "{} labels are of requests whose ids are not followed, as there are many: they are left out",
     "cache_namespaces_not_followed": "there are many cache namespaces: {} uses of further ones are not followed",
 }

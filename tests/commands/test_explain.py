@@ -312,6 +312,14 @@ Also
     )
 
 
+def test_labels_that_do_not_count_are_told_of() -> None:
+    """Who sends them learns why nothing comes of them."""
+    counts = [Warning(code="labels_foreign", count=1_200), Warning(code="labels_not_followed", count=7)]
+    text = told(msgspec.structs.replace(FREEZE, warnings=counts))
+    assert "1,200 labels are of no request that the stage saw, nor carry its arm's pins, so they do not count." in text
+    assert "7 labels are of requests whose ids are not followed, as there are many: they are left out." in text
+
+
 def test_a_freeze_in_full() -> None:
     """The exemplars that gate and rule share are told once."""
     assert told(FREEZE) == (

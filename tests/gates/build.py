@@ -4,6 +4,7 @@ Sums are made here event by event, in the plainest way, and not by the code that
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import xxhash
 import yaml
 
 from gates.guards import machine
+from gates.labels import ROW, SPOKEN, Known, Labels
 from gates.metrics import read_arms
 from gates.regions import Regions
 from gates.rules import Comparison
@@ -32,7 +34,7 @@ from gates.sums import (
     square_parts,
 )
 from gates.unit import Clockwork, Unit, begin
-from gates.window import PaneUnit
+from gates.window import Arm, PaneUnit
 from schemas.decision import Command, Decision, GateResult, OperationBy, RuleResult
 from schemas.event import ToolCall
 from schemas.load import load_manifest
@@ -60,7 +62,7 @@ class Event:
 
     ``probe``: query, paraphrase, seed. ``reason``: how the reason step ended, ``mode``: how the answer was served.
     ``client``: a client chose the arm. ``hash``: of the manifest that the assignment came from. An event without a
-    ``name`` has its offset for one.
+    ``name`` has its offset for one; a label's is that of its request.
     """
 
     arm: str
@@ -153,11 +155,8 @@ def sums_of(events: Sequence[Event], pane: int = 0, partition: int = 0, offsets:
         if event.kind == "exposure" or event.client:
             row["exposures"] += 1
             continue
-        if event.kind == "request":
-            _count_request(row, event)
-            sums.see_pins(_written(tuple(event.pins.items())), 1, (pane, partition, offset))
-        else:
-            row["labels"] += 1
+        _count_request(row, event)
+        sums.see_pins(_written(tuple(event.pins.items())), 1, (pane, partition, offset))
         row["solved"] += bool(event.solved)
         row["solved_rows"] += event.solved is not None
         if event.coverage is not None:
@@ -186,6 +185,8 @@ def sums_of(events: Sequence[Event], pane: int = 0, partition: int = 0, offsets:
     told = [event for event in events if event.kind != "exposure" and not event.client]
     sums.delta_s.add(np.array([e.delta_s for e in told if e.delta_s is not None], np.float64))
     sums.latency.add(np.array([e.latency for e in asked], np.float64))
+    named = zip(offsets or range(len(events)), events, strict=True)
+    sums.requests.add(ids(event.name or str(offset) for offset, event in named if event in asked))
     if not events or events[0].place == "traffic":
         sums.sticky.add(ids(event.sticky for event in events))
         sums.exposed.add(ids(event.sticky for event in events if event.kind == "exposure"))
@@ -241,6 +242,34 @@ def _badness(event: Event) -> Iterable[tuple[str, float, float]]:
         yield "tool", float(failed), float(failed)
 
 
+def said(events: Sequence[Event], offsets: Sequence[int]) -> Labels:
+    """Labels of one arm and source, one by one."""
+    sets = list(dict.fromkeys(_written(tuple(event.pins.items())) for event in events))
+    rows = []
+    for event, offset in zip(events, offsets, strict=True):
+        query, paraphrase, seed = event.probe or ("", 0, 0)
+        says = {
+            "solved": event.solved is True,
+            "solved_rows": event.solved is not None,
+            "lambda_rows": event.state is not None,
+            "lambda_bad_rows": event.state is not None and STATES[event.state] == FLIPPED,
+        }
+        row = {
+            "request": hashed(event.name or str(offset)),
+            "offset": offset,
+            "delta_s": math.nan if event.delta_s is None else event.delta_s,
+            "coverage": math.nan if event.coverage is None else event.coverage,
+            "query": hashed(query) if event.probe else 0,
+            "spoken": sum(1 << SPOKEN.index(name) for name, true in says.items() if true),
+            "run": (paraphrase - 1) * 2 + seed - 1 if event.probe else -1,
+            "pins": sets.index(_written(tuple(event.pins.items()))),
+        }
+        rows.append(tuple(row[name] for name in ROW.names or ()))
+    names = [event.name or str(offset) for event, offset in zip(events, offsets, strict=True)]
+    return Labels(np.array(rows, ROW).tobytes(), names if events[0].arm == "canary" else [], sets, 0, len(rows))
+
+
+LABELLED = {"label": "traffic", "gold_label": "gold", "shadow_label": "shadow"}
 PLACES = ("traffic", "gold", "shadow", "label", "gold_label", "shadow_label", "client")
 
 
@@ -265,8 +294,10 @@ def seen(
     for arm in ("baseline", "canary"):
         for place in PLACES:
             at = places.get((arm, place))
-            if at:
-                mine, offsets = [events[i] for i in at], [first + i for i in at]
+            mine, offsets = [events[i] for i in at or ()], [first + i for i in at or ()]
+            if at and place in LABELLED:
+                unit.labels.setdefault(arm, {})[LABELLED[place]] = said(mine, offsets)
+            elif at:
                 unit.of(arm).sources[place] = sums_of(mine, pane, partition, offsets)
                 if hashed_for is not None and place == "traffic":
                     _misplace(unit, arm, mine, hashed_for)
@@ -285,7 +316,7 @@ def _misplace(unit: PaneUnit, arm: str, events: Sequence[Event], rules: Flag) ->
 
 def _tell(unit: PaneUnit, event: Event, partition: int, offset: int) -> None:
     """What one event tells of the evidence itself."""
-    if event.hash is not None:
+    if event.hash is not None and event.place not in LABELLED:
         unit.details().see_hash(event.hash, 1)
     if event.kind != "request" or event.client:
         return
@@ -322,11 +353,21 @@ def by_points(written: dict[str, Any]) -> dict[str, Any]:
     return {**written, "policy": {"evidence": "point", **written.get("policy", {})}}
 
 
+def arms_of(events: Sequence[Event]) -> tuple[Arm, Arm]:
+    """Canary and baseline of one window, in which labels with the usual pins count."""
+    unit = seen(events)
+    for arm, by_source in unit.labels.items():
+        for place, source in LABELLED.items():
+            if source in by_source:
+                sums = by_source[source].counted(Known([], followed=True), dict(PINNED), (arm, source, 0))
+                unit.of(arm).sources[place] = sums
+    return unit.of("canary"), unit.of("baseline")
+
+
 def compare(rules: Flag, events: Sequence[Event]) -> Comparison:
     """Both arms of one window under a flag's rules."""
-    unit = seen(events)
-    least = rules.window.min_requests
-    arms = read_arms(unit.of("canary"), unit.of("baseline"), rules.policy.quality_source, least)
+    canary, baseline = arms_of(events)
+    arms = read_arms(canary, baseline, rules.policy.quality_source, rules.window.min_requests)
     return Comparison.of(rules, arms)
 
 

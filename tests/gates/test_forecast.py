@@ -11,7 +11,7 @@ from gates.metrics import ArmMetrics, read_arms
 from gates.rules import Comparison
 from schemas.decision import Forecast, GateResult, Need, Problem
 from schemas.manifest import Flag
-from tests.gates.build import Drive, Event, flag, healthy, labels, probes, requests, seen
+from tests.gates.build import Drive, Event, arms_of, flag, healthy, labels, probes, requests
 
 MINUTE = 60_000
 FEW = Problem(problem="insufficient_data", detail={"canary": 0, "baseline": 0, "min_requests": 20})
@@ -20,9 +20,8 @@ PLAIN = flag()
 
 def judged(rules: Flag, events: Sequence[Event]) -> tuple[ArmMetrics, ArmMetrics, list[GateResult]]:
     """Both arms of a window, and its gates."""
-    unit = seen(events)
-    least = rules.window.min_requests
-    arms = read_arms(unit.of("canary"), unit.of("baseline"), rules.policy.quality_source, least)
+    canary, baseline = arms_of(events)
+    arms = read_arms(canary, baseline, rules.policy.quality_source, rules.window.min_requests)
     return arms.canary, arms.baseline, Comparison.of(rules, arms).gates()
 
 

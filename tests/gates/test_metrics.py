@@ -20,12 +20,11 @@ from gates.metrics import (
     uplift_interval,
 )
 from gates.sums import Sums
-from tests.gates.build import Event, probes, requests, seen, sums_of
+from tests.gates.build import Event, arms_of, probes, requests, sums_of
 
 
 def metrics(events: list[Event], source: str = "gold_if_present", least: int = 2) -> tuple[ArmMetrics, ArmMetrics, str]:
-    unit = seen(events)
-    arms = read_arms(unit.of("canary"), unit.of("baseline"), source, least)  # type: ignore[arg-type]
+    arms = read_arms(*arms_of(events), source, least)  # type: ignore[arg-type]
     return arms.canary, arms.baseline, arms.use
 
 

@@ -76,6 +76,11 @@ def no_baseline(events: list[Event]) -> list[Event]:
     return [event for event in few_in_the_baseline(events) if event.arm == "canary" or event.kind == "label"]
 
 
+def known_baseline(drive: Drive) -> None:
+    """As if a window before had shown the baseline's pins: labels that carry them count."""
+    drive.unit.locked["baseline"] = dict(PINNED)
+
+
 def off_share(drive: Drive) -> None:
     """Ten percent of very many ids, where the weight is five."""
     drive.unit.assignments.canary.add(ids(f"c{i}" for i in range(1_000)))
@@ -105,7 +110,7 @@ EFFECTS = [ToolCall(name="pay", write=True, idempotency_key="k", effect_id=effec
 PINLESS = Event("canary", sticky="canary-0", pins={"MODEL_VER": "m"})
 PROBLEMS = {
     "few in the baseline": Problem("insufficient_data", change=few_in_the_baseline),
-    "no baseline": Problem("no_pinned_baseline", change=no_baseline),
+    "no baseline": Problem("no_pinned_baseline", change=no_baseline, prepare=known_baseline),
     "two pin sets in the baseline": Problem("no_pinned_baseline", [own_pins("baseline", MODEL_VER="n")]),
     "a pin missing": Problem("pins_missing", [PINLESS]),
     "drift in the canary": Problem("pins_drifted", [own_pins("canary", MODEL_VER="n")]),

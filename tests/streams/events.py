@@ -199,6 +199,7 @@ GARBAGE: list[bytes | None] = [
 ]
 BAD: dict[str, list[Any]] = {
     "event_id": [..., None, "", 7],
+    "labels_event_id": [..., None, "", 7],
     "ts": [..., None, -1, 2**53, 2**70, 1.5, "1", True],
     "kind": ["Request", "", 1],
     "flag": [..., None, "", 7],
@@ -235,7 +236,8 @@ def draw_event(rng: random.Random, number: int, clock: int) -> dict[str, Any]:
         sticky_id=f"s{rng.randrange(12)}é",
     )
     optional: dict[str, list[Any]] = {
-        "kind": ["request", "request", "request", "exposure"],
+        "kind": ["request", "request", "request", "exposure", "label"],
+        "labels_event_id": [f"e{max(0, number - rng.randrange(9))}"],
         "tenant": ["acme", "beta", "beta", "gamma", None],
         "region": ["eu", "us", "us", "", None, "a|b"],
         "endpoint": ["/a", "/a", "/a", "/b"],
@@ -264,6 +266,8 @@ def draw_event(rng: random.Random, number: int, clock: int) -> dict[str, Any]:
         "unheard_of": [{"a": [1, None, {"b": "}"}]}, 10**400, "}\n{", None],
         "partition": ["seven"],
     }
+    if rng.random() < 0.1:
+        optional["event_id"] = [None]
     often = 1.0 if fields["flag"] == "narrow" else 0.5
     for name, choices in optional.items():
         if rng.random() < (often if name in SCOPE else 0.5):

@@ -15,7 +15,7 @@ import yaml
 
 SIX = ("MODEL_VER", "PROMPT_VER", "INDEX_HASH", "RERANK_CONF", "TOK_VER", "ANALYZER_CONF")
 CHOICES = {
-    "kind": ("request", "exposure", "tick"),
+    "kind": ("request", "exposure", "label", "tick"),
     "arm": ("baseline", "canary"),
     "source": ("traffic", "gold", "shadow", "warmup"),
     "evaluated_by": ("server", "client"),
@@ -104,7 +104,8 @@ def judge(value: bytes | None, timestamp: int = -1) -> dict[str, Any]:
         check(event.get(name, choices[0]) in choices)
     check(all(type(event[name]) is bool for name in FLAGS if name in event))
     check(all(isinstance(event[name], str) for name in TEXTS if name in event))
-    check(all(isinstance(event[name], str) and 0 < len(event[name]) <= 1024 for name in IDS if name in event))
+    named = [event[name] for name in (*IDS, "labels_event_id") if name in event]
+    check(all(isinstance(name, str) and 0 < len(name) <= 1024 for name in named))
     versions = event.setdefault("versions", {})
     check(isinstance(versions, dict) and all(isinstance(pin, str) for pin in versions.values()))
     tools = event.get("tools", [])
@@ -112,7 +113,8 @@ def judge(value: bytes | None, timestamp: int = -1) -> dict[str, Any]:
     check("ts" in event)
     kind = event.setdefault("kind", "request")
     if kind != "tick":
-        check(all(name in event for name in (*IDS, "arm")))
+        own = "labels_event_id" if kind == "label" else "event_id"
+        check(all(name in event for name in (own, *IDS[1:], "arm")))
         check(event.get("tool_ok", 0) <= event.get("tool_calls", 0))
     if kind == "request":
         check("latency_ms" in event and ("error" in event or "status" in event))
@@ -147,6 +149,7 @@ class Cell:
     groups: dict[int, dict[int, bool]] = field(default_factory=dict)
     pins: dict[tuple[tuple[str, str], ...], list[int]] = field(default_factory=dict)
     sticky: set[int] = field(default_factory=set)
+    requests: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -158,6 +161,8 @@ class Seen:
     duplicates: int = 0
     dead: int = 0
     offsets: list[int] = field(default_factory=list)
+    labels: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    behind: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Partition:
@@ -230,10 +235,12 @@ class Partition:
         unit, pane = f"{event['flag']}|{event.get('region', '')}", event["ts"] // self.pane_ms
         if pane < self.closed:
             self.late_offsets.append(offset)
-            self._seen(self.largest // self.pane_ms, unit).late += 1
+            carrier = self._seen(self.largest // self.pane_ms, unit)
+            carrier.late += 1
+            carrier.behind.append(event)
             return
         seen = self._seen(pane, unit)
-        name = f"{event['flag']} {event['kind']} {event['event_id']}"
+        name = f"{event['flag']} {event['kind']} {event.get('event_id') or ('of', event['labels_event_id'])}"
         if self.first_pane.get(name, -1) >= self.closed:
             seen.duplicates += 1
             self.duplicates += 1
@@ -243,6 +250,9 @@ class Partition:
         self.records[self.largest // self.pane_ms] += 1
         seen.offsets.append(offset)
         source = event.get("source", "traffic")
+        if event["kind"] == "label":
+            seen.labels.setdefault((event["arm"], source), []).append(event | {"offset": offset})
+            return
         cell = seen.cells.setdefault((event["arm"], source), Cell())
         if source == "traffic":
             cell.sticky.add(hashed(event["sticky_id"]))
@@ -256,6 +266,7 @@ class Partition:
 
     def _request(self, offset: int, event: dict[str, Any], cell: Cell) -> None:
         status, counts = event.get("status", 0), cell.counts
+        cell.requests.add(hashed(event["event_id"]))
         counts["requests"] += 1
         counts["errors"] += event.get("error", False) or status >= 500 or status == 429
         counts["rate_limited"] += event.get("rate_limited", False) or status == 429
@@ -277,13 +288,16 @@ class Partition:
             cell.solved_cost += Fraction(event["cost"]) if event.get("solved") else 0
             counts["cost_rows"] += "solved" in event
         if "lambda_state" in event:
-            self._lambda(event, cell)
+            self.note_state(event, cell)
+        cell.pins.setdefault(self.pins(event), [0, offset])[0] += 1
+
+    def pins(self, event: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Those of an event's versions that its flag knows."""
         flag = self.flags[event["flag"]]
         named = {*SIX, *flag.get("versions", {}), *flag.get("baseline_versions", {})}
-        pins = tuple(sorted((name, pin) for name, pin in event["versions"].items() if name in named))
-        cell.pins.setdefault(pins, [0, offset])[0] += 1
+        return tuple(sorted((name, pin) for name, pin in event["versions"].items() if name in named))
 
-    def _lambda(self, event: dict[str, Any], cell: Cell) -> None:
+    def note_state(self, event: dict[str, Any], cell: Cell) -> None:
         state, counts = event["lambda_state"], cell.counts
         converged = state in ("→", "->", "convergent")
         spelt = converged or state in ("←", "<>", "×", "<-", "x", "divergent", "recursive", "chaotic")

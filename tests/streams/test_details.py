@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -104,7 +105,7 @@ def draw(rng: random.Random) -> Event:
             "tools": rng.choice([(), (), rng.choices(TOOLS, k=4), [TOOLS[0]] * 11]),
         }
     else:
-        fields |= {"cost": None}
+        fields |= {"cost": None, "pins": rng.choice([PINNED, {**PINNED, "MODEL_VER": "n"}, {}])}
     return Event(arm, kind=kind, **fields)
 
 
@@ -125,6 +126,7 @@ def fields_of(event: Event, number: int, ts: int = NOON) -> dict[str, Any]:
     if event.kind != "exposure":
         fields |= {"delta_s": event.delta_s, "coverage": event.coverage, "lambda_state": event.state}
         fields |= {"solved": event.solved}
+        fields |= {"versions": dict(event.pins)}
         if event.probe is not None:
             fields |= dict(zip(("query_id", "paraphrase", "seed"), event.probe, strict=True))
     if event.kind == "request":
@@ -134,7 +136,6 @@ def fields_of(event: Event, number: int, ts: int = NOON) -> dict[str, Any]:
             "tool_calls": event.tool_calls or None,
             "tool_ok": event.tool_ok,
             "cost": event.cost,
-            "versions": dict(event.pins),
             "rate_limited": event.rate_limited or None,
             "reason_status": event.reason,
             "output_mode": event.mode,
@@ -434,7 +435,7 @@ BESIDE: dict[str, Any] = {
     "tool_calls": 3,
     "tool_ok": 1,
     "cache_namespace": "ns",
-    "versions": {"MODEL_VER": "z"},
+    "manifest_hash": "h",
     "tools": [{"name": "pay", "write": True}],
     "reason_status": "failed",
 }
@@ -444,8 +445,11 @@ BESIDE: dict[str, Any] = {
 def test_a_label_names_flag_arm_sticky_id_ts_and_what_it_labels_and_needs_nothing_else() -> None:
     """they need no latency or status, and no event_id."""
     assert parse(json.dumps(label(0, coverage=0.5)).encode()).event_id is None
-    sums = unit_of(written([label(0, coverage=0.5), label(1, delta_s=0.1)])).arms["canary"].sources["label"]
-    assert (sums["labels"], sums["coverage_rows"], sums["requests"], sums.delta_s.count) == (2, 1, 0, 1)
+    unit = unit_of(written([label(0, coverage=0.5), label(1, delta_s=0.1)]))
+    rows = unit.labels["canary"]["traffic"].table
+    assert (unit.arms, unit.accepted) == ({}, 2)
+    assert rows["coverage"].tolist() == pytest.approx([0.5, math.nan], nan_ok=True)
+    assert rows["delta_s"].tolist() == pytest.approx([math.nan, 0.1], nan_ok=True)
 
 
 @pytest.mark.parametrize("missing", ["flag", "arm", "sticky_id", "labels_event_id", "ts"])
@@ -463,8 +467,8 @@ def test_a_label_counts_in_the_pane_of_its_own_ts() -> None:
     """count in the window of their own `ts`."""
     log = written([served(0, NOON, "canary"), label(0, NOON + 3 * PANE, coverage=0.5)])
     partials = state().step(Run(0, [*log, tick(NOON + 10**6)])).partials
-    places = {p.pane - NOON // PANE: sorted(p.units["f|"].arms["canary"].sources) for p in partials if p.units}
-    assert places == {0: ["traffic"], 3: ["label"]}
+    places = {p.pane - NOON // PANE: (len(p.units["f|"].arms), len(p.units["f|"].labels)) for p in partials if p.units}
+    assert places == {0: (1, 0), 3: (0, 1)}
 
 
 def test_the_same_label_twice_is_a_duplicate_and_of_two_requests_two() -> None:
@@ -480,15 +484,15 @@ def test_the_same_label_twice_is_a_duplicate_and_of_two_requests_two() -> None:
 
 
 def test_what_a_label_carries_beside_the_four_counts_for_nothing() -> None:
-    """carry those fields only: latency, outcome, cost, tools, pins and caches of a label are not looked at."""
+    """carry those fields only: latency, outcome, cost, tools, manifest and caches of a label are not looked at."""
     bare, full = label(0, coverage=0.5, solved=True), label(0, coverage=0.5, solved=True, **BESIDE)
     assert plain(unit_of(written([bare]))) == plain(unit_of(written([full])))
 
 
-@pytest.mark.parametrize(("source", "place"), [("gold", "gold_label"), ("shadow", "shadow_label"), (None, "label")])
+@pytest.mark.parametrize(("source", "place"), [("gold", "gold"), ("shadow", "shadow"), (None, "traffic")])
 def test_labels_are_kept_by_the_source_of_what_they_label(source: str | None, place: str) -> None:
     unit = unit_of(written([label(0, coverage=0.5, source=source)]))
-    assert list(unit.arms["canary"].sources) == [place]
+    assert {arm: list(kept) for arm, kept in unit.labels.items()} == {"canary": [place]}
 
 
 def test_warm_up_labels_and_labels_out_of_scope_count_for_nothing() -> None:
@@ -503,20 +507,21 @@ def test_labels_of_a_window_decide_it() -> None:
     requests = [{**event, **silent} for event in healthy_window()]
     told = []
     for arm in ("baseline", "canary"):
-        for i in range(24):
+        for i, request in enumerate([request for request in requests if request["arm"] == arm][:24]):
             run = {"query_id": f"q{i // 6}", "paraphrase": i % 6 // 2 + 1, "seed": i % 2 + 1}
             four = {"delta_s": 0.1, "coverage": 0.9, "solved": True, "lambda_state": "→"}
-            told.append(label(i, NOON + 15_000, arm, event_id=f"{arm}{i}", **run, **four))
+            of = {"labels_event_id": request["event_id"], "event_id": f"{arm}{i}"}
+            told.append(label(i, NOON + 15_000, arm, **of, **run, **four))
     assert decide(requests)[0].verdict == "hold"
     decision = decide([*requests, *told])[0]
-    assert (decision.verdict, decision.arms["canary"].labels) == ("promote", 24)
+    assert (decision.verdict, decision.arms["canary"].labels) == ("promote", 12)
 
 
 def test_the_worst_label_is_named_by_what_it_labels() -> None:
     """exemplars name the request that a person would look at, and the offset of the label."""
     for event_id in (None, "label's own"):
-        worst = unit_of(written([label(7, coverage=0.1, event_id=event_id)])).arms["canary"].sources["label"].worst
-        assert [(w.event_id, w.value, w.offset) for w in worst["coverage"]] == [("r7", 0.1, 0)]
+        labels = unit_of(written([label(7, coverage=0.1, event_id=event_id)])).labels["canary"]["traffic"]
+        assert (labels.names, labels.table["offset"].tolist()) == (["r7"], [0])
 
 
 def test_the_worst_events_are_among_those_that_count() -> None:

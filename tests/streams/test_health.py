@@ -126,6 +126,13 @@ class TestMetrics:
         outside = {key[1][0][1]: n for key, n in found.items() if key[0] == "tidegate_events_out_of_scope_total"}
         assert outside == {"region": 9, "region, endpoint": 10}
 
+    def test_labels_are_counted_by_what_became_of_them(self) -> None:
+        metrics = Metrics()
+        metrics.heard({"labels": 3, "labels_foreign": 2})
+        metrics.heard({"labels": 1, "labels_not_followed": 5})
+        found = {key[1][0][1]: n for key, n in samples(metrics).items() if key[0] == "tidegate_labels_total"}
+        assert found == {"counted": 4, "foreign": 2, "not_followed": 5}
+
     def test_position_and_watermark_are_shown_by_agent_and_partition(self) -> None:
         """Before any event there is no event time to show."""
         metrics = Metrics()

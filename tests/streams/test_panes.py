@@ -1,6 +1,7 @@
 """One partition's panes against the contract's section 3, and against the slow model of ``reference``."""
 
 import json
+import math
 import random
 from collections.abc import Iterable
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gates.labels import SPOKEN, Labels
 from gates.sums import Sums
 from gates.unit import Clockwork
 from schemas.errors import HoleError, StateError
@@ -35,7 +37,7 @@ from tests.streams.events import (
     tick,
     unit_of,
 )
-from tests.streams.reference import Cell, Partition, Seen, quantile
+from tests.streams.reference import Cell, Partition, Seen, hashed, quantile
 
 FIRST_PANE = NOON // PANE
 COUNTED = [
@@ -81,6 +83,7 @@ def compare_cell(sums: Sums, cell: Cell) -> None:
     found = {tuple(sorted(json.loads(pins).items())): [seen.count, seen.first[2]] for pins, seen in sums.pins.items()}
     assert found == cell.pins
     assert set(sums.sticky.ids.tolist()) == cell.sticky
+    assert set(sums.requests.ids.tolist()) == cell.requests
 
 
 def compare_panes(partials: Iterable[Partial], model: Partition, partition: int) -> None:
@@ -102,7 +105,7 @@ def compare_panes(partials: Iterable[Partial], model: Partition, partition: int)
     for pane, units in model.panes.items():
         assert set(found[pane].units) == set(units)
         for unit, seen in units.items():
-            compare_unit(found[pane].units[unit], seen, pane)
+            compare_unit(found[pane].units[unit], seen, pane, model)
 
 
 def test_what_counts_for_no_unit_goes_along_with_the_pane_it_came_in() -> None:
@@ -158,13 +161,45 @@ def test_of_very_many_unknown_flags_the_first_are_named() -> None:
     assert found.unknown_flag == UNKNOWN_MAX + 5
 
 
-def compare_unit(unit: Any, seen: Seen, pane: int) -> None:
+def compare_labels(labels: Labels, told: list[dict[str, Any]], arm: str, model: Partition) -> None:
+    """What each label says, one by one."""
+    names = ("request", "offset", "delta_s", "coverage", "query", "run")
+    assert labels.count == len(told)
+    assert labels.names == ([event["labels_event_id"] for event in told] if arm == "canary" else [])
+    for row, event in zip(labels.table, told, strict=True):
+        state = event.get("lambda_state")
+        tagged = all(name in event for name in ("query_id", "paraphrase", "seed"))
+        expected = (
+            hashed(event["labels_event_id"]),
+            event["offset"],
+            event.get("delta_s", math.nan),
+            event.get("coverage", math.nan),
+            hashed(event["query_id"]) if tagged else 0,
+            (event["paraphrase"] - 1) * 2 + event["seed"] - 1 if tagged else -1,
+        )
+        assert [row[name] for name in names] == pytest.approx(list(expected), rel=0, abs=0, nan_ok=True)
+        said = {name for bit, name in enumerate(SPOKEN) if row["spoken"] >> bit & 1}
+        counts = Cell()
+        if state is not None:
+            model.note_state(event, counts)
+        expected_bits = {name for name in SPOKEN if counts.counts[name]}
+        expected_bits |= {"solved_rows"} if "solved" in event else set()
+        expected_bits |= {"solved"} if event.get("solved") else set()
+        assert said == expected_bits
+        assert tuple(sorted(json.loads(labels.pins[row["pins"]]).items())) == model.pins(event)
+
+
+def compare_unit(unit: Any, seen: Seen, pane: int, model: Partition) -> None:
     assert (unit.late, unit.duplicates) == (seen.late, seen.duplicates)
     cells = {(arm, source): sums for arm, kept in unit.arms.items() for source, sums in kept.sources.items()}
     assert set(cells) == set(seen.cells)
     for key, sums in cells.items():
         compare_cell(sums, seen.cells[key])
         assert all(pins.first[0] == pane for pins in sums.pins.values())
+    labels = {(arm, source): each for arm, kept in unit.labels.items() for source, each in kept.items()}
+    assert set(labels) == set(seen.labels)
+    for (arm, source), told in seen.labels.items():
+        compare_labels(labels[arm, source], told, arm, model)
     if seen.offsets:
         assert (unit.offsets.first, unit.offsets.last) == (min(seen.offsets), max(seen.offsets))
     else:

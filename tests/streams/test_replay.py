@@ -354,7 +354,8 @@ class TestDeciding:
 def _dumps(value: bytes | None) -> bool:
     """Whether a value can stand in an NDJSON line as it is."""
     try:
-        found = json.loads((value or b"x").decode())
+        found = json.loads((value or b"x").decode(), parse_constant=int)
+        json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return False
     return b"\n" not in (value or b"") and levels(found) < 512

@@ -1,6 +1,7 @@
 """From partials to decisions: units, windows and the global watermark of the contract's section 3."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ from tests.streams.events import (
     tick,
     written,
 )
-from tests.streams.reference import Cell, Partition, Seen, quantile
+from tests.streams.reference import SIX, Cell, Partition, Seen, hashed, quantile
 
 Outcome = tuple[Decision, Command | None]
 SERVED = ("traffic", "gold")
@@ -53,11 +54,56 @@ def decisions(*logs: list[bytes | None], text: str = MANIFEST) -> list[Decision]
 # -- the slow model ---------------------------------------------------------------------------------------------------
 
 
+class Heard:
+    """The labels of a unit that never leaves its first stage, pane by pane: those that count, and how many do not."""
+
+    def __init__(self, unit: str, start: int, closed: int, partitions: list[Partition]) -> None:
+        flag = flags()[unit.split("|")[0]]
+        self.start, self.known = start, set[tuple[str, str, int]]()
+        self.locked = {"canary": dict(flag.versions), "baseline": dict(flag.baseline_versions)}
+        self.counting: dict[int, list[tuple[str, str, dict[str, Any]]]] = {}
+        self.foreign: Counter[tuple[int, str]] = Counter()
+        reach = (2 * flag.window.length_ms + flag.window.settle_ms) // PANE
+        for pane in range(start, closed):
+            seen = [(partition, partition.panes.get(pane, {}).get(unit, Seen())) for partition in partitions]
+            for partition, its in seen:
+                self.note_requests(its)
+                self.note_late([e for e in its.behind if e["ts"] // PANE >= max(start, pane - reach)])
+                assert partition.pane_ms == PANE
+            for partition, its in seen:
+                for (arm, source), labels in its.labels.items():
+                    for event in labels:
+                        pins = dict(partition.pins(event))
+                        own = pins == self.locked[arm] and all(name in pins for name in SIX)
+                        if own or (arm, source, hashed(event["labels_event_id"])) in self.known:
+                            self.counting.setdefault(pane, []).append((arm, source, event))
+                        else:
+                            self.foreign[pane, arm] += 1
+
+    def note_requests(self, seen: Seen) -> None:
+        """Remember whose requests they are, and lock the pins that were seen first."""
+        for (arm, source), cell in seen.cells.items():
+            self.known |= {(arm, source, request) for request in cell.requests}
+        sets = [(offset, arm, pins) for (arm, _), cell in seen.cells.items() for pins, (_, offset) in cell.pins.items()]
+        for _, arm, pins in sorted(sets):
+            for name, pin in pins:
+                self.locked[arm].setdefault(name, pin)
+
+    def note_late(self, events: list[dict[str, Any]]) -> None:
+        """A request that came late is the stage's as well, in no sum."""
+        for event in events:
+            if event["kind"] == "request":
+                self.known.add((event["arm"], event.get("source", "traffic"), hashed(event["event_id"])))
+
+
 class Span:
     """One window of one unit: the sum of its panes over all partitions."""
 
-    def __init__(self, unit: str, start: int, end: int, partitions: list[Partition]) -> None:
+    def __init__(self, unit: str, start: int, end: int, partitions: list[Partition], heard: Heard) -> None:
         self.unit, self.start, self.end = unit, start, end
+        self.words = [word for pane in range(start, end) for word in heard.counting.get(pane, ())]
+        self.foreign = {arm: sum(heard.foreign[p, arm] for p in range(start, end)) for arm in ("canary", "baseline")}
+        self.spell = partitions[0].note_state
         self.seen: list[tuple[int, Seen]] = [
             (number, partition.panes.get(pane, {}).get(unit, Seen()))
             for pane in range(start, end)
@@ -73,6 +119,9 @@ class Span:
 
     def count(self, arm: str, name: str, *sources: str) -> int:
         return sum(cell.counts[name] for cell in self.cells(arm, *sources))
+
+    def said(self, arm: str, *sources: str) -> list[dict[str, Any]]:
+        return [event for of, source, event in self.words if of == arm and source in sources]
 
     def check(self, found: Decision) -> None:
         assert (found.late, found.duplicates) == (
@@ -90,14 +139,20 @@ class Span:
             self.check_arm(found.arms[arm], arm, "gold" if self.unit.startswith("narrow|") else "traffic")
 
     def check_arm(self, found: Any, arm: str, quality: str) -> None:
-        for name in ("requests", "errors", "rate_limited", "exposures", "tool_calls", "tool_ok", "solved", "cost_rows"):
+        for name in ("requests", "errors", "rate_limited", "exposures", "tool_calls", "tool_ok", "cost_rows"):
             assert getattr(found, name) == self.count(arm, name, *SERVED), name
+        solved = sum(bool(event.get("solved")) for event in self.said(arm, *SERVED))
+        assert found.solved == self.count(arm, "solved", *SERVED) + solved
+        labels = len(self.said(arm, "traffic", "gold", "shadow"))
+        assert (found.labels, found.labels_foreign, found.labels_not_followed) == (labels, self.foreign[arm], 0)
         for source in ("traffic", "gold", "shadow"):
             assert getattr(found, source) == self.count(arm, "requests", source)
         assert found.quality_source == quality
         latency = [v for cell in self.cells(arm, *SERVED) for v in cell.latency]
         delta_s = [v for cell in self.cells(arm, quality) for v in cell.delta_s]
         coverage = [v for cell in self.cells(arm, quality) for v in cell.coverage]
+        delta_s += [event["delta_s"] for event in self.said(arm, quality) if "delta_s" in event]
+        coverage += [event["coverage"] for event in self.said(arm, quality) if "coverage" in event]
         assert (found.delta_s_rows, found.coverage_rows) == (len(delta_s), len(coverage))
         for p50, p95, values in (
             (found.latency_p50, found.latency_p95, latency),
@@ -113,7 +168,11 @@ class Span:
             assert found.coverage_mean is None
         assert found.cost == pytest.approx(float(sum(cell.cost for cell in self.cells(arm, *SERVED))), abs=1e-9)
         groups: dict[int, dict[int, bool]] = {}
-        for cell in self.cells(arm, quality):
+        words = Cell()
+        for event in self.said(arm, quality):
+            if "lambda_state" in event:
+                self.spell(event, words)
+        for cell in [*self.cells(arm, quality), words]:
             for group, runs in cell.groups.items():
                 kept = groups.setdefault(group, {})
                 for run, converged in runs.items():
@@ -139,7 +198,8 @@ def expected_spans(partitions: list[Partition]) -> Iterator[Span]:
     spans = []
     for unit, start in starts.items():
         length = lengths[unit.split("|")[0]] // PANE
-        spans += [Span(unit, at, at + length, partitions) for at in range(start, closed - length + 1, length)]
+        heard = Heard(unit, start, closed, partitions)
+        spans += [Span(unit, at, at + length, partitions, heard) for at in range(start, closed - length + 1, length)]
     yield from sorted(spans, key=lambda span: (span.end, span.unit))
 
 
