@@ -173,7 +173,7 @@ def finished_svg(results: Results) -> str:
         found = results.count(rate, HEALTHY.name, name)
         return len(found.finishes), found.runs
 
-    below = f"{results.runs} rollouts a point, half as many below {SLOW:g} a second; bars are exact 95 % intervals"
+    below = f"{results.runs} rollouts a point, fewer below {SLOW:g} a second; bars are exact 95 % intervals"
     return _shares_svg(results, "A healthy canary reaches 100 %", below, count, "share of healthy rollouts")
 
 
@@ -184,7 +184,7 @@ def promoted_svg(results: Results) -> str:
         return past_first(results, rate, name)
 
     below = (
-        f"{len(BAD)} kinds of bad canaries together, {len(BAD) * results.runs} rollouts a point, half as many below "
+        f"{len(BAD)} kinds of bad canaries together, {len(BAD) * results.runs} rollouts a point, fewer below "
         f"{SLOW:g} a second; bars are exact 95 % intervals"
     )
     return _shares_svg(results, "A bad canary is promoted past 5 % all the same", below, count, "share of bad rollouts")

@@ -37,14 +37,10 @@ def page(results: Results, revision: str, command: str) -> str:
     return Template((Path(__file__).parent / "page.md").read_text(encoding="utf-8")).substitute(
         command=command,
         revision=revision,
-        runs=results.runs,
         seed=results.seed,
-        last_seed=results.seed + results.runs - 1,
         kinds="; ".join(canary.title for canary in BAD),
         count=len(BAD),
-        slow=f"{trials.SLOW:g}",
-        slow_runs=trials.runs_at(0, results.runs),
-        together=f"{len(BAD) * results.runs:,}",
+        counted=_counted(results),
         finished_svg=FINISHED,
         times_svg=TIMES,
         promoted_svg=PROMOTED,
@@ -57,7 +53,7 @@ def page(results: Results, revision: str, command: str) -> str:
         robust=_robust(results),
         robust_rate=f"{trials.ROBUST_RATE:g}",
         robust_panes=trials.ROBUST_PANES,
-        robust_runs=results.robust_runs,
+        robust_runs=_robust_runs(results),
         hours=results.hours,
         false_stop=per_cent(rules.policy.false_stop),
         wrong_promote=per_cent(rules.policy.wrong_promote),
@@ -84,6 +80,20 @@ def page(results: Results, revision: str, command: str) -> str:
         means_n_opt=f"{peers.MEANS_N_OPT:,}",
         means_least=peers.MEANS_LEAST,
     )
+
+
+def _counted(results: Results) -> str:
+    """How many rollouts of each canary there were, where they are fewer than at most rates."""
+    runs = {rate: results.count(rate, HEALTHY.name, SYSTEMS[0]).runs for rate in results.rates}
+    most = max(runs.values(), default=0)
+    fewer = [f"{count} at {rate:g}/s" for rate, count in runs.items() if count < most]
+    return f"{most} rollouts of each canary at each rate" + (f", but {' and '.join(fewer)}" if fewer else "")
+
+
+def _robust_runs(results: Results) -> str:
+    """How many rollouts each row has."""
+    runs = sorted({one.count.runs for one in results.robust})
+    return " to ".join(str(count) for count in dict.fromkeys((runs[0], runs[-1]))) if runs else "no"
 
 
 def per_cent(value: float) -> str:

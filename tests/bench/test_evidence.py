@@ -45,7 +45,7 @@ def test_the_page_has_every_table_with_a_row_for_every_way_of_judging(folder: Pa
         assert text.count(f"| {name} |") == 5 + len(BAD), f"{name} is missing from a table"
     for pattern in PATTERNS.values():
         assert f"| {pattern} |" in text
-    assert "2 rollouts each" in text
+    assert "2 rollouts of each canary at each rate, with" in text
     assert '`make evidence ARGS="--runs 2 --robust-runs 1 --hours 1 --rates 20 50"`' in text, "how to make it again"
 
 
