@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.evidence.report import past_first
 from bench.evidence.traffic import BAD, HEALTHY
-from bench.evidence.trials import SLOW, Results
+from bench.evidence.trials import Results
 from streams.commands.plots import FAINT, GRID, INK, LEFT, WIDE, Canvas
 from streams.sham import Rate
 
@@ -173,7 +173,7 @@ def finished_svg(results: Results) -> str:
         found = results.count(rate, HEALTHY.name, name)
         return len(found.finishes), found.runs
 
-    below = f"{results.runs} rollouts a point, fewer below {SLOW:g} a second; bars are exact 95 % intervals"
+    below = f"up to {results.runs} rollouts a point; bars are exact 95 % intervals"
     return _shares_svg(results, "A healthy canary reaches 100 %", below, count, "share of healthy rollouts")
 
 
@@ -184,8 +184,8 @@ def promoted_svg(results: Results) -> str:
         return past_first(results, rate, name)
 
     below = (
-        f"{len(BAD)} kinds of bad canaries together, {len(BAD) * results.runs} rollouts a point, fewer below "
-        f"{SLOW:g} a second; bars are exact 95 % intervals"
+        f"{len(BAD)} kinds of bad canaries together, up to {len(BAD) * results.runs} rollouts a point; "
+        "bars are exact 95 % intervals"
     )
     return _shares_svg(results, "A bad canary is promoted past 5 % all the same", below, count, "share of bad rollouts")
 

@@ -87,7 +87,11 @@ def _counted(results: Results) -> str:
     runs = {rate: results.count(rate, HEALTHY.name, SYSTEMS[0]).runs for rate in results.rates}
     most = max(runs.values(), default=0)
     fewer = [f"{count} at {rate:g}/s" for rate, count in runs.items() if count < most]
-    return f"{most} rollouts of each canary at each rate" + (f", but {' and '.join(fewer)}" if fewer else "")
+    return f"{most} rollouts of each canary at each rate" + (
+        f", but {', '.join(fewer)} (slow rates have half as many, and a run that is ended early leaves what it has)"
+        if fewer
+        else ""
+    )
 
 
 def _robust_runs(results: Results) -> str:
