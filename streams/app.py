@@ -402,10 +402,13 @@ class Worker:
     async def _gate(self, keeper: Keeper, event: Any) -> None:
         state: GateState = keeper.state
         offset = event.message.offset
-        if is_order(event.message.key):
-            outcomes = state.operate_slices(offset, order_codec.load(event.value))
-        else:
-            outcomes = state.step_slices(offset, await result_of(partial_slices(event.value)))
+        try:
+            if is_order(event.message.key):
+                outcomes = state.operate_slices(offset, order_codec.load(event.value))
+            else:
+                outcomes = state.step_slices(offset, await result_of(partial_slices(event.value)))
+        except StateError as error:
+            raise StateError(f"{keeper.tp.topic}-{keeper.tp.partition} offset {offset}: {error}") from None
         decided = False
         async for decision, command in paced(outcomes):
             decided = True

@@ -7,16 +7,19 @@ record is a valid prefix of the work.
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from schemas.errors import StateError
+from streams.panes import state_codec
 from streams.reader import reader
 from streams.settings import Settings
+from streams.stamped import StampedCodec
 from streams.turns import sha256_of
+from streams.windows import gate_codec
 
 CHUNK_BYTES = 512 * 1024
 WRITERS = 32
@@ -92,6 +95,24 @@ async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dic
         await consumer.stop()
 
 
+async def check_layout(settings: Settings) -> None:
+    """Raises StateError, which says what to do, if the checkpoints are of a version with another layout of states.
+
+    Asked before a worker joins the group, so that one of the wrong version disturbs nobody; of one partition of each
+    kind, as the others are looked at when they are assigned.
+    """
+    codecs: dict[str, StampedCodec[Any]] = {
+        settings.window_checkpoints_topic: state_codec,
+        settings.gate_checkpoints_topic: gate_codec,
+    }
+    for topic, codec in codecs.items():
+        for partition, saved in (await read(settings, topic, [0])).items():
+            try:
+                codec.begins(saved.state)
+            except StateError as error:
+                raise StateError(f"{topic}-{partition}: {error}") from None
+
+
 async def _newest(consumer: AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> Saved | None:
     back = 1
     while begin < end:
@@ -132,7 +153,7 @@ async def _whole(
     try:
         closing = _decoder.decode(value)
     except msgspec.MsgspecError as error:
-        raise StateError(f"{where}: not a checkpoint: {error}") from None
+        raise StateError(f"{where}: not a checkpoint of this version of Tidegate: {error}") from None
     state = closing.state
     if closing.chunks:
         if max(closing.chunks) >= offset:

@@ -5,10 +5,9 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
-import msgspec
 from aiokafka import ConsumerRecord
 
-from schemas.errors import TopicError
+from schemas.errors import StateError, TopicError
 from streams.operations import is_order
 from streams.panes import Partial, partial_codec
 from streams.settings import Settings
@@ -36,7 +35,7 @@ class Lately:
             return
         try:
             partial = partial_codec.load(value)
-        except (msgspec.MsgspecError, ValueError, TypeError):
+        except StateError:
             self.hidden = "the workers are of another version"
             return
         self._count(gate, partial)

@@ -35,6 +35,7 @@ from gates.window import CLIENT, LABELS, REQUEST_SOURCES, Detail, LostRange, Pan
 from schemas.errors import HoleError, StateError
 from streams.columns import Columns, GroupTable, LeftOut, decode, hash_of, whose
 from streams.slices import Slices, only, whole
+from streams.stamped import StampedCodec
 
 STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
@@ -202,10 +203,13 @@ class Snapshot(msgspec.Struct, array_like=True):
     losses: list[Loss] = msgspec.field(default_factory=list)
 
 
-_codec = StateCodec(Snapshot)
+state_codec = StampedCodec(Snapshot)
 _open = in_parts(Pane, units=dict[str, msgspec.Raw])
-_codec_of_parts = StateCodec(in_parts(Snapshot, open=dict[int, _open]))  # type: ignore[valid-type]  # made above
-partial_codec = StateCodec(Partial)
+_codec_of_parts = StampedCodec(
+    in_parts(Snapshot, open=dict[int, _open]),  # type: ignore[valid-type]  # made above
+    Snapshot,
+)
+partial_codec = StampedCodec(Partial)
 unit_codec = StateCodec(PaneUnit)
 
 
@@ -278,7 +282,7 @@ class PartitionState:
                 units = yield from unit_codec.load_parts(pane.units)
                 opened[index] = Pane(**msgspec.structs.asdict(pane) | {"units": units})
             snapshot = Snapshot(**msgspec.structs.asdict(snapshot) | {"open": opened})
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        except (StateError, msgspec.MsgspecError, ValueError, TypeError) as error:
             raise StateError(f"the state of partition {partition} cannot be read: {error}") from None
         found = snapshot.partition, snapshot.pane_ms, snapshot.lateness_ms
         wanted = partition, clockwork.pane_ms, clockwork.lateness_ms
@@ -309,7 +313,7 @@ class PartitionState:
         for index, ids in self._seen.items():
             event_ids[index] = np.fromiter(ids, "<u8", len(ids)).tobytes()
             yield None
-        yield _codec.dump(msgspec.structs.replace(state, open=opened, event_ids=event_ids))
+        yield state_codec.dump(msgspec.structs.replace(state, open=opened, event_ids=event_ids))
 
     @property
     def next(self) -> int:

@@ -12,7 +12,7 @@ from aiokafka import ConsumerRecord
 
 from gates.unit import Clockwork
 from schemas.decision import Decision, OperationBy, decision_from_bytes
-from schemas.errors import EventError, InputError, Refusal, TopicError
+from schemas.errors import EventError, InputError, Refusal, StateError, TopicError
 from schemas.operation import Operation, check_time, read_operation
 from schemas.signed import TrustedKeys
 from schemas.timeline import Timeline
@@ -108,7 +108,7 @@ def place_orders(
         # What came before tells nothing that the gates that go on do not know better.
         known = begun if past.whole else {}
         past.exact = _gate_log(history, extent.after({gate: mark.next for gate, mark in known.items()}), known)
-    except TopicError as error:
+    except (StateError, TopicError) as error:
         past.whole = False
         tell(f"{error}; operations are placed by the decisions")
 

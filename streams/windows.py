@@ -27,6 +27,7 @@ from schemas.manifest import Flag
 from schemas.timeline import Revision, Timeline
 from streams.panes import NEVER, Loss, Mark, Partial, partial_codec, unit_codec
 from streams.slices import Slices, only, whole
+from streams.stamped import StampedCodec
 
 PIECE_BYTES = 1 << 20
 """A partial that takes more is sent in pieces."""
@@ -123,19 +124,20 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     adrift: dict[int, list[LostRange]] = msgspec.field(default_factory=dict)
 
 
-_codec = StateCodec(GateSnapshot)
+gate_codec = StampedCodec(GateSnapshot)
 _waiting = in_parts(Partial, units=dict[str, msgspec.Raw])
-_partial_codec_of_parts = StateCodec(_waiting)
-_codec_of_parts = StateCodec(
+_partial_codec_of_parts = StampedCodec(_waiting, Partial)
+_codec_of_parts = StampedCodec(
     in_parts(
         GateSnapshot,
         waiting=dict[int, dict[int, _waiting]],  # type: ignore[valid-type]  # made above
         units=dict[str, msgspec.Raw],
         retired=dict[str, msgspec.Raw],
-    )
+    ),
+    GateSnapshot,
 )
 _unit_codec = StateCodec(Unit)
-order_codec = StateCodec(Order)
+order_codec = StampedCodec(Order)
 
 
 def _with_units(partial: Partial) -> Generator[None, None, Partial]:
@@ -146,8 +148,11 @@ def _with_units(partial: Partial) -> Generator[None, None, Partial]:
 
 
 def partial_slices(value: bytes) -> Slices[Partial]:
-    """The partial of an entry's bytes; a slice is a unit. Raises msgspec.MsgspecError if they are none."""
-    yield (yield from _with_units(_partial_codec_of_parts.load(value)))
+    """The partial of an entry's bytes; a slice is a unit. Raises StateError if they are none."""
+    try:
+        yield (yield from _with_units(_partial_codec_of_parts.load(value)))
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise StateError(f"a unit of a partial cannot be read: {error}") from None
 
 
 def switches(timeline: Timeline, index: int) -> Iterator[Order]:
@@ -276,7 +281,7 @@ class GateState:
                     waiting[pane][partition] = yield from _with_units(partial)
             parts = {"units": units, "retired": retired, "waiting": waiting}
             snapshot = GateSnapshot(**msgspec.structs.asdict(snapshot) | parts)
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        except (StateError, msgspec.MsgspecError, ValueError, TypeError) as error:
             raise StateError(f"the state of gate {gate} cannot be read: {error}") from None
         found = snapshot.gate, snapshot.gates, len(snapshot.closed), snapshot.pane_ms, snapshot.lateness_ms
         wanted = gate, gates, partitions, clockwork.pane_ms, clockwork.lateness_ms
@@ -302,7 +307,7 @@ class GateState:
             for partition, partial in partials.items():
                 seen = yield from unit_codec.dump_parts(partial.units)
                 waiting[pane][partition] = msgspec.structs.replace(partial, units=seen)
-        yield _codec.dump(msgspec.structs.replace(state, units=units, retired=retired, waiting=waiting))
+        yield gate_codec.dump(msgspec.structs.replace(state, units=units, retired=retired, waiting=waiting))
 
     def renew(self, timeline: Timeline) -> None:
         """Take a timeline that has grown by later revisions: from the next entry on, if one is under way."""

@@ -13,6 +13,7 @@ from schemas.errors import SettingsError, TopicError
 from schemas.signed import TrustedKeys, is_signed, read_private
 from schemas.timeline import Timeline
 from streams import logs
+from streams.checkpoints import check_layout
 from streams.health import Metrics, serve
 from streams.manifests import load_trusted, read_file, read_files, read_topic, tell
 from streams.settings import Settings, load_settings
@@ -108,6 +109,7 @@ def command(manifest: Path | None, broker: str | None, accept_loss: bool | None)
         log.warning("topics not made", error=str(error))
     partitions, gates = asyncio.run(check_topics(settings))
     asyncio.run(check_group(settings))
+    asyncio.run(check_layout(settings))
     if timeline is None and not asyncio.run(_await_manifest(settings, trusted or {})):
         return
     # Imported late: Faust takes most of a second, and `--help` should not.

@@ -10,6 +10,7 @@ from streams import checkpoints
 from streams.keeper import Keeper
 from streams.panes import Snapshot
 from streams.settings import Settings
+from streams.stamped import StampedCodec
 from streams.windows import GateSnapshot
 from tests.faults.kafka import Log, Record
 from tests.faults.traffic import LATENESS, PANE
@@ -29,6 +30,7 @@ class Promises:
             settings.window_checkpoints_topic: (settings.telemetry_topic, Snapshot),
             settings.gate_checkpoints_topic: (settings.partials_topic, GateSnapshot),
         }
+        self._codecs = {topic: StampedCodec(kind) for topic, (_, kind) in self._kinds.items()}
         self._unconfirmed_max = unconfirmed_max
         self.saved: dict[TP, int] = {}
         self.broken: str | None = None
@@ -92,5 +94,7 @@ class Promises:
             state = b"".join(log.records[at].value or b"" for at in closing.chunks if at in log.records)
         if hashlib.sha256(state).digest() != closing.sha256:
             return None
-        position: int = msgspec.msgpack.decode(state)[self._kinds[tp.topic][1].__struct_fields__.index("next")]
+        kind = self._kinds[tp.topic][1]
+        state = state[self._codecs[tp.topic].begins(state) :]
+        position: int = msgspec.msgpack.decode(state)[kind.__struct_fields__.index("next")]
         return position

@@ -6,17 +6,19 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import NewTopic
+from aiokafka.structs import RecordMetadata
 
 from gates.unit import Clockwork
 from schemas.correction import Correction
 from schemas.load import load_manifest
 from schemas.timeline import Timeline
+from streams import checkpoints
 from streams.replay import by_unit, partition_of, replay
 from streams.settings import Settings
 from streams.tail import tail
@@ -284,3 +286,44 @@ def test_of_two_workers_with_one_instance_id_the_earlier_one_ends_and_says_why(
         )
         assert later.running
         assert not later.logged("failed")
+
+
+async def rewrite_checkpoint(settings: Settings, topic: str) -> None:
+    """Put one after the newest checkpoint of partition 0 that is the same, but has a layout of another version."""
+    saved = (await checkpoints.read(settings, topic, [0]))[0]
+    state = saved.state[:1] + bytes([saved.state[1] ^ 1]) + saved.state[2:]
+    async with AIOKafkaProducer(**settings.kafka, acks="all") as producer:
+
+        async def send(key: bytes, value: bytes) -> Awaitable[RecordMetadata]:
+            sent: Awaitable[RecordMetadata] = await producer.send(topic, value, key, partition=0)
+            return sent
+
+        await (await checkpoints.write(send, state, saved.turn + 1, 0))
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("agent", ["window", "gate"])
+def test_a_worker_of_another_version_says_what_to_do_before_it_joins(
+    agent: str, settings: Settings, manifest: Path, tmp_path: Path
+) -> None:
+    """Neither its end nor its being started again costs the workers of the other version a rebalance."""
+    records = list(telemetry(4_000, 9, step_ms=20))
+    before = WorkerProcess(settings, manifest, "before", tmp_path)
+    with running(before):
+        asyncio.run(publish(settings, records))
+        give_up = time.monotonic() + 30
+        while not before.logged("decided") and time.monotonic() < give_up:
+            time.sleep(0.1)
+        before.signal(signal.SIGTERM)
+    topic = settings.window_checkpoints_topic if agent == "window" else settings.gate_checkpoints_topic
+    asyncio.run(rewrite_checkpoint(settings, topic))
+    after = WorkerProcess(settings, manifest, "after", tmp_path)
+    after.start()
+    give_up = time.monotonic() + 30
+    while after.running and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert not after.running
+    lines = after.log.read_text().splitlines()
+    assert not after.logged("assigned")
+    assert f"{topic}-0: written by another build of Tidegate" in lines[-1]
+    assert lines[-1].endswith("start workers of that one again, or start a new TIDEGATE_APPLICATION_ID")

@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from gates.sums import Sums
+from gates.sums import StateCodec, Sums
 from gates.unit import Clockwork
 from gates.window import PaneUnit
 from schemas.load import load_manifest
 from schemas.manifest import Flag
 from schemas.timeline import Timeline
 from streams.columns import GroupTable
-from streams.panes import Partial, PartitionState, Run, Step, partial_codec
+from streams.panes import Partial, PartitionState, Run, Step
 
 PANE, LATENESS = 10_000, 10_000
 CLOCKWORK = Clockwork(PANE, LATENESS, "tidegate.telemetry")
@@ -82,7 +82,7 @@ def partials_of(values: list[bytes | None], timestamps: list[int] | None = None,
 
 def content(partial: Partial) -> Any:
     """All that a partial holds, to compare with another's; the order of its units means nothing."""
-    return msgspec.msgpack.Decoder(strict=False).decode(partial_codec.dump(partial))
+    return msgspec.msgpack.Decoder(strict=False).decode(StateCodec(Partial).dump(partial))
 
 
 def unit_of(*values: bytes | None, unit: str = "wide|") -> PaneUnit:

@@ -319,9 +319,9 @@ def test_pieces_are_as_large_as_they_may_be_and_no_larger(monkeypatch: pytest.Mo
 def test_a_state_that_is_written_in_slices_is_the_state() -> None:
     """Byte for byte what is written at once, and read back to the same."""
     decider, partition = fed(5), half(5)
-    assert decider.dump() == windows._codec.dump(decider._state)
-    assert partition.dump() == panes._codec.dump(
-        msgspec.structs.replace(partition._state, event_ids=panes._codec.load(partition.dump()).event_ids)
+    assert decider.dump() == windows.gate_codec.dump(decider._state)
+    assert partition.dump() == panes.state_codec.dump(
+        msgspec.structs.replace(partition._state, event_ids=panes.state_codec.load(partition.dump()).event_ids)
     )
     timeline = Timeline.of(flags(RAMP))
     assert GateState.load(decider.dump(), 0, 1, 1, CLOCKWORK, timeline).dump() == decider.dump()
