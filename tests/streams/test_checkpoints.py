@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.structs import ConsumerRecord, RecordMetadata
 
 from schemas.errors import StateError
 from streams import checkpoints
 from streams.broker import embedded_broker
-from streams.checkpoints import Closing
+from streams.checkpoints import Closing, Saved
 from streams.settings import load_settings
 
 TOPIC = "tidegate.window-checkpoints"
@@ -372,3 +373,31 @@ def test_a_real_broker_keeps_what_was_written() -> None:
 
     with embedded_broker({TOPIC: 3}) as servers:
         assert asyncio.run(run(servers)) == {0: (large[0], 1), 1: (b"newer", 2)}
+
+
+class TestLayout:
+    """What a worker looks at before it joins the group."""
+
+    @staticmethod
+    def check(monkeypatch: pytest.MonkeyPatch, found: dict[int, Saved] | KafkaError) -> None:
+        async def read(*_: Any) -> dict[int, Saved]:
+            if isinstance(found, KafkaError):
+                raise found
+            return found
+
+        monkeypatch.setattr(checkpoints, "read", read)
+        asyncio.run(checkpoints.check_layout(load_settings()))
+
+    def test_checkpoints_of_another_layout_are_refused_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(
+            StateError, match=r"^tidegate\.window-checkpoints-0: written by an earlier version"
+        ) as caught:
+            self.check(monkeypatch, {0: Saved(b"\x90", 1)})
+        assert "start a new TIDEGATE_APPLICATION_ID" in str(caught.value)
+
+    def test_where_there_is_none_there_is_nothing_to_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.check(monkeypatch, {})
+
+    def test_what_cannot_be_read_is_left_to_who_reads_it_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """When it is assigned a partition; there it is one line."""
+        self.check(monkeypatch, TopicAuthorizationFailedError("tidegate.window-checkpoints"))
