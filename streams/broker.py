@@ -5,8 +5,9 @@ for one worker; two in a group hang on it.
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import confluent_kafka
 
 from schemas.errors import InputError
 
+UNKNOWN_TOPIC = 3
 REBALANCE_DELAY_MS = 50
 _ELSEWHERE = "start a Kafka and give its address with --broker or TIDEGATE_BROKER"
 _POINTER, _INT, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
@@ -28,12 +30,44 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(found[0]))
 
 
+@dataclass(frozen=True)
+class EmbeddedBroker:
+    """A broker inside this process, which can be disturbed."""
+
+    servers: str
+    _switch: Callable[[str], None]
+    _answer: Callable[[str, int], None]
+
+    def leave(self) -> None:
+        """Be away: connections are cut and refused."""
+        self._switch("rd_kafka_mock_broker_set_down")
+
+    def come_back(self) -> None:
+        """Be there again, at the same address and with all records."""
+        self._switch("rd_kafka_mock_broker_set_up")
+
+    def hide(self, topic: str) -> None:
+        """Answer as if the topic were not there."""
+        self._answer(topic, UNKNOWN_TOPIC)
+
+    def show(self, topic: str) -> None:
+        """Let the topic be there again."""
+        self._answer(topic, 0)
+
+
 @contextmanager
 def embedded_broker(topics: Mapping[str, int]) -> Iterator[str]:
     """Run a broker on loopback inside this process; gives its address.
 
     ``topics``: the number of partitions of each topic. Raises InputError, with the way out, if it cannot be had.
     """
+    with embedded(topics) as broker:
+        yield broker.servers
+
+
+@contextmanager
+def embedded(topics: Mapping[str, int]) -> Iterator[EmbeddedBroker]:
+    """``embedded_broker``, as an object."""
     library = _library()
 
     def call(name: str, result: Any, *typed: tuple[Any, Any]) -> Any:
@@ -57,9 +91,17 @@ def embedded_broker(topics: Mapping[str, int]) -> Iterator[str]:
         stack.callback(call, "rd_kafka_mock_cluster_destroy", None, (_POINTER, cluster))
         delay = (ctypes.c_int32, REBALANCE_DELAY_MS)
         call("rd_kafka_mock_group_initial_rebalance_delay_ms", None, (_POINTER, cluster), delay)
+
         for topic, partitions in topics.items():
             shape = (_TEXT, topic.encode()), (_INT, partitions), (_INT, 1)
             if call("rd_kafka_mock_topic_create", _INT, (_POINTER, cluster), *shape):
                 raise InputError(f"the embedded broker cannot make topic {topic} with {partitions} partitions")
+
+        def switch(name: str) -> None:
+            call(name, _INT, (_POINTER, cluster), (ctypes.c_int32, 1))
+
+        def answer(topic: str, error: int) -> None:
+            call("rd_kafka_mock_topic_set_error", None, (_POINTER, cluster), (_TEXT, topic.encode()), (_INT, error))
+
         servers: bytes = call("rd_kafka_mock_cluster_bootstraps", _TEXT, (_POINTER, cluster))
-        yield servers.decode()
+        yield EmbeddedBroker(servers.decode(), switch, answer)

@@ -8,18 +8,19 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from aiokafka import ConsumerRecord
+from aiokafka.errors import KafkaConnectionError
 
 from schemas.decision import Command, Weights, command_from_bytes
 from schemas.document import cut
 from schemas.errors import EventError, SignatureError, TopicError
 from schemas.seal import verify_record
 from schemas.signed import TrustedKeys
+from streams.patience import RETRY_SECONDS, STALL_SECONDS, Outage
+from streams.reach import why
 from streams.settings import Settings, load_settings
 from streams.tail import tail
 
 log = logging.getLogger("tidegate.control")
-
-RETRY_SECONDS = 1.0
 
 
 class ControlConsumer:
@@ -31,7 +32,8 @@ class ControlConsumer:
 
     First comes the last command of each (flag, region), then each new one once, in the order of its ``seq``. Every
     consumer reads all partitions and no group is used, so any number of routers hear everything. While Kafka is
-    away no command comes, and reading goes on when it is back. ``settings`` None: from the environment.
+    away no command comes, which is said once a minute, and reading goes on when it is back. ``settings`` None: from
+    the environment.
     ``trusted_keys``: the workers' public keys by key id, see ``load_trusted``; a command that none of them signed is
     logged and passed over, unread. None: signatures are not asked for.
     """
@@ -44,6 +46,9 @@ class ControlConsumer:
         self._weights: dict[str, Weights] = {}
         self._caught_up = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._outage = Outage()
+        # An idle broker answers this late.
+        self._patience = STALL_SECONDS + self._settings.fetch_wait / 1000
 
     @property
     def weights(self) -> Mapping[str, Weights]:
@@ -85,7 +90,7 @@ class ControlConsumer:
                 try:
                     await self._follow()
                 except TopicError as error:
-                    log.warning("no commands for now: %s", error)
+                    await self._tell(error)
                     await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
             self._commands.put_nowait(error)
@@ -97,7 +102,19 @@ class ControlConsumer:
             self._give(latest.values())
             self._caught_up.set()
             while True:
+                silent = topic.silent()
+                if silent > self._patience:
+                    await self._tell(KafkaConnectionError("the broker is there, and says nothing of the topic"), silent)
+                elif self._outage.over():
+                    log.warning("commands are read again")
                 self._give(self._new(await topic.more()))
+
+    async def _tell(self, error: Exception, silent: float = 0.0) -> None:
+        if self._outage.due("unread", silent):
+            settings = self._settings
+            where = f"topic {settings.control_topic} at {settings.broker} (TIDEGATE_BROKER)"
+            reason = str(error) if isinstance(error, TopicError) else f"{where} is silent: {await why(settings, error)}"
+            log.warning("no commands for now, %s: %s", self._outage.shown, reason)
 
     def _give(self, commands: Iterable[Command]) -> None:
         for command in commands:

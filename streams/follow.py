@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from schemas.errors import AccessError, TopicError
+from streams.patience import RETRY_MS, RETRY_SECONDS, Outage
 from streams.reach import why
 from streams.reader import reader
 from streams.settings import Settings
@@ -18,7 +19,6 @@ log = structlog.get_logger("tidegate")
 PATIENCE_SECONDS = 30.0
 """How long the topic may go unread before ``refresh`` reads it again."""
 ATTEMPT_SECONDS = 10.0
-RETRY_SECONDS = 1.0
 MORE_MS = 500
 
 
@@ -32,6 +32,7 @@ class Follower:
         self._consumer: AIOKafkaConsumer | None = None
         self._next = 0
         self._read_at: float | None = None
+        self._outage = Outage()
 
     async def catch_up(self) -> None:
         """Read to the end as it is now. Raises TopicError if that takes longer than ``ATTEMPT_SECONDS`` or fails."""
@@ -50,9 +51,12 @@ class Follower:
                     except AccessError:
                         raise
                     except TopicError as error:
-                        log.warning("not read", topic=self._partition.topic, error=str(error))
+                        if self._outage.due("unread"):
+                            log.warning("not read", topic=self._partition.topic, error=str(error))
                         await asyncio.sleep(RETRY_SECONDS)
                         break
+                    if self._outage.over():
+                        log.info("read again", topic=self._partition.topic)
                     if after is not None:
                         await after()
         finally:
@@ -90,7 +94,7 @@ class Follower:
 
     async def _opened(self) -> AIOKafkaConsumer:
         settings = self._settings
-        consumer = reader(settings, fetch_max_wait_ms=settings.fetch_wait)
+        consumer = reader(settings, fetch_max_wait_ms=settings.fetch_wait, retry_backoff_ms=RETRY_MS)
         try:
             await consumer.start()
             # Assigned by name: a subscription is empty for as long as the topic cannot be seen, and its end is no end.

@@ -1,11 +1,12 @@
 """Why Kafka cannot be reached: the client library keeps the reason to its own log."""
 
 from aiokafka.conn import collect_hosts, create_conn
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
 
 from streams.settings import Settings
 
 CONNECT_MS = 5_000
+MISSING = "it is not there, or hidden from this user; run `tidegate topics --create`"
 
 
 async def why(settings: Settings, error: Exception) -> str:
@@ -13,6 +14,8 @@ async def why(settings: Settings, error: Exception) -> str:
 
     So a wrong password, a certificate that does not fit and a name that nobody knows are told apart.
     """
+    if isinstance(error, UnknownTopicOrPartitionError):
+        return MISSING
     if not isinstance(error, KafkaConnectionError):
         return str(error) or type(error).__name__
     arguments = {name: value for name, value in settings.kafka.items() if name != "bootstrap_servers"}

@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 
+from streams.patience import pace
 from streams.settings import Settings
 
 log = structlog.get_logger("tidegate")
@@ -24,7 +25,10 @@ def reader(settings: Settings, *topics: str, **options: Any) -> AIOKafkaConsumer
     """A consumer from the first records on that commits nothing."""
     install(ReadableRecords)
     defaults = {"group_id": None, "auto_offset_reset": "earliest", "isolation_level": COMMITTED}
-    return AIOKafkaConsumer(*topics, **settings.kafka, **defaults, **options)
+    consumer = AIOKafkaConsumer(*topics, **settings.kafka, **defaults, **options)
+    # The library gives no other way to its client.
+    pace(consumer._client)
+    return consumer
 
 
 def install(records: type["ReadableRecords"]) -> None:

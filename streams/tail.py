@@ -1,5 +1,6 @@
 """A topic's records from the first, then each new one, read without a consumer group."""
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -8,6 +9,7 @@ from aiokafka.errors import KafkaError
 
 from schemas.errors import TopicError
 from streams.follow import stop
+from streams.patience import RETRY_MS, hold_back
 from streams.reach import why
 from streams.reader import reader
 from streams.settings import Settings
@@ -20,6 +22,7 @@ class Tail:
 
     def __init__(self, consumer: AIOKafkaConsumer, first: Mapping[TopicPartition, int]) -> None:
         self._consumer, self._first = consumer, first
+        self._opened_at = time.time()
 
     async def history(self) -> list[ConsumerRecord]:
         """The records from where reading stands to the end as it is now, in order within each partition."""
@@ -52,6 +55,12 @@ class Tail:
         fetched = await self._consumer.getmany(timeout_ms=int(seconds * 1000))
         return [record for run in fetched.values() for record in run]
 
+    def silent(self) -> float:
+        """Seconds since the broker last answered for the partition that it has not answered for the longest."""
+        consumer = self._consumer
+        answered = (consumer.last_poll_timestamp(tp) for tp in consumer.assignment())
+        return time.time() - min((ms / 1000 if ms else self._opened_at for ms in answered), default=self._opened_at)
+
 
 @asynccontextmanager
 async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
@@ -59,12 +68,14 @@ async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
 
     Raises TopicError if no broker answers or the topic is not there, also from within.
     """
+    hold_back()
     where = f"topic {topic} at {settings.broker} (TIDEGATE_BROKER) cannot be read"
     consumer = reader(
         settings,
         topic,
         fetch_max_wait_ms=settings.fetch_wait,
         request_timeout_ms=max(CONNECT_MS, settings.fetch_wait * 2),
+        retry_backoff_ms=RETRY_MS,
     )
     try:
         await consumer.start()

@@ -212,7 +212,7 @@ def test_each_role_can_do_its_part_with_what_is_listed(story: Story) -> None:
     assert "all topics are there" in story.made.out
     assert (story.published.code, story.killed.code) == (0, 0), story.published.err + story.killed.err
     assert story.killed.out.splitlines()[1:] == ["answer|eu: kill", "answer|us: kill"]
-    assert story.sent == 6_000 + 4
+    assert story.sent == 6_000 + 1
     assert {(command.key, command.action, command.weights.canary) for command in story.heard} == {
         ("answer|eu", "kill", 0),
         ("answer|us", "kill", 0),
@@ -385,7 +385,7 @@ def test_the_ends_of_the_wire_say_it_too_and_go_on_trying(stage: Stage, caplog: 
                     "status": 200,
                 }
             )
-            await telemetry.flush(20)
+            assert not await telemetry.flush(3)
         assert (telemetry.sent, telemetry.failed) == (0, 1)
         async with ControlConsumer(stage.settings("service")):
             async with asyncio.timeout(20):
@@ -396,7 +396,7 @@ def test_the_ends_of_the_wire_say_it_too_and_go_on_trying(stage: Stage, caplog: 
         asyncio.run(run())
     said = [record.getMessage() for record in caplog.records if record.name.startswith("tidegate.")]
     stage.said += said
-    assert [line for line in said if "telemetry is not published" in line and f"{PREFIX}.telemetry" in line]
+    assert [line for line in said if "telemetry does not get through" in line and f"{PREFIX}.telemetry" in line]
     assert [line for line in said if "no commands for now" in line and f"{PREFIX}.control" in line]
 
 
@@ -477,7 +477,8 @@ def test_an_auditor_who_may_only_read_has_the_workers_bytes_and_leaves_no_trace(
     assert stage.run("auditor", "verify", "--broker", broker, *keys).code == 0
     exported = stage.run("auditor", "export", "--broker", broker, "--out", folder / "export")
     assert exported.code == 0, exported.err
-    assert f"{story.sent + len(LARGE)} records of {PREFIX}.telemetry" in exported.out
+    # The tick is in each of the four partitions.
+    assert f"{story.sent + 3 + len(LARGE)} records of {PREFIX}.telemetry" in exported.out
     watched = stage.run("auditor", "watch", "--once")
     assert "answer|eu" in watched.out
     assert re.search(r"^telemetry: [1-9][\d,]* events counted; left out: ", watched.out, re.MULTILINE)

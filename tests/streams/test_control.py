@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from schemas.decision import Command, Weights
 from schemas.seal import Headers, sign_record
 from schemas.signed import key_id
-from streams.broker import embedded_broker
+from streams.broker import embedded, embedded_broker
 from streams.control import ControlConsumer
+from streams.patience import STALL_SECONDS
 from streams.settings import Settings, load_settings
+from tests.streams.leaders import without_leaders
 
 TOPIC = "tidegate.control"
 WORKER, STRANGER = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
@@ -258,3 +260,74 @@ def test_with_no_key_trusted_nothing_is_taken(settings: Settings, caplog: pytest
     with caplog.at_level(logging.WARNING, "tidegate.control"):
         asyncio.run(run())
     assert "trusted: none" in caplog.text
+
+
+def own(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.name == "tidegate.control"]
+
+
+def test_an_outage_is_a_few_lines_one_of_them_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """Since when and why, once a minute; what is written afterwards is heard, and it is said that it is over."""
+
+    async def run() -> None:
+        with embedded({TOPIC: 3}) as kafka:
+            settings = load_settings(broker=kafka.servers, fetch_wait=50)
+            await write(settings, command("eu", 1))
+            async with ControlConsumer(settings) as commands:
+                assert await take(commands, 1) == [("eu", 1)]
+                kafka.leave()
+                await asyncio.sleep(STALL_SECONDS + 4)
+                assert len(own(caplog)) == 1, caplog.text
+                assert len(caplog.records) <= 8, caplog.text
+                kafka.come_back()
+                await write(settings, command("eu", 2))
+                assert await take(commands, 1) == [("eu", 2)]
+                async with asyncio.timeout(10):
+                    while len(own(caplog)) < 2:  # noqa: ASYNC110 - a log has no event
+                        await asyncio.sleep(0.1)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    away, back = own(caplog)
+    assert away.startswith("no commands for now, since 20")
+    assert f"topic {TOPIC} at 127." in away
+    assert "onnect" in away
+    assert back == "commands are read again"
+
+
+def test_a_topic_that_is_not_there_is_named_once_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.tail.CONNECT_MS", 1_000)
+
+    async def run() -> None:
+        with embedded({TOPIC: 3}) as kafka:
+            settings = load_settings(broker=kafka.servers, fetch_wait=50)
+            await write(settings, command("eu", 1))
+            kafka.hide(TOPIC)
+            async with ControlConsumer(settings) as commands:
+                await asyncio.sleep(4)
+                assert len(own(caplog)) == 1, caplog.text
+                assert len(caplog.records) <= 4, caplog.text
+                kafka.show(TOPIC)
+                assert await take(commands, 1) == [("eu", 1)]
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    assert f"topic {TOPIC} " in own(caplog)[0]
+    assert "it is not there" in own(caplog)[0]
+
+
+def test_partitions_without_a_leader_are_asked_for_once_a_second(settings: Settings) -> None:
+    """The library asks again at once, as fast as the broker answers."""
+
+    async def run() -> None:
+        async with ControlConsumer(settings) as commands:
+            await commands.caught_up()
+            with without_leaders() as asked:
+                await asyncio.sleep(3)
+                assert 1 <= len(asked) <= 5
+            await write(settings, command("eu", 1))
+            assert await take(commands, 1) == [("eu", 1)]
+
+    asyncio.run(run())

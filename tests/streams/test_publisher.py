@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from aiokafka import ConsumerRecord
 
 from schemas.errors import EventError
 from schemas.event import TelemetryEvent
-from streams.broker import embedded_broker
+from streams import patience, publisher
+from streams.broker import embedded, embedded_broker
 from streams.publisher import TelemetryPublisher
 from streams.replay import partition_of
 from streams.settings import Settings, load_settings
 from streams.tail import tail
+from tests.streams.leaders import without_leaders
 
 TOPIC, PARTITIONS = "tidegate.telemetry", 3
 
@@ -72,7 +75,7 @@ def test_a_tick_goes_to_every_partition(settings: Settings) -> None:
     async def run() -> list[ConsumerRecord]:
         async with TelemetryPublisher(settings) as telemetry:
             assert telemetry.publish({"kind": "tick", "ts": 1_700_000_000_005})
-        assert telemetry.sent == PARTITIONS
+        assert (telemetry.sent, telemetry.pending) == (1, 0)
         return await stored(settings)
 
     records = asyncio.run(run())
@@ -160,25 +163,169 @@ def test_events_wait_for_a_broker_that_is_down_at_the_start(settings: Settings) 
     asyncio.run(run())
 
 
-def test_a_broker_that_goes_away_costs_events_but_no_request() -> None:
-    """Every event ends in one counter, and closing does not hang."""
+def offered(telemetry: TelemetryPublisher) -> int:
+    """What the counters say of how often ``publish`` was called."""
+    return telemetry.sent + telemetry.failed + telemetry.dropped + telemetry.rejected + telemetry.pending
+
+
+@pytest.mark.parametrize("broker", ["there", "gone for good", "gone before closing", "never there"])
+def test_every_event_is_in_exactly_one_counter_also_after_closing(broker: str) -> None:
+    """Sent, failed, dropped, rejected and pending add up to what was offered; closing hangs nowhere and leaves none."""
 
     async def run() -> None:
-        with embedded_broker({TOPIC: PARTITIONS}) as servers:
-            settings = load_settings(broker=servers)
-            telemetry = TelemetryPublisher(settings, delivery_seconds=1, close_seconds=3, capacity=50)
-            await telemetry.__aenter__()
+        with embedded({TOPIC: PARTITIONS}) as kafka:
+            if broker == "never there":
+                kafka.leave()
+            telemetry = TelemetryPublisher(load_settings(broker=kafka.servers), capacity=50, close_seconds=1)
+            async with telemetry:
+                calls = 0
+                for wave in range(3):
+                    if (broker, wave) in (("gone for good", 1), ("gone before closing", 2)):
+                        kafka.leave()
+                    for n in range(40):
+                        telemetry.publish(event(100 * wave + n) if n % 10 else event(latency_ms=-1.0))
+                        telemetry.publish({"kind": "tick", "ts": int(time.time() * 1000)})
+                        calls += 2
+                    assert offered(telemetry) == calls
+                    await telemetry.flush(0.5)
+                    assert offered(telemetry) == calls
+                began = time.monotonic()
+            assert time.monotonic() - began < 6
+            telemetry.publish(event(999))
+            counted = telemetry.sent, telemetry.failed, telemetry.dropped, telemetry.rejected, telemetry.pending
+            assert sum(counted) == calls + 1
+            assert telemetry.pending == 0
+            assert telemetry.rejected == 12
+            assert (telemetry.sent > 0) == (broker != "never there")
+            assert (telemetry.failed > 0) == (broker != "there")
+            kafka.come_back()
+            # What a client that is given up still hears changes nothing.
+            await asyncio.sleep(1.5)
+            assert counted == (
+                telemetry.sent,
+                telemetry.failed,
+                telemetry.dropped,
+                telemetry.rejected,
+                telemetry.pending,
+            )
+
+    asyncio.run(run())
+
+
+def test_events_wait_out_an_outage_that_is_longer_than_any_batch_or_request_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than the client has room for; each arrives, in order within a key, and nothing is given up."""
+    monkeypatch.setattr(patience, "REQUEST_MS", 500)
+    monkeypatch.setattr(patience, "BATCH_BYTES", 2_000)
+
+    async def run() -> None:
+        with embedded({TOPIC: PARTITIONS}) as kafka:
+            settings = load_settings(broker=kafka.servers, fetch_wait=50)
+            async with TelemetryPublisher(settings) as telemetry:
+                telemetry.publish(event())
+                assert await telemetry.flush(10)
+                kafka.leave()
+                for n in range(1, 301):
+                    assert telemetry.publish(event(n))
+                    await asyncio.sleep(0.01)
+                assert (telemetry.sent, telemetry.failed, telemetry.dropped, telemetry.pending) == (1, 0, 0, 300)
+                kafka.come_back()
+                assert await telemetry.flush(20)
+            assert (telemetry.sent, telemetry.failed, telemetry.dropped) == (301, 0, 0)
+            found = [json.loads(record.value)["event_id"] for record in await stored(settings)]
+            # Whatever a broker had before it went may be there twice.
+            first = list(dict.fromkeys(found))
+            assert sorted(first) == sorted(f"e{n}" for n in range(301))
+            assert [one for one in first if int(one[1:]) % 7 == 3] == [f"e{n}" for n in range(301) if n % 7 == 3]
+
+    asyncio.run(run())
+
+
+def test_an_outage_is_a_few_lines_one_of_them_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """What waits, what is lost, since when and why; and one line when it is over."""
+
+    async def run() -> None:
+        with embedded({TOPIC: PARTITIONS}) as kafka:
+            async with TelemetryPublisher(load_settings(broker=kafka.servers), capacity=60) as telemetry:
+                telemetry.publish(event())
+                assert await telemetry.flush(10)
+                kafka.leave()
+                for n in range(1, 101):
+                    telemetry.publish(event(n))
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(patience.STALL_SECONDS + 2)
+                own = [one.getMessage() for one in caplog.records if one.name == "tidegate.publisher"]
+                assert len(own) == 1, own
+                assert len(caplog.records) <= 8, caplog.text
+                kafka.come_back()
+                assert await telemetry.flush(10)
+                await asyncio.sleep(publisher.WATCH_SECONDS * 2)
+        assert (telemetry.sent, telemetry.dropped) == (61, 40)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    own = [one.getMessage() for one in caplog.records if one.name == "tidegate.publisher"]
+    assert re.search(
+        rf"{TOPIC} at 127.*: waiting 60, lost [1-9][0-9]*, since 20..-..-.. ..:..:.. UTC: .*onnect",
+        caplog.text,
+    ), own
+    assert "gets through again: lost 40 since" in own[-1]
+
+
+def test_a_topic_that_is_not_there_is_named_once_with_the_way_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Events wait for it as for a broker."""
+
+    async def run() -> None:
+        with embedded({TOPIC: PARTITIONS}) as kafka:
+            kafka.hide(TOPIC)
+            settings = load_settings(broker=kafka.servers, fetch_wait=50)
+            async with TelemetryPublisher(settings) as telemetry:
+                telemetry.publish(event())
+                assert not await telemetry.flush(4)
+                assert telemetry.pending == 1
+                assert len(caplog.records) <= 3, caplog.text
+                kafka.show(TOPIC)
+                assert await telemetry.flush(10)
+            assert len(await stored(settings)) == 1
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    own = [one.getMessage() for one in caplog.records if one.name == "tidegate.publisher"]
+    assert len([line for line in own if f"topic {TOPIC} " in line and "tidegate topics --create" in line]) == 1, own
+
+
+def test_partitions_without_a_leader_are_asked_for_once_a_second() -> None:
+    """The library asks again at once, as fast as the broker answers."""
+
+    async def run() -> None:
+        with embedded({TOPIC: PARTITIONS}) as kafka:
+            async with TelemetryPublisher(load_settings(broker=kafka.servers)) as telemetry:
+                telemetry.publish(event())
+                assert await telemetry.flush(10)
+                with without_leaders() as asked:
+                    telemetry.publish(event(1))
+                    assert not await telemetry.flush(3)
+                    assert 1 <= len(asked) <= 5
+                assert await telemetry.flush(10)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_breaks_is_replaced(settings: Settings) -> None:
+    """An error within the library ends its task; what it had is sent by the next."""
+
+    async def run() -> None:
+        async with TelemetryPublisher(settings) as telemetry:
             telemetry.publish(event())
             assert await telemetry.flush(10)
-        for n in range(1, 101):
-            telemetry.publish(event(n))
-        began = time.monotonic()
-        await telemetry.__aexit__(None, None, None)
-        assert time.monotonic() - began < 10
-        assert telemetry.sent == 1
-        assert telemetry.dropped == 50
-        assert telemetry.failed + telemetry.pending == 50
-        # What is left of the connection ends by itself.
-        await asyncio.sleep(2)
+            producer = telemetry._producer
+            assert producer is not None
+            producer._message_accumulator.drain_by_nodes = None
+            telemetry.publish(event(1))
+            assert await telemetry.flush(10)
+            telemetry.publish(event(2))
+            assert await telemetry.flush(10)
+        assert (telemetry.sent, telemetry.failed) == (3, 0)
 
     asyncio.run(run())
