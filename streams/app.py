@@ -124,7 +124,7 @@ class Worker:
         self.app.task(self._follow_operations)
         self.app.task(self._follow_manifests)
         self.app.task(self._watch_topics)
-        self.app.on_partitions_revoked.connect(self._save_all)
+        self.app.on_partitions_revoked.connect(self._let_go)
         self.app.on_before_shutdown.connect(self._shut_down)
 
     def _source(self, name: str) -> Any:
@@ -196,7 +196,12 @@ class Worker:
                     await self._lose(keeper, begins[tp])
                 positions[tp] = state.next
         for tp in self.keepers.keys() - set(tps):
-            del self.keepers[tp]
+            self.metrics.forget(self.keepers.pop(tp).agent, tp.partition)
+        for keeper in self.keepers.values():
+            self.metrics.own(keeper.agent, keeper.tp.partition)
+            self._show(keeper)
+            if keeper.agent == "gate":
+                self.metrics.weighed(keeper.tp.partition, keeper.state)
         self.assigned.set()
         log.info(
             "assigned",
@@ -426,7 +431,7 @@ class Worker:
                 seq=command and command.seq,
             )
         if decided:
-            self.metrics.weighed(state)
+            self.metrics.weighed(keeper.tp.partition, state)
         self.metrics.heard(state.take_labels())
         async for correction in paced(iter(state.take_corrections())):
             await self._publish(keeper, self.settings.corrections_topic, "correction", correction)
@@ -455,7 +460,7 @@ class Worker:
             return
         for keeper in list(self.keepers.values()):
             keeper.maybe_save()
-            self.metrics.reached(keeper.agent, keeper.tp.partition, keeper.state.next, keeper.state.watermark)
+            self._show(keeper)
         try:
             await self._tick()
         except KafkaError as error:
@@ -498,6 +503,16 @@ class Worker:
 
     def _in_force(self) -> bool:
         return self.timeline.index(int(time.time() * 1000)) >= 0
+
+    def _show(self, keeper: Keeper) -> None:
+        state, partition = keeper.state, keeper.tp.partition
+        self.metrics.reached(keeper.agent, partition, state.next, state.watermark)
+
+    async def _let_go(self, *_: Any, **__: Any) -> None:
+        """Save what is about to move to other workers; Faust has every partition given back, and new ones told."""
+        await self._save_all()
+        for keeper in self.keepers.values():
+            self.metrics.forget(keeper.agent, keeper.tp.partition)
 
     async def _save_all(self, *_: Any, **__: Any) -> None:
         if not self.failed:

@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from schemas.errors import SettingsError
 from streams.panes import Step
+from streams.retained import Agent
 from streams.windows import GateState
 
 UNITS_MAX = 1_000
@@ -18,10 +19,15 @@ UNITS_MAX = 1_000
 
 @dataclass
 class Metrics:
-    """The worker's counters and gauges; of what telemetry says only the regions of known flags become labels."""
+    """The worker's counters and gauges; of what telemetry says only the regions of known flags become labels.
+
+    Gauges of partitions and of their units are shown from ``own`` to ``forget``, whatever is said of them otherwise.
+    """
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    _shown: set[str] = field(default_factory=set)
+    _owned: set[tuple[Agent, int]] = field(default_factory=set)
+    _units: dict[int, set[str]] = field(default_factory=dict)
+    _unseen: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         r = self.registry
@@ -79,24 +85,61 @@ class Metrics:
         for what, count in labels.items():
             self.labels.labels(what.removeprefix("labels").removeprefix("_") or "counted").inc(count)
 
-    def reached(self, agent: str, partition: int, position: int, watermark: int | None) -> None:
-        """Show how far a partition has come."""
-        self.position.labels(agent, partition).set(position)
-        if watermark is not None:
-            self.watermark.labels(agent, partition).set(watermark)
+    def own(self, agent: Agent, partition: int) -> None:
+        """Show a partition from now on."""
+        self._owned.add((agent, partition))
 
-    def weighed(self, gate: GateState) -> None:
-        """Show the weights of a gate's units."""
-        unseen = 0
+    def forget(self, agent: Agent, partition: int) -> None:
+        """Show nothing of a partition that has moved away, nor of the units of its gate."""
+        self._owned.discard((agent, partition))
+        self.position.remove(agent, partition)
+        self.watermark.remove(agent, partition)
+        if all(other != agent for other, _ in self._owned):
+            self.checkpoint_bytes.remove(agent)
+        if agent == "gate":
+            self._hide(self._units.pop(partition, set()))
+            self._unseen.pop(partition, None)
+            self.unseen.set(sum(self._unseen.values()))
+
+    def reached(self, agent: Agent, partition: int, position: int, watermark: int | None) -> None:
+        """Show how far a partition has come."""
+        if (agent, partition) in self._owned:
+            self.position.labels(agent, partition).set(position)
+            if watermark is not None:
+                self.watermark.labels(agent, partition).set(watermark)
+
+    def saved(self, agent: Agent, partition: int, size: int) -> None:
+        """Count a checkpoint."""
+        self.checkpoints.inc()
+        if (agent, partition) in self._owned:
+            self.checkpoint_bytes.labels(agent).set(size)
+
+    def weighed(self, partition: int, gate: GateState) -> None:
+        """Show the weights of a gate's units, and of no others of that gate."""
+        if ("gate", partition) not in self._owned:
+            return
+        shown = self._units.setdefault(partition, set())
+        gone = shown - gate.ramps.keys() - gate.retired.keys()
+        self._hide(gone)
+        shown -= gone
+        room, unseen = UNITS_MAX - sum(map(len, self._units.values())), 0
         running = ((name, ramp.unit) for name, ramp in gate.ramps.items())
         for name, unit in chain(running, gate.retired.items()):
-            if name not in self._shown and len(self._shown) >= UNITS_MAX:
-                unseen += 1
-                continue
-            self._shown.add(name)
+            if name not in shown:
+                if room <= 0:
+                    unseen += 1
+                    continue
+                room -= 1
+                shown.add(name)
             self.canary_weight.labels(*name.split("|", 1)).set(unit.weight)
             self.retired.labels(*name.split("|", 1)).set(name in gate.retired)
-        self.unseen.set(unseen)
+        self._unseen[partition] = unseen
+        self.unseen.set(sum(self._unseen.values()))
+
+    def _hide(self, units: set[str]) -> None:
+        for name in units:
+            self.canary_weight.remove(*name.split("|", 1))
+            self.retired.remove(*name.split("|", 1))
 
 
 async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapping[str, bool]]) -> web.AppRunner:

@@ -93,8 +93,7 @@ class Keeper:
             await confirmed
             self.saved_next, self.saved_at = mark.next, time.monotonic()
             written = len(state)
-            self.worker.metrics.checkpoints.inc()
-            self.worker.metrics.checkpoint_bytes.labels(self.agent).set(len(state))
+            self.worker.metrics.saved(self.agent, self.tp.partition, written)
             # 5. A copy for auditors, once in each span of event time. A crash here: this span may have none.
             if span is not None and span != self.span:
                 await retain(self._send_retained, Entry(self.agent, self.tp.partition, self.worker.shape, mark), state)

@@ -13,6 +13,7 @@ from schemas.timeline import Revision, Timeline
 from streams import app, checkpoints
 from streams.app import Worker
 from streams.checkpoints import Saved
+from streams.health import Metrics
 from streams.settings import load_settings
 from streams.slices import Slices, only
 from streams.windows import GateState
@@ -24,7 +25,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One without partitions; ``crashed``: what it died of."""
     worker: Any = Worker.__new__(Worker)
     worker.failed, worker.stopped, worker.keepers, worker._runner = None, False, {}, None
-    worker.crashed = []
+    worker.crashed, worker.metrics = [], Metrics()
 
     async def crash(error: Exception) -> None:
         worker.crashed.append(error)
@@ -72,6 +73,28 @@ def test_a_gate_that_is_being_loaded_hears_of_a_revision_that_comes_meanwhile(
     tp = TP(settings.partials_topic, 0)
     asyncio.run(worker.restore([tp], {}))
     assert worker.keepers[tp].state._known is after
+
+
+def test_partitions_that_are_given_back_are_shown_until_they_are_saved(worker: Any) -> None:
+    """Then no more, whatever their keepers still say of them."""
+    shown: list[bool] = []
+
+    def samples() -> list[Any]:
+        families = worker.metrics.registry.collect()
+        return [one for family in families for one in family.samples if one.labels.get("agent") == "window"]
+
+    async def save_now() -> None:
+        shown.append(bool(samples()))
+
+    state = SimpleNamespace(next=5, watermark=NOON)
+    keeper = SimpleNamespace(agent="window", tp=TP("telemetry", 1), state=state, save_now=save_now)
+    worker.keepers[keeper.tp] = keeper
+    worker.metrics.own("window", 1)
+    worker._show(keeper)
+    asyncio.run(worker._let_go())
+    assert shown == [True]
+    worker._show(keeper)
+    assert samples() == []
 
 
 def test_a_checkpoint_that_cannot_be_written_at_the_end_is_one(worker: Any) -> None:

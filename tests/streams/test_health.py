@@ -11,8 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.errors import SettingsError
 from streams.columns import LeftOut
-from streams.health import Metrics, serve
+from streams.health import UNITS_MAX, Metrics, serve
 from streams.panes import Step
+from streams.retained import Agent
 
 READY = {"manifest": True, "partitions": True}
 
@@ -49,6 +50,14 @@ def gate(weights: Mapping[str, float], retired: Sequence[str] = ()) -> Any:
         ramps={name: SimpleNamespace(unit=SimpleNamespace(weight=weight)) for name, weight in weights.items()},
         retired={name: SimpleNamespace(weight=0.0) for name in retired},
     )
+
+
+def owning(*partitions: tuple[Agent, int]) -> Metrics:
+    """Metrics of a worker that has these partitions."""
+    metrics = Metrics()
+    for agent, partition in partitions:
+        metrics.own(agent, partition)
+    return metrics
 
 
 class TestHealth:
@@ -135,7 +144,7 @@ class TestMetrics:
 
     def test_position_and_watermark_are_shown_by_agent_and_partition(self) -> None:
         """Before any event there is no event time to show."""
-        metrics = Metrics()
+        metrics = owning(("window", 3), ("gate", 0))
         metrics.reached("window", 3, 17, 1_700_000_000_000)
         metrics.reached("gate", 0, 4, None)
         found = samples(metrics)
@@ -144,23 +153,69 @@ class TestMetrics:
         assert ("tidegate_watermark_ms", (("agent", "gate"), ("partition", "0"))) not in found
 
     def test_weights_are_shown_by_flag_and_region(self) -> None:
-        metrics = Metrics()
-        metrics.weighed(gate({"f|eu": 0.25, "f|": 0.05}))
-        metrics.weighed(gate({"f|eu": 0.0}))
+        metrics = owning(("gate", 0))
+        metrics.weighed(0, gate({"f|eu": 0.25, "f|": 0.05}))
+        metrics.weighed(0, gate({"f|eu": 0.0, "f|": 0.05}))
         found = samples(metrics)
         assert found["tidegate_canary_weight", (("flag", "f"), ("region", "eu"))] == 0
         assert found["tidegate_canary_weight", (("flag", "f"), ("region", ""))] == 0.05
 
     def test_units_whose_flag_has_left_the_manifest_are_shown_as_that(self) -> None:
         """Also by a worker that never saw them run; back in the manifest they are no more."""
-        metrics, labels = Metrics(), (("flag", "f"), ("region", "eu"))
-        metrics.weighed(gate({"g|": 0.05}, ["f|eu"]))
+        metrics, labels = owning(("gate", 0)), (("flag", "f"), ("region", "eu"))
+        metrics.weighed(0, gate({"g|": 0.05}, ["f|eu"]))
         found = samples(metrics)
         assert (found["tidegate_unit_retired", labels], found["tidegate_canary_weight", labels]) == (1, 0)
         assert found["tidegate_unit_retired", (("flag", "g"), ("region", ""))] == 0
-        metrics.weighed(gate({"f|eu": 0.25}))
+        metrics.weighed(0, gate({"f|eu": 0.25}))
         found = samples(metrics)
         assert (found["tidegate_unit_retired", labels], found["tidegate_canary_weight", labels]) == (0, 0.25)
+
+    def test_nothing_is_shown_of_what_the_worker_does_not_own(self) -> None:
+        """Of partitions and units that moved away nothing is left, also of what is still said of them."""
+        metrics = owning(("window", 3), ("gate", 0), ("gate", 1))
+        gauges = "position", "watermark_ms", "checkpoint_bytes", "canary_weight", "unit_retired"
+
+        def say() -> set[tuple[str, tuple[str, ...]]]:
+            for agent, partition in (("window", 3), ("gate", 0), ("gate", 1), ("gate", 2)):
+                metrics.reached(agent, partition, 7, 1_700_000_000_000)  # type: ignore[arg-type]
+                metrics.saved(agent, partition, 9)  # type: ignore[arg-type]
+                if agent == "gate":
+                    metrics.weighed(partition, gate({f"f|{partition}": 0.25}, [f"g|{partition}"]))
+            shown = {(name.removeprefix("tidegate_"), tuple(v for _, v in labels)) for name, labels in samples(metrics)}
+            return {one for one in shown if one[0] in gauges}
+
+        units = {(name, (f, gate)) for name in gauges[3:] for f in "fg" for gate in "01"}
+        places = {(name, place) for name in gauges[:2] for place in (("window", "3"), ("gate", "0"), ("gate", "1"))}
+        assert say() == units | places | {("checkpoint_bytes", ("window",)), ("checkpoint_bytes", ("gate",))}
+        metrics.forget("gate", 1)
+        assert {one for one in say() if "1" in one[1]} == set()
+        assert len(say()) == 4 + 4 + 2
+        metrics.forget("gate", 0)
+        metrics.forget("window", 3)
+        metrics.forget("window", 5)
+        assert say() == set()
+        metrics.own("gate", 0)
+        assert len(say()) == 2 + 4 + 1
+
+    def test_a_unit_that_its_gate_has_no_more_is_not_shown(self) -> None:
+        metrics = owning(("gate", 0), ("gate", 1))
+        metrics.weighed(1, gate({"h|": 0.5}))
+        metrics.weighed(0, gate({"f|eu": 0.25}, ["g|"]))
+        metrics.weighed(0, gate({"f|us": 0.25}))
+        regions = {labels for name, labels in samples(metrics) if name == "tidegate_unit_retired"}
+        assert regions == {(("flag", "f"), ("region", "us")), (("flag", "h"), ("region", ""))}
+
+    def test_units_without_room_are_counted_over_all_gates_and_take_the_room_of_those_that_go(self) -> None:
+        metrics = owning(("gate", 0), ("gate", 1))
+        metrics.weighed(0, gate({f"f|{n}": 0.5 for n in range(UNITS_MAX + 2)}))
+        metrics.weighed(1, gate({f"g|{n}": 0.5 for n in range(3)}))
+        assert samples(metrics)["tidegate_units_without_weight", ()] == 5
+        metrics.forget("gate", 0)
+        metrics.weighed(1, gate({f"g|{n}": 0.5 for n in range(3)}))
+        found = samples(metrics)
+        assert found["tidegate_units_without_weight", ()] == 0
+        assert len([1 for name, _ in found if name == "tidegate_canary_weight"]) == 3
 
     @pytest.mark.parametrize(
         "hostile",
@@ -181,10 +236,10 @@ class TestMetrics:
     )
     def test_a_hostile_name_stays_a_label_and_breaks_nothing(self, hostile: str) -> None:
         """Regions come from telemetry; whatever they hold, every other number can still be read."""
-        metrics = Metrics()
+        metrics = owning(("gate", 0))
         metrics.records.inc(5)
         flag = hostile.replace("|", "/")
-        metrics.weighed(gate({f"{flag}|{hostile}": 0.5, "f|eu": 0.25}))
+        metrics.weighed(0, gate({f"{flag}|{hostile}": 0.5, "f|eu": 0.25}))
         found = samples(metrics)
         weights = {labels: value for (name, labels), value in found.items() if name == "tidegate_canary_weight"}
         assert weights == {

@@ -496,11 +496,12 @@ def test_large_keys_and_headers_are_cut_as_well() -> None:
 
 def test_labels_are_bounded_however_many_regions_come() -> None:
     metrics = Metrics()
+    metrics.own("gate", 0)
     regions = {f"f|{text}{n}": 0.5 for n in range(UNITS_MAX // 10) for text in (*SPELT, "a", "b", "c")}
     assert len(regions) > UNITS_MAX
     ramps = {name: SimpleNamespace(unit=SimpleNamespace(weight=weight)) for name, weight in regions.items()}
     for _ in range(2):
-        metrics.weighed(SimpleNamespace(ramps=ramps, retired={}))  # type: ignore[arg-type]
+        metrics.weighed(0, SimpleNamespace(ramps=ramps, retired={}))  # type: ignore[arg-type]
     families = {f.name: f for f in text_string_to_metric_families(generate_latest(metrics.registry).decode())}
     assert len(families["tidegate_canary_weight"].samples) == UNITS_MAX
     assert families["tidegate_units_without_weight"].samples[0].value == len(regions) - UNITS_MAX

@@ -8,6 +8,7 @@ import pytest
 from faust.types import TP
 
 from streams import checkpoints, keeper
+from streams.health import Metrics
 from streams.keeper import Keeper
 from streams.panes import Mark
 from streams.retained import Entry, Shape
@@ -26,10 +27,7 @@ class Broker:
         self.shape = Shape("telemetry", 1, 1, 1, 1)
         self.settings = SimpleNamespace(checkpoint_every=1000, retain_every=1000)
         self.app = SimpleNamespace(consumer_generation_id=1)
-        count = SimpleNamespace(inc=lambda: None, set=lambda _: None)
-        self.metrics = SimpleNamespace(
-            checkpoints=count, checkpoint_bytes=SimpleNamespace(labels=lambda _: SimpleNamespace(set=lambda _: None))
-        )
+        self.metrics = Metrics()
 
     async def send(self, topic: str, key: Any, value: Any, partition: int, headers: Any = None) -> Any:
         if topic == "checkpoints":
