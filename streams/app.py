@@ -30,7 +30,7 @@ from streams import checkpoints
 from streams.columns import GroupTable
 from streams.fetch import FetchedRun, RunScheduler, install
 from streams.follow import Follower
-from streams.health import Metrics, serve
+from streams.health import Check, Metrics, serve
 from streams.hooks import IdempotentProducer, consumer_of, credentials
 from streams.keeper import Keeper
 from streams.manifests import ManifestLog, tell
@@ -50,6 +50,8 @@ END_SECONDS = 10.0
 FORWARD_BYTES = 512 << 10
 """A late record or a dead letter that is larger is cut: one that came compressed may be larger than any topic takes."""
 FORWARD_CUT = 64 << 10
+AWAY_SECONDS = 3.0
+"""A broker that says nothing for this long is told to be away; a busy worker may ask less often than it means to."""
 TOPICS_SECONDS = 5.0
 """How often the topics are looked at."""
 
@@ -375,7 +377,8 @@ class Worker:
             # What is taken in now might be for a revision that this process slept through: a replay would differ.
             await self.manifests.refresh()
         async for result in paced(state.step_slices(fetched.run)):
-            self.metrics.stepped(result)
+            for flag in self.metrics.stepped(result):
+                log.warning("unknown flag", flag=flag, reason="no manifest names it: its events count for nothing")
             for partial in result.partials:
                 key = b"%d|%d" % (partial.partition, partial.pane)
                 for gate, part in enumerate(split(partial, self.gates)):
@@ -492,14 +495,26 @@ class Worker:
 
     async def _serve(self) -> None:
         host, port = self.settings.http_host, self.settings.http_port
-        self._runner = await serve(
-            host, port, self.metrics, lambda: {"manifest": self._in_force(), "partitions": self.assigned.is_set()}
-        )
+        self._runner = await serve(host, port, self.metrics, self._ready)
         log.info("serving", address="http://{}:{}".format(*self._runner.addresses[0][:2]))
         await self.assigned.wait()
         if self.timeline.starts:
             await asyncio.sleep(self.timeline.starts[0] / 1000 - time.time())
         log.info("ready", flags=sorted(self.timeline.flags(int(time.time() * 1000))))
+
+    def _ready(self) -> dict[str, Check]:
+        return {
+            "manifest": Check.of(self._in_force()),
+            "partitions": Check.of(self.assigned.is_set()),
+            "broker": self._heard(),
+        }
+
+    def _heard(self) -> Check:
+        """Whether the broker answers: the operations are read to their end twice a second."""
+        silent = self.ordered.silent
+        if silent is None or silent < AWAY_SECONDS:
+            return Check.of(silent is not None)
+        return Check(silent * 1000 < self.settings.broker_patience, f"away for {silent:.0f} s")
 
     def _in_force(self) -> bool:
         return self.timeline.index(int(time.time() * 1000)) >= 0

@@ -34,6 +34,11 @@ class Follower:
         self._read_at: float | None = None
         self._outage = Outage()
 
+    @property
+    def silent(self) -> float | None:
+        """Seconds since the topic was last read to its end; None: not yet."""
+        return None if self._read_at is None else time.monotonic() - self._read_at
+
     async def catch_up(self) -> None:
         """Read to the end as it is now. Raises TopicError if that takes longer than ``ATTEMPT_SECONDS`` or fails."""
         await self._reading(self._to_end)
@@ -67,7 +72,8 @@ class Follower:
 
         Raises TopicError if that fails twice, the second time on a connection of its own.
         """
-        if self._read_at is None or time.monotonic() - self._read_at <= PATIENCE_SECONDS:
+        silent = self.silent
+        if silent is None or silent <= PATIENCE_SECONDS:
             return
         try:
             await self.catch_up()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -13,13 +14,27 @@ from streams.panes import Step
 from streams.retained import Agent
 from streams.windows import GateState
 
+FLAGS_MAX = 100
+"""Flags that no manifest names and that have a label of their own."""
 UNITS_MAX = 1_000
 """Units whose weight has a label of its own: regions come from telemetry, and anybody may invent more of them."""
 
 
+class Check(NamedTuple):
+    """One thing that a worker needs: whether it is ready as far as this goes, and what to say of it."""
+
+    well: bool
+    said: str
+
+    @classmethod
+    def of(cls, done: bool) -> "Check":
+        """Of what comes once and stays."""
+        return cls(done, "ok" if done else "not yet")
+
+
 @dataclass
 class Metrics:
-    """The worker's counters and gauges; of what telemetry says only the regions of known flags become labels.
+    """The worker's counters and gauges; of what telemetry says only so many flags and regions become labels.
 
     Gauges of partitions and of their units are shown from ``own`` to ``forget``, whatever is said of them otherwise.
     """
@@ -27,6 +42,7 @@ class Metrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     _owned: set[tuple[Agent, int]] = field(default_factory=set)
     _units: dict[int, set[str]] = field(default_factory=dict)
+    _unknown: set[str] = field(default_factory=set)
     _unseen: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -38,7 +54,13 @@ class Metrics:
         self.dead_letters = Counter("tidegate_dead_letters", "records that are no events", registry=r)
         self.unreadable = Counter("tidegate_records_unreadable", "records in unreadable batches", registry=r)
         self.lost = Counter("tidegate_records_lost", "records deleted before they were read", ["topic"], registry=r)
-        self.unknown_flag = Counter("tidegate_events_unknown_flag", "events of flags without a manifest", registry=r)
+        self.unknown_flag = Counter(
+            "tidegate_events_unknown_flag",
+            f"events of flags that no manifest names, by flag; those beyond {FLAGS_MAX} flags have none",
+            ["flag"],
+            registry=r,
+        )
+        self.early = Counter("tidegate_events_early", "events of before the first manifest", registry=r)
         self.warmup = Counter("tidegate_events_warmup", "warm-up events, which count for nothing", registry=r)
         self.outside = Counter(
             "tidegate_events_out_of_scope",
@@ -67,18 +89,25 @@ class Metrics:
         )
         self.unseen = Gauge("tidegate_units_without_weight", "units beyond those with a weight here", registry=r)
 
-    def stepped(self, step: Step) -> None:
-        """Count what records gave."""
+    def stepped(self, step: Step) -> list[str]:
+        """Count what records gave; the flags that no manifest names and that were not seen before."""
         self.records.inc(step.records)
         self.accepted.inc(step.accepted)
         self.late.inc(len(step.late))
         self.duplicates.inc(step.duplicates)
         self.dead_letters.inc(len(step.dead))
-        self.unknown_flag.inc(step.left.unknown_flag + step.left.early)
+        self.early.inc(step.left.early)
         self.warmup.inc(step.left.warmup)
         for fields, count in step.left.outside.items():
             self.outside.labels(fields).inc(count)
         self.partials.inc(len(step.partials))
+        new = [flag for flag in step.left.unknown if flag not in self._unknown][: FLAGS_MAX - len(self._unknown)]
+        self._unknown.update(new)
+        for flag, count in step.left.unknown.items():
+            self.unknown_flag.labels(flag if flag in self._unknown else "").inc(count)
+        if step.left.unnamed:
+            self.unknown_flag.labels("").inc(step.left.unnamed)
+        return new
 
     def heard(self, labels: Mapping[str, int]) -> None:
         """Count labels, by what became of them."""
@@ -142,8 +171,8 @@ class Metrics:
             self.retired.remove(*name.split("|", 1))
 
 
-async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapping[str, bool]]) -> web.AppRunner:
-    """Start the HTTP server; its address is in the runner's ``addresses``. ``ready``: what has to be true.
+async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapping[str, Check]]) -> web.AppRunner:
+    """Start the HTTP server; its address is in the runner's ``addresses``. ``ready``: what has to be well.
 
     Raises SettingsError if the address cannot be had.
     """
@@ -153,8 +182,8 @@ async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapp
 
     async def readyz(_: web.Request) -> web.Response:
         checks = ready()
-        lines = "".join(f"{name}: {'ok' if ok else 'not yet'}\n" for name, ok in checks.items())
-        return web.Response(text=lines, status=200 if all(checks.values()) else 503)
+        lines = "".join(f"{name}: {check.said}\n" for name, check in checks.items())
+        return web.Response(text=lines, status=200 if all(check.well for check in checks.values()) else 503)
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     )
     session_timeout: Duration = Field(10_000, ge=1_000, description="a dead worker's partitions move after this long")
     heartbeat: Duration = Field(2_000, ge=100, description="consumer heartbeat")
+    broker_patience: Duration = Field(
+        30_000, description="a worker that no broker has answered for this long is not ready; /readyz says so at once"
+    )
     fetch_wait: Duration = Field(500, ge=1, description="longest wait of an empty fetch")
     fetch_bytes: int = Field(1 << 20, ge=1024, description="most bytes of a partition in one fetch")
     http_host: str = Field("127.0.0.1", description="address of /livez, /readyz and /metrics")

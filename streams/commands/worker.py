@@ -14,7 +14,7 @@ from schemas.signed import TrustedKeys, is_signed, read_private
 from schemas.timeline import Timeline
 from streams import logs
 from streams.checkpoints import check_layout
-from streams.health import Metrics, serve
+from streams.health import Check, Metrics, serve
 from streams.manifests import load_trusted, read_file, read_files, read_topic, tell
 from streams.settings import Settings, load_settings
 from streams.topics import check_group, check_topics, create_topics
@@ -46,7 +46,10 @@ async def _try_address(settings: Settings) -> None:
 async def _await_manifest(settings: Settings, trusted: TrustedKeys) -> bool:
     """Wait, not ready, until the manifests topic has a revision; False if told to stop meanwhile."""
     probe = await serve(
-        settings.http_host, settings.http_port, Metrics(), lambda: {"manifest": False, "partitions": False}
+        settings.http_host,
+        settings.http_port,
+        Metrics(),
+        lambda: {"manifest": Check.of(False), "partitions": Check.of(False)},
     )
     waiting = asyncio.create_task(read_topic(settings, trusted, wait=True, told=tell))
     for number in (signal.SIGTERM, signal.SIGINT):

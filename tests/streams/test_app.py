@@ -10,9 +10,10 @@ import pytest
 from faust.types import TP
 
 from schemas.timeline import Revision, Timeline
-from streams import app, checkpoints
+from streams import app, checkpoints, follow
 from streams.app import Worker
 from streams.checkpoints import Saved
+from streams.follow import Follower
 from streams.health import Metrics
 from streams.settings import load_settings
 from streams.slices import Slices, only
@@ -95,6 +96,23 @@ def test_partitions_that_are_given_back_are_shown_until_they_are_saved(worker: A
     assert shown == [True]
     worker._show(keeper)
     assert samples() == []
+
+
+def test_a_broker_that_is_away_is_told_at_once_and_is_no_reason_to_be_unready_for_a_while(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long, and then for whom: a balancer, or whoever restarts what is not ready."""
+    worker.timeline, worker.assigned = Timeline.of(flags()), asyncio.Event()
+    worker.settings = load_settings(broker="b:1", broker_patience="10s")
+    worker.ordered = Follower(worker.settings, "operations", lambda _: None)
+    worker.assigned.set()
+    assert worker._ready()["broker"] == (False, "not yet")
+    worker.ordered._read_at = 0.0
+    for now, expected in ((0.9, (True, "ok")), (4.0, (True, "away for 4 s")), (10.5, (False, "away for 10 s"))):
+        monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda now=now: now))
+        ready = worker._ready()
+        assert ready.pop("broker") == expected
+        assert set(ready.values()) == {(True, "ok")}
 
 
 def test_a_checkpoint_that_cannot_be_written_at_the_end_is_one(worker: Any) -> None:

@@ -11,14 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.errors import SettingsError
 from streams.columns import LeftOut
-from streams.health import UNITS_MAX, Metrics, serve
+from streams.health import FLAGS_MAX, UNITS_MAX, Check, Metrics, serve
 from streams.panes import Step
 from streams.retained import Agent
 
-READY = {"manifest": True, "partitions": True}
+READY = {"manifest": Check.of(True), "partitions": Check.of(True)}
 
 
-def get(path: str, metrics: Metrics | None = None, ready: Mapping[str, bool] | None = None) -> tuple[int, str, str]:
+def get(path: str, metrics: Metrics | None = None, ready: Mapping[str, Check] | None = None) -> tuple[int, str, str]:
     """Status, content type and text of one request to a server of its own."""
 
     async def run() -> tuple[int, str, str]:
@@ -64,7 +64,7 @@ class TestHealth:
     def test_livez_is_ok_as_long_as_the_loop_turns(self) -> None:
         """Whether or not it is ready: a restart would not help."""
         assert get("/livez")[0] == 200
-        assert get("/livez", ready={"manifest": False})[0] == 200
+        assert get("/livez", ready={"manifest": Check.of(False)})[0] == 200
 
     def test_readyz_is_ok_when_every_check_is(self) -> None:
         status, _, text = get("/readyz")
@@ -72,10 +72,15 @@ class TestHealth:
 
     @pytest.mark.parametrize("missing", READY)
     def test_readyz_says_what_is_missing(self, missing: str) -> None:
-        status, _, text = get("/readyz", ready=READY | {missing: False})
+        status, _, text = get("/readyz", ready=READY | {missing: Check.of(False)})
         assert status == 503
         assert f"{missing}: not yet\n" in text
         assert text.count(": ok\n") == 1
+
+    def test_readyz_says_what_is_not_well_yet_no_reason_to_be_unready(self) -> None:
+        status, _, text = get("/readyz", ready=READY | {"broker": Check(True, "away for 7 s")})
+        assert (status, text) == (200, "manifest: ok\npartitions: ok\nbroker: away for 7 s\n")
+        assert get("/readyz", ready=READY | {"broker": Check(False, "away for 31 s")})[0] == 503
 
     @pytest.mark.parametrize("path", ["/", "/debug", "/metrics/x"])
     def test_there_is_nothing_else(self, path: str) -> None:
@@ -130,10 +135,26 @@ class TestMetrics:
         metrics.stepped(Step(records=1))
         found = samples(metrics)
         expected = {"records": 101, "partials": 2, "events_late": 3, "dead_letters": 4}
-        expected |= {"events_accepted": 5, "events_duplicate": 6, "events_unknown_flag": 7, "events_warmup": 8}
+        expected |= {"events_accepted": 5, "events_duplicate": 6, "events_early": 3, "events_warmup": 8}
         assert {name: found[f"tidegate_{name}_total", ()] for name in expected} == expected
         outside = {key[1][0][1]: n for key, n in found.items() if key[0] == "tidegate_events_out_of_scope_total"}
         assert outside == {"region": 9, "region, endpoint": 10}
+        assert found["tidegate_events_unknown_flag_total", (("flag", "f"),)] == 4
+
+    def test_events_of_unknown_flags_are_counted_by_flag_and_each_flag_is_told_once(self) -> None:
+        """Anybody may invent more of them: so many have a name of their own, and no event is left out for that."""
+        metrics, flags = Metrics(), [f'f{n}"\n' for n in range(FLAGS_MAX + 5)]
+        told = metrics.stepped(Step(left=LeftOut(unknown={flags[0]: 2, flags[1]: 1})))
+        told += metrics.stepped(Step(left=LeftOut(unknown={flags[0]: 3})))
+        for flag in flags:
+            told += metrics.stepped(Step(left=LeftOut(unknown={flag: 1}, unnamed=10)))
+        told += metrics.stepped(Step(left=LeftOut(unknown={flags[0]: 1, flags[-1]: 1})))
+        assert told == flags[:FLAGS_MAX]
+        found = samples(metrics)
+        counted = {
+            labels[0][1]: n for (name, labels), n in found.items() if name == "tidegate_events_unknown_flag_total"
+        }
+        assert counted == {flags[0]: 7, flags[1]: 2, **dict.fromkeys(flags[2:FLAGS_MAX], 1), "": 10 * len(flags) + 6}
 
     def test_labels_are_counted_by_what_became_of_them(self) -> None:
         metrics = Metrics()

@@ -48,6 +48,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
     "tick_idle_after": ("1m", 60_000),
     "accept_loss": ("true", True),
     "session_timeout": ("45s", 45_000),
+    "broker_patience": ("45s", 45_000),
     "heartbeat": ("3s", 3_000),
     "fetch_wait": ("50ms", 50),
     "fetch_bytes": ("2048", 2048),
