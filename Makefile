@@ -25,7 +25,7 @@ test: $(TOOLS) ## all tests (ARGS="-k ramp" picks some)
 simulate-faults: $(TOOLS) ## deployments with faults by seed (SEEDS=10000, FIRST=0)
 	@$(BIN)/python -m tests.faults $(or $(SEEDS),10000) $(or $(FIRST),0)
 
-outages: $(TOOLS) ## real faults on a real Kafka, about 25 minutes (ARGS="'broker restarted'" picks one)
+outages: $(TOOLS) ## real faults on a real Kafka, about 30 minutes (ARGS="'broker restarted'" picks one)
 	@$(BIN)/python -m tests.integration.outages $(ARGS)
 
 lint: $(TOOLS) ## style, types, import rules, generated schemas

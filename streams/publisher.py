@@ -20,20 +20,20 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
 )
 from aiokafka.partitioner import DefaultPartitioner
 
 from schemas.errors import EventError
 from schemas.event import TelemetryEvent, encode, parse
 from streams.patience import RETRY_SECONDS, STALL_SECONDS, Outage, PatientProducer, hold_back
-from streams.reach import MISSING, why
+from streams.reach import why
 from streams.settings import Settings, load_settings
 
 log = logging.getLogger("tidegate.publisher")
 
 LINGER_SECONDS = 0.005
 WATCH_SECONDS = 1.0
-AWAY = "away"
 
 
 @dataclass(slots=True)
@@ -216,7 +216,7 @@ class TelemetryPublisher:
                 if isinstance(error, BrokerResponseError) and not error.retriable and not _right(error):
                     self._answered(lane, events, error)
                     continue
-                await self._tell(type(error).__name__, error)
+                await self._tell(error)
                 if not _right(error):
                     self._replace(producer)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -249,10 +249,10 @@ class TelemetryPublisher:
                         self._connected = True
                         return self._producer
                     self._connected = False
-                    await self._tell("missing", MISSING)
+                    await self._tell(UnknownTopicOrPartitionError())
                 except (KafkaError, OSError) as error:
                     self._connected = False
-                    await self._tell(AWAY if isinstance(error, KafkaConnectionError) else type(error).__name__, error)
+                    await self._tell(error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _started(self) -> PatientProducer:
@@ -278,10 +278,10 @@ class TelemetryPublisher:
             lost, silent = self.dropped + self.failed, self._silent()
             if silent > STALL_SECONDS or lost > lost_before:
                 if self._producer is not None and not self._producer.known(self._topic):
-                    await self._tell("missing", MISSING)
+                    await self._tell(UnknownTopicOrPartitionError())
                 else:
                     stalled = "the broker is there, and confirms nothing"
-                    await self._tell(AWAY, KafkaConnectionError(stalled if silent > STALL_SECONDS else self._lost_why))
+                    await self._tell(KafkaConnectionError(stalled if silent > STALL_SECONDS else self._lost_why))
             elif self._connected and silent <= WATCH_SECONDS:
                 since = self._outage.shown
                 if self._outage.over():
@@ -296,8 +296,8 @@ class TelemetryPublisher:
     def _lost(self) -> int:
         return self.dropped + self.failed - self._lost_before
 
-    async def _tell(self, kind: str, reason: str | Exception) -> None:
-        if self._outage.due(kind, self._silent()):
+    async def _tell(self, error: Exception) -> None:
+        if self._outage.due(_kind(error), self._silent()):
             log.warning(
                 "telemetry does not get through to topic %s at %s (TIDEGATE_BROKER): waiting %d, lost %d, %s: %s",
                 self._topic,
@@ -305,7 +305,7 @@ class TelemetryPublisher:
                 self.pending,
                 self._lost(),
                 self._outage.shown,
-                reason if isinstance(reason, str) else await why(self._settings, reason),
+                await why(self._settings, error),
             )
 
     def _pend(self, events: int) -> None:
@@ -323,6 +323,13 @@ class TelemetryPublisher:
         if about not in self._complaints:
             self._complaints.add(about)
             log.warning("telemetry is not published (said once for `%s`): %s", about, text)
+
+
+def _kind(error: Exception) -> str:
+    """What an error is one of: an outage shows itself in many."""
+    if isinstance(error, UnknownTopicOrPartitionError):
+        return "missing"
+    return "away" if isinstance(error, OSError) or getattr(error, "retriable", False) else type(error).__name__
 
 
 def _right(error: Exception) -> bool:

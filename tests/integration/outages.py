@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import random
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,8 +30,10 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicP
 from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.correction import Correction
+from schemas.event import encode
 from schemas.load import load_manifest
 from schemas.timeline import Timeline
+from streams.publisher import TelemetryPublisher
 from streams.replay import by_unit, first_difference, replay
 from streams.settings import Settings, load_settings
 from streams.tail import tail
@@ -94,6 +98,7 @@ class Report:
     errors: list[str] = field(default_factory=list)
     calm: float = 0.0
     silence: float = 0.0
+    service: "Service | None" = None
 
     @property
     def same(self) -> bool:
@@ -109,6 +114,83 @@ class Report:
             f"| {self.name} | {self.events:,} | {self.restarts} | {took or '–'} | {self.peak_mb} | "
             f"{self.decisions} / {self.commands} / {self.corrections} | {same}: `{self.live[:12]}` |"
         )
+
+
+class Service(logging.Handler):
+    """A service that publishes its telemetry, and what became of it.
+
+    ``capacity``: events that may wait. ``taken``: what ``publish`` took, ``stored``: what the topic has, both as
+    hashes. ``repeats``: records that it has more than once. ``lines``: what the service's log got of all that.
+    """
+
+    def __init__(self, settings: Settings, capacity: int) -> None:
+        super().__init__(logging.WARNING)
+        self.settings, self.capacity = settings, capacity
+        self.offered = self.sent = self.failed = self.dropped = self.rejected = self.pending = self.repeats = 0
+        self.taken: set[int] = set()
+        self.stored: set[int] = set()
+        self.lines: Counter[str] = Counter()
+        self.cpu = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a line that reaches the service's log."""
+        self.lines[record.name.partition(".")[0]] += 1
+
+    async def run(self, records: Iterable[tuple[int, bytes]], per_second: float) -> None:
+        """Publish everything; return when it is closed."""
+        logging.getLogger().addHandler(self)
+        began, started = time.thread_time(), time.monotonic()
+        try:
+            async with TelemetryPublisher(self.settings, capacity=self.capacity, close_seconds=30) as telemetry:
+                for number, (_, value) in enumerate(records):
+                    event = _event(value)
+                    self.offered += 1
+                    if telemetry.publish(event):
+                        self.taken.add(hash(encode(event)))
+                    if number % 50 == 0:
+                        await asyncio.sleep(max(0.0, started + number / per_second - time.monotonic()))
+        finally:
+            logging.getLogger().removeHandler(self)
+        self.cpu = time.thread_time() - began
+        for name in ("sent", "failed", "dropped", "rejected", "pending"):
+            setattr(self, name, getattr(telemetry, name))
+
+    async def look(self) -> None:
+        """Read what the topic has."""
+        values = []
+        async with tail(self.settings, self.settings.telemetry_topic) as topic:
+            while records := await topic.more(2.0):
+                # A tick is in each partition.
+                values += [hash(r.value) for r in records if r.key is not None or r.partition == 0]
+        self.stored, self.repeats = set(values), len(values) - self.sent
+
+    @property
+    def wrong(self) -> list[str]:
+        """What does not add up."""
+        counted = self.sent + self.failed + self.dropped + self.rejected + self.pending
+        checks = {
+            f"{counted} are counted of {self.offered} that were offered": counted == self.offered,
+            f"{self.pending} are pending": self.pending == 0,
+            f"{self.failed} failed": self.failed == 0,
+            f"{len(self.taken ^ self.stored)} were taken or are in the topic, and not both": self.taken == self.stored,
+            "nothing was sent": self.sent > 0,
+        }
+        return [text for text, holds in checks.items() if not holds]
+
+    def __str__(self) -> str:
+        return (
+            f"offered {self.offered:,}: sent {self.sent:,}, failed {self.failed:,}, dropped {self.dropped:,}, rejected "
+            f"{self.rejected:,}, pending {self.pending:,}; in the topic more than once {self.repeats:,}; lines of "
+            f"Tidegate {self.lines['tidegate']}, of aiokafka {self.lines['aiokafka']}; {self.cpu:.1f} s of processor"
+        )
+
+
+def _event(value: bytes) -> Any:
+    """What a service would hand over; garbage is handed over as it is."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 class Deployment:
@@ -187,6 +269,12 @@ class Deployment:
         """Publish in the background, each partition in order, however long the broker is away."""
         publish = _publish(self.settings, records, per_second)
         thread = threading.Thread(target=lambda: asyncio.run(publish), daemon=True)
+        thread.start()
+        return thread
+
+    def serve(self, service: Service, records: Iterable[tuple[int, bytes]], per_second: float) -> threading.Thread:
+        """Publish in the background, as a service does."""
+        thread = threading.Thread(target=lambda: asyncio.run(service.run(records, per_second)), daemon=True)
         thread.start()
         return thread
 
@@ -395,10 +483,12 @@ def run(
     seed: int | None = None,
     after: Callable[[Deployment], None] = lambda _: None,
     backlog: bool = False,
+    capacity: int | None = None,
     **shape: int,
 ) -> Report:
     """Disturb a deployment while telemetry flows; then hold what it wrote against an undisturbed replay of the log.
 
+    ``capacity``: of the queue of a service that publishes the telemetry; None: a producer does that does not give up.
     ``shape``: of the deployment: ``partitions``, ``brokers``, ``disk_mb``.
     """
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
@@ -407,7 +497,11 @@ def run(
     try:
         records = source(events, seed, deployment.partitions)
         with deployment.running(records if backlog else ()):
-            producing = deployment.produce(records, per_second)
+            if capacity is None:
+                producing = deployment.produce(records, per_second)
+            else:
+                report.service = Service(deployment.settings, capacity)
+                producing = deployment.serve(report.service, records, per_second or math.inf)
             if backlog:
                 report.recoveries.append(("backlog", deployment.recover()))
             disturbed = time.time()
@@ -417,7 +511,11 @@ def run(
                 fault(deployment, rnd)
                 report.recoveries.append((what, deployment.recover()))
             producing.join()
-            assert sum(deployment.ends().values()) >= events, "the producer gave up"
+            if report.service is None:
+                assert sum(deployment.ends().values()) >= events, "the producer gave up"
+            else:
+                asyncio.run(report.service.look())
+                report.errors += report.service.wrong
             deployment.recover()
             _hold_against_replay(deployment, report)
             report.calm, report.silence = asyncio.run(_silence(deployment.settings, disturbed))
@@ -510,6 +608,14 @@ LONG: dict[str, tuple[Sequence[tuple[str, Fault]], dict[str, object]]] = {
     "SIGSTOP past the session, SIGCONT": ([("SIGSTOP", sigstop)] * 3, {"events": 500_000}),
     "broker restarted": ([("restart", broker_restart)] * 3, {"events": 400_000}),
     "broker gone for a minute": ([("gone", broker_gone(60))], {"events": 300_000}),
+    "broker gone from a publishing service for 57 s": (
+        [("gone", broker_gone(57))],
+        {"events": 150_000, "per_second": 1_500, "capacity": 100_000},
+    ),
+    "the same, with room for 20,000 events": (
+        [("gone", broker_gone(57))],
+        {"events": 150_000, "per_second": 1_500, "capacity": 20_000},
+    ),
     "checkpoint topics deleted": ([("deleted", checkpoints_deleted)] * 2, {"events": 300_000}),
     "a backlog of a gigabyte, one worker": (
         [],
@@ -548,8 +654,8 @@ def main() -> int:
     parser.add_argument("fault", nargs="*", choices=[[], *LONG], help="all if none is named")
     parser.add_argument("--per-second", type=float, default=9_000)
     options = parser.parse_args()
-    # What the producer's client has to say of a broker that is away on purpose would fill the screen.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
+    # What clients have to say of a broker that is away on purpose would fill the screen.
+    logging.getLogger().addHandler(logging.NullHandler())
     failed = 0
     print("| fault | events | restarts | recovery, s | peak MB | decisions / commands / corrections | SHA-256 |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
@@ -563,8 +669,10 @@ def main() -> int:
             print(f"  {name}: NOT TRIED: {reason}", file=sys.stderr, flush=True)
             failed += 1
             continue
-        failed += not report.same
+        failed += not report.same or bool(report.service and report.service.wrong)
         print(report.row(), flush=True)
+        if report.service is not None:
+            print(f"  {name}: {report.service}", file=sys.stderr, flush=True)
         said = f"longest without a decision: {report.silence:.1f} s, {report.calm:.1f} s before the first fault"
         print(f"  {name}: {said}; {report.recoveries}", file=sys.stderr, flush=True)
         for error in dict.fromkeys(report.errors):

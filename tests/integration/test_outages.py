@@ -50,3 +50,20 @@ def test_faults_change_no_byte_and_a_new_partition_is_refused(tmp_path: Path) ->
     assert report.same, report.errors
     assert min(report.decisions, report.commands) > 0
     assert report.restarts >= 3, "one each for the signals, one or two for the checkpoints"
+
+
+@pytest.mark.kafka
+def test_an_outage_of_a_publishing_service_loses_what_its_queue_has_no_room_for_and_changes_no_byte(
+    tmp_path: Path,
+) -> None:
+    """Each event is in one counter, and what was taken is in the topic; see the long form for 57 seconds of it."""
+    faults = [("gone", broker_gone(6))]
+    try:
+        report = run("service", tmp_path, faults, events=50_000, per_second=2_000, capacity=5_000)
+    except BrokerUnavailable as error:
+        give_up(error)
+    print(report.row(), report.service)
+    assert report.same, report.errors
+    assert report.service is not None
+    assert report.service.wrong == []
+    assert min(report.service.dropped, report.service.rejected, report.decisions) > 0

@@ -273,6 +273,37 @@ def test_an_outage_is_a_few_lines_one_of_them_ours(caplog: pytest.LogCaptureFixt
     assert "gets through again: lost 40 since" in own[-1]
 
 
+def test_an_outage_has_one_line_a_minute_whatever_it_looks_like_from_within(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing confirmed, a batch given up by the client, a new client that cannot connect: it is all one outage."""
+    for module, name, seconds in (
+        (publisher, "STALL_SECONDS", 0.5),
+        (publisher, "WATCH_SECONDS", 0.1),
+        (publisher, "RETRY_SECONDS", 0.2),
+        (patience, "QUIET_SECONDS", 0.1),
+        (patience, "REQUEST_MS", 500),
+    ):
+        monkeypatch.setattr(module, name, seconds)
+
+    async def run() -> None:
+        with embedded({TOPIC: PARTITIONS}) as kafka:
+            async with TelemetryPublisher(load_settings(broker=kafka.servers)) as telemetry:
+                telemetry.publish(event())
+                assert await telemetry.flush(10)
+                kafka.leave()
+                for n in range(1, 9):
+                    telemetry.publish(event(n))
+                await asyncio.sleep(6)
+                own = [one.getMessage() for one in caplog.records if one.name == "tidegate.publisher"]
+                assert len(own) == 1, own
+                kafka.come_back()
+                assert await telemetry.flush(10)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+
+
 def test_a_topic_that_is_not_there_is_named_once_with_the_way_out(caplog: pytest.LogCaptureFixture) -> None:
     """Events wait for it as for a broker."""
 
