@@ -33,7 +33,7 @@ lint: $(TOOLS) ## style, types, import rules, generated schemas
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
-	@$(BIN)/python -m schemas.generate --check
+	@$(BIN)/python -m tidegate.schemas.generate --check
 
 format: $(TOOLS) ## rewrite the source in the project's style
 	@$(BIN)/ruff check --fix --quiet

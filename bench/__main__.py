@@ -19,10 +19,10 @@ from rich.table import Table
 
 from bench.load import EVENTS_PER_SECOND, MANIFEST, TOPIC_PARTITIONS, fill
 from bench.steps import measure
-from streams.settings import Settings, load_settings
-from streams.topics import create_topics
 from tests.integration.broker import LocalBroker
 from tests.integration.workers import WorkerProcess, running
+from tidegate.streams.kafka.topics import create_topics
+from tidegate.streams.settings import Settings, load_settings
 
 WORKER_CPU, BROKER_CPU = 0, 1
 TICKS = os.sysconf("SC_CLK_TCK")

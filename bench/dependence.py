@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from gates.sequential import Levels, Share
-from schemas.load import load_manifest
+from tidegate.gates.sequential import Levels, Share
+from tidegate.schemas.load import load_manifest
 
 Ints = NDArray[np.int64]
 Traffic = Callable[[np.random.Generator, float], Ints]

@@ -18,15 +18,15 @@ from faust.types import TP
 from rich.console import Console
 from rich.table import Table
 
-from schemas.load import load_manifest
-from schemas.timeline import Timeline
-from streams import checkpoints
-from streams.app import Worker
-from streams.checkpoints import Saved
-from streams.fetch import FetchedRun
-from streams.panes import Run
-from streams.settings import load_settings
-from streams.turns import Collector
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.kafka import checkpoints
+from tidegate.streams.kafka.checkpoints import Saved
+from tidegate.streams.kafka.turns import Collector
+from tidegate.streams.settings import load_settings
+from tidegate.streams.worker.app import Worker
+from tidegate.streams.worker.fetch import FetchedRun
 
 PARTITIONS, PANE, START, RUN = 2, 10_000, 1_700_000_000_000, 5_000
 BEAT = 0.001
@@ -105,7 +105,7 @@ def _now() -> tuple[float, float]:
     return time.thread_time(), time.perf_counter()
 
 
-class Loop:
+class ClosedLoop:
     """How long the event loop was held, s, by what was done: on the processor, and by the clock on the wall."""
 
     def __init__(self) -> None:
@@ -210,9 +210,9 @@ class Harness:
         await self.worker.restore([*self.telemetry, self.gate], {})
 
 
-async def measured(manifest: str, events: Callable[[int], Log], panes: int) -> Loop:
+async def measured(manifest: str, events: Callable[[int], Log], panes: int) -> ClosedLoop:
     """Everything that a worker does, pane by pane."""
-    loop, harness = Loop(), Harness(manifest)
+    loop, harness = ClosedLoop(), Harness(manifest)
     await harness.restore()
     for pane in range(panes):
         logs: list[list[bytes]] = [[] for _ in range(PARTITIONS)]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import Producer
 
-from streams.replay import partition_of
+from tidegate.streams.dumps.log import partition_of
 
 FLAG, TOPIC_PARTITIONS, START = "answer", 4, 1_700_000_000_000
 MANIFEST = f"flags: {{{FLAG}: {{policy: {{lambda_source: traffic}}}}}}\n"

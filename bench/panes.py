@@ -6,11 +6,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gates.guards import machine
-from gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
-from gates.unit import Clockwork, begin
-from gates.window import Arm, PaneUnit
-from schemas.load import load_manifest
+from tidegate.gates.kinds import machine
+from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
+from tidegate.gates.unit import begin
+from tidegate.gates.window import Arm, PaneUnit
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.load import load_manifest
 
 KINDS = ("point", "sequential")
 CLOCKWORK = Clockwork(10_000, 10_000, "bench")

@@ -15,9 +15,9 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from bench.load import TOPIC_PARTITIONS
-from gates.digest import Digest
-from streams.fetch import install
-from streams.panes import STEP
+from tidegate.gates.digest import Digest
+from tidegate.streams.engine.source_partition import STEP
+from tidegate.streams.worker.fetch import install
 
 
 class Nine(msgspec.Struct, gc=False):

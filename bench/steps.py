@@ -5,15 +5,16 @@ from collections import defaultdict
 from collections.abc import Callable, Generator
 from typing import Any
 
-import streams.panes
+import tidegate.streams.engine.source_partition
 from bench.load import MANIFEST, TOPIC_PARTITIONS, events
-from gates.digest import Digest
-from gates.unit import Clockwork
-from schemas.load import load_manifest
-from schemas.timeline import Timeline
-from streams.columns import GroupTable
-from streams.panes import STEP, PartitionState, Run, partial_codec
-from streams.windows import split
+from tidegate.gates.digest import Digest
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import partial_codec, split
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import STEP, SourcePartition
 
 RUN = 2_600
 
@@ -41,14 +42,14 @@ def measure(count: int) -> dict[str, float]:
         return wrapper
 
     flags = load_manifest(MANIFEST).flags
-    table = GroupTable(Timeline.of(flags))
+    table = EventClasses(Timeline.of(flags))
     clockwork = Clockwork(10_000, 10_000, "bench")
-    states = [PartitionState.fresh(partition, clockwork, table) for partition in range(TOPIC_PARTITIONS)]
+    states = [SourcePartition.fresh(partition, clockwork, table) for partition in range(TOPIC_PARTITIONS)]
     patched = [
-        (streams.panes, "decode", "decode to columns"),
-        (PartitionState, "_drop_duplicates", "duplicates"),
-        (PartitionState, "_count", "count into panes"),
-        (PartitionState, "_close", "close panes"),
+        (tidegate.streams.engine.source_partition, "decode", "decode to columns"),
+        (SourcePartition, "_drop_duplicates", "duplicates"),
+        (SourcePartition, "_count", "count into panes"),
+        (SourcePartition, "_close", "close panes"),
         (Digest, "add", "of which digests"),
     ]
     originals = [getattr(owner, name) for owner, name, _ in patched]

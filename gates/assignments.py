@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gates.bounds import log_odds_sample_ratio
-from gates.rules import rounded
-from gates.sums import Ids, IdSample
+from tidegate.gates.arrays import Ids
+from tidegate.gates.bounds import log_odds_sample_ratio
+from tidegate.gates.rules import rounded
+from tidegate.gates.samples import IdSample
 
 RATIO_ALPHA, RATIO_OFF = 0.001, 0.05
 """Level of the sample-ratio test, and the share of its weight that an arm must be off by."""

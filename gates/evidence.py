@@ -11,15 +11,15 @@ from typing import Any
 
 import msgspec
 
-from gates.metrics import ArmMetrics, Pair
-from gates.regions import Regions
-from gates.rules import SLACK, rounded
-from gates.sums import PinSet
-from gates.unit import Unit
-from gates.window import CLIENT, DEAD_LETTERS_MAX, EXAMPLES, REQUEST_SOURCES, Arm, Finds
-from schemas.decision import Problem
-from schemas.event import PINS
-from schemas.manifest import Flag
+from tidegate.gates.metrics import ArmMetrics, Pair
+from tidegate.gates.regions import Regions
+from tidegate.gates.rules import SLACK, rounded
+from tidegate.gates.sums import PinSet
+from tidegate.gates.unit import Unit
+from tidegate.gates.window import CLIENT, DEAD_LETTERS_MAX, EXAMPLES, REQUEST_SOURCES, Arm, Finds
+from tidegate.schemas.decision import Problem
+from tidegate.schemas.event import PINS
+from tidegate.schemas.manifest import Flag
 
 STORM_SHARE, STORM_EVENTS = 0.05, 5
 """429s of the canary: points over the baseline and the stage before, and how many at least."""

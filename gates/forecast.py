@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from gates.metrics import LABELLED, MISSING_MAX, ArmMetrics
-from gates.power import judged_gates
-from gates.rules import QUALITY_GATES
-from gates.sequential import COST_LEAST
-from schemas.decision import Forecast, GateResult, Need, Problem
-from schemas.manifest import Flag
+from tidegate.gates.metrics import LABELLED, MISSING_MAX, ArmMetrics
+from tidegate.gates.power import judged_gates
+from tidegate.gates.rules import QUALITY_GATES
+from tidegate.gates.sequential import COST_LEAST
+from tidegate.schemas.decision import Forecast, GateResult, Need, Problem
+from tidegate.schemas.manifest import Flag
 
 ArmName = Literal["canary", "baseline"]
 SHARES = (

@@ -11,20 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gates.sums import (
-    CONVERGED,
-    COUNTERS,
-    COVERAGE_BITS,
-    FLIPPED,
-    PIN_SETS_CAP,
-    Ids,
-    RequestSample,
-    Sums,
-    Worst,
-    kept_below,
-    worst_rows,
-)
-from schemas.event import PINS
+from tidegate.gates.arrays import Ids
+from tidegate.gates.samples import RequestSample, kept_below
+from tidegate.gates.sums import CONVERGED, COUNTERS, COVERAGE_BITS, FLIPPED, PIN_SETS_CAP, Sums, Worst, worst_rows
+from tidegate.schemas.event import PINS
 
 LABELS_CAP = 1 << 12
 """Labels of one arm and source that one pane brings through one partition; beyond it those of every second, fourth, …

@@ -11,21 +11,22 @@ from typing import Literal
 
 import msgspec
 
-from gates.assignments import Assignments
-from gates.digest import SKETCH
-from gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread
-from gates.forecast import forecast
-from gates.labels import TOLD, Known
-from gates.metrics import read_arms
-from gates.records import Assessment, Judgement, Reading, exemplars, summaries, unfired, weights
-from gates.regions import Regions
-from gates.stage import StageEvidence
-from gates.sums import IdSample, shared
-from gates.unit import Clockwork, Closed, Unit, first_weight
-from gates.window import LABELS, REQUEST_SOURCES, PaneUnit, Window
-from schemas.catalogue import GUARDS, MANIFEST_REVISION, VERDICTS
-from schemas.correction import Correction, Said, seal_correction
-from schemas.decision import (
+from tidegate.gates.assignments import Assignments
+from tidegate.gates.digest import SKETCH
+from tidegate.gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread
+from tidegate.gates.forecast import forecast
+from tidegate.gates.labels import TOLD, Known
+from tidegate.gates.metrics import read_arms
+from tidegate.gates.records import Assessment, Judgement, Reading, exemplars, summaries, unfired, weights
+from tidegate.gates.regions import Regions
+from tidegate.gates.samples import IdSample, shared
+from tidegate.gates.stage import StageEvidence
+from tidegate.gates.unit import Closed, Unit, first_weight
+from tidegate.gates.window import LABELS, REQUEST_SOURCES, PaneUnit, Window
+from tidegate.schemas.catalogue import GUARDS, MANIFEST_REVISION, VERDICTS
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.correction import Correction, Said, seal_correction
+from tidegate.schemas.decision import (
     Action,
     ArmSummary,
     ChangeFreeze,
@@ -45,7 +46,7 @@ from schemas.decision import (
     command_for,
     seal_decision,
 )
-from schemas.manifest import Flag
+from tidegate.schemas.manifest import Flag
 
 Outcome = tuple[Decision, Command | None]
 

@@ -10,10 +10,10 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
-from gates.bounds import excludes_from_above, excludes_from_below, interval, quantile_ranks, ratio_variance
-from gates.digest import RANK_ERROR, Digest
-from gates.sums import COVERAGE_BITS, Sums
-from gates.window import LABELS, SERVED, Arm
+from tidegate.gates.bounds import excludes_from_above, excludes_from_below, interval, quantile_ranks, ratio_variance
+from tidegate.gates.digest import RANK_ERROR, Digest
+from tidegate.gates.sums import COVERAGE_BITS, Sums
+from tidegate.gates.window import LABELS, SERVED, Arm
 
 INFORMATION_N_OPT = 1000
 MISSING_MAX = 0.05

@@ -8,11 +8,11 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gates.bounds import alpha_for_window, excludes_from_above, excludes_from_below, quantile_ranks
-from gates.metrics import INFORMATION_N_OPT, mean_surely_under, rate_n_opt, rate_surely_over
-from gates.rules import INFORMATION_ALPHA, QUALITY_GATES
-from gates.sequential import Levels
-from schemas.manifest import PAGE, Flag, HardRule
+from tidegate.gates.bounds import alpha_for_window, excludes_from_above, excludes_from_below, quantile_ranks
+from tidegate.gates.metrics import INFORMATION_N_OPT, mean_surely_under, rate_n_opt, rate_surely_over
+from tidegate.gates.rules import INFORMATION_ALPHA, QUALITY_GATES
+from tidegate.gates.sequential import Levels
+from tidegate.schemas.manifest import PAGE, Flag, HardRule
 
 ROWS_MAX = 1_000_000_000
 """More rows than this count as never."""

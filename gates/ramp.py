@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from gates.bounds import alpha_for_window
-from gates.evidence import rate_limited
-from gates.machine import Machine
-from gates.records import Judgement, unfired
-from gates.rules import SOFT_GATES
-from gates.unit import Pinned
-from gates.window import Arm
-from schemas.catalogue import VERDICTS
-from schemas.decision import Action, ChangeFreeze, Decision, Verdict
+from tidegate.gates.bounds import alpha_for_window
+from tidegate.gates.evidence import rate_limited
+from tidegate.gates.machine import Machine
+from tidegate.gates.records import Judgement, unfired
+from tidegate.gates.rules import SOFT_GATES
+from tidegate.gates.unit import Pinned
+from tidegate.gates.window import Arm
+from tidegate.schemas.catalogue import VERDICTS
+from tidegate.schemas.decision import Action, ChangeFreeze, Decision, Verdict
 
 COMPARED = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
 """Gates that hold the canary against the baseline."""

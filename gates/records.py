@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gates.metrics import ArmMetrics, Arms
-from gates.rules import Comparison, rounded
-from gates.unit import Pinned
-from gates.window import LABELS, REQUEST_SOURCES, SERVED, Arm
-from schemas.decision import (
+from tidegate.gates.metrics import ArmMetrics, Arms
+from tidegate.gates.rules import Comparison, rounded
+from tidegate.gates.unit import Pinned
+from tidegate.gates.window import LABELS, REQUEST_SOURCES, SERVED, Arm
+from tidegate.schemas.decision import (
     Action,
     ArmSummary,
     ChangeFreeze,
@@ -22,7 +22,7 @@ from schemas.decision import (
     Verdict,
     Weights,
 )
-from schemas.manifest import Flag
+from tidegate.schemas.manifest import Flag
 
 METRIC_OF = {
     "delta_s.median_max": "delta_s",

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from gates.power import judged_gates, kind_gates
-from gates.verdict import to_pass
-from schemas.catalogue import GUARDS
-from schemas.manifest import DEFAULT_STAGES, PAGE, Flag
+from tidegate.gates.power import judged_gates, kind_gates
+from tidegate.gates.verdict import to_pass
+from tidegate.schemas.catalogue import GUARDS
+from tidegate.schemas.manifest import DEFAULT_STAGES, PAGE, Flag
 
 NAMES = {
     "progressive_rollout": "a rollout",

@@ -9,7 +9,7 @@ from typing import Self
 
 import msgspec
 
-from gates.metrics import (
+from tidegate.gates.metrics import (
     MISSING_MAX,
     UNKNOWN,
     ArmMetrics,
@@ -25,8 +25,8 @@ from gates.metrics import (
     uplift,
     uplift_interval,
 )
-from schemas.decision import GateResult, RuleResult, Status
-from schemas.manifest import Flag
+from tidegate.schemas.decision import GateResult, RuleResult, Status
+from tidegate.schemas.manifest import Flag
 
 SLACK = 1e-9
 """Equality passes a gate and fires no rule; floating point may miss equality by this much."""

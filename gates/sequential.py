@@ -20,9 +20,9 @@ from typing import Protocol, Self
 
 import msgspec
 
-from gates.bounds import alpha_for_window, excludes_from_above, half_width, interval
-from gates.digest import Digest
-from gates.metrics import (
+from tidegate.gates.bounds import alpha_for_window, excludes_from_above, half_width, interval
+from tidegate.gates.digest import Digest
+from tidegate.gates.metrics import (
     UNKNOWN,
     ArmMetrics,
     Interval,
@@ -32,9 +32,9 @@ from gates.metrics import (
     rate_surely_over,
     uplift,
 )
-from gates.rules import SLACK, SOFT_GATES, Comparison, rounded
-from schemas.decision import GateForecast, GateResult, RuleResult
-from schemas.manifest import GATE_OF_RULE, RULED_OUT, Flag
+from tidegate.gates.rules import SLACK, SOFT_GATES, Comparison, rounded
+from tidegate.schemas.decision import GateForecast, GateResult, RuleResult
+from tidegate.schemas.manifest import GATE_OF_RULE, RULED_OUT, Flag
 
 COST_LEAST = 50
 """Solved requests of either arm below which the cost gate is unknown: its bound is asymptotic."""

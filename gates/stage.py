@@ -2,8 +2,8 @@
 
 import msgspec
 
-from gates.window import Arm, Window
-from schemas.decision import EvidenceSpan
+from tidegate.gates.window import Arm, Window
+from tidegate.schemas.decision import EvidenceSpan
 
 
 class StageEvidence(msgspec.Struct, array_like=True, frozen=True):

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from gates.metrics import read_arms
-from gates.ramp import COMPARED, Ramp
-from gates.records import Assessment, Judgement, Reading
-from gates.rules import SOFT_GATES
-from gates.sequential import Levels, Sequential
-from gates.stage import StageEvidence
-from gates.window import Arm
-from schemas.decision import Decision, Problem
+from tidegate.gates.metrics import read_arms
+from tidegate.gates.ramp import COMPARED, Ramp
+from tidegate.gates.records import Assessment, Judgement, Reading
+from tidegate.gates.rules import SOFT_GATES
+from tidegate.gates.sequential import Levels, Sequential
+from tidegate.gates.stage import StageEvidence
+from tidegate.gates.window import Arm
+from tidegate.schemas.decision import Decision, Problem
 
 
 class StagedRamp(Ramp):

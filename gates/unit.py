@@ -1,33 +1,19 @@
 """One unit's state: a (flag, region), staged on its own, window by window."""
 
-from dataclasses import dataclass
-
 import msgspec
 
-from gates.assignments import Assignments
-from gates.labels import RequestIds
-from gates.stage import StageEvidence
-from gates.sums import IdSample
-from gates.window import Arm, Window
-from schemas.catalogue import engaged_under
-from schemas.decision import Problem, Verdict
-from schemas.manifest import Flag
+from tidegate.gates.assignments import Assignments
+from tidegate.gates.labels import RequestIds
+from tidegate.gates.samples import IdSample
+from tidegate.gates.stage import StageEvidence
+from tidegate.gates.window import Arm, Window
+from tidegate.schemas.catalogue import engaged_under
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import Problem, Verdict
+from tidegate.schemas.manifest import Flag
 
 ASLEEP_AFTER = 1000
 """Windows in a row without an event after which a unit is decided no more until one comes."""
-
-
-@dataclass(frozen=True)
-class Clockwork:
-    """What all units share: the length of a pane and the lateness, ms, and the name of the source topic."""
-
-    pane_ms: int
-    lateness_ms: int
-    topic: str
-
-    def stage_start(self, window_end: int, settle_ms: int) -> int:
-        """When a stage promoted at ``window_end`` takes effect: after lateness and settling, on a pane."""
-        return -(-(window_end + self.lateness_ms + settle_ms) // self.pane_ms) * self.pane_ms
 
 
 class Pinned(msgspec.Struct, array_like=True):

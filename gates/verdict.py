@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from gates.bounds import quantile_ranks
-from gates.metrics import rate_surely_over
-from gates.power import bad_share, first, judged_gates, rows_to_clear
-from gates.sequential import COST_LEAST, KEY_OF, TWO_ARMED, Levels
-from schemas.manifest import Flag
+from tidegate.gates.bounds import quantile_ranks
+from tidegate.gates.metrics import rate_surely_over
+from tidegate.gates.power import bad_share, first, judged_gates, rows_to_clear
+from tidegate.gates.sequential import COST_LEAST, KEY_OF, TWO_ARMED, Levels
+from tidegate.schemas.manifest import Flag
 
 QUANTILES = {"delta_s.median_max": 0.5, "delta_s.p95_max": 0.95, "latency_p95_uplift_max": 0.95}
 SHARES = ("error_rate_max", "tool_success_min", "coverage_min")

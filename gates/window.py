@@ -5,9 +5,10 @@ from typing import Literal
 
 import msgspec
 
-from gates.digest import Digest
-from gates.labels import Labels
-from gates.sums import COUNTERS, PANE_REQUESTS_CAP, WORST, Effects, Sums, Worst
+from tidegate.gates.digest import Digest
+from tidegate.gates.labels import Labels
+from tidegate.gates.samples import Effects
+from tidegate.gates.sums import COUNTERS, PANE_REQUESTS_CAP, WORST, Sums, Worst
 
 SERVED = ("traffic", "gold")
 """Sources that latency, errors, tools and cost are read from, merged in this order."""

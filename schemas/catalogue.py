@@ -6,8 +6,8 @@ Gates, commands, screens and audits all read these tables.
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from schemas.decision import Decision, Problem, Verdict
-from schemas.manifest import FlagKind
+from tidegate.schemas.decision import Decision, Problem, Verdict
+from tidegate.schemas.manifest import FlagKind
 
 
 class Leaves(NamedTuple):

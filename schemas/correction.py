@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from schemas.canonical import canonical, sha256_of
-from schemas.decision import (
+from tidegate.schemas.canonical import canonical, sha256_of
+from tidegate.schemas.decision import (
     ArmSummary,
     Engine,
     GateResult,

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from schemas.canonical import canonical, sha256_of
-from schemas.errors import EventError
+from tidegate.schemas.canonical import canonical, sha256_of
+from tidegate.schemas.errors import EventError
 
 Sha256 = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
 Status = Literal["pass", "fail", "undecided", "unknown", "waived", "not_applicable", "off"]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from schemas.errors import EventError
+from tidegate.schemas.errors import EventError
 
 PINS = ("MODEL_VER", "PROMPT_VER", "INDEX_HASH", "RERANK_CONF", "TOK_VER", "ANALYZER_CONF")
 """The six version pins every request should carry."""

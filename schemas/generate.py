@@ -1,4 +1,4 @@
-"""``python -m schemas.generate [--check]``: the JSON Schemas and the AsyncAPI document.
+"""``python -m tidegate.schemas.generate [--check]``: the JSON Schemas and the AsyncAPI document.
 
 They are made from the definitions in this package and committed, so that other languages need no
 Python. ``--check`` writes nothing and exits 1, naming each file that is not what it would write.
@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import yaml
 
-from schemas.correction import Correction
-from schemas.decision import Command, Decision
-from schemas.event import TelemetryEvent
-from schemas.manifest import Manifest
-from schemas.operation import Operation
+from tidegate.schemas.correction import Correction
+from tidegate.schemas.decision import Command, Decision
+from tidegate.schemas.event import TelemetryEvent
+from tidegate.schemas.manifest import Manifest
+from tidegate.schemas.operation import Operation
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -199,7 +199,7 @@ def files() -> dict[Path, str]:
         for name, schema in json_schemas().items()
     }
     document = yaml.dump(asyncapi(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100)
-    header = "# Written by `python -m schemas.generate`; do not edit.\n"
+    header = "# Written by `python -m tidegate.schemas.generate`; do not edit.\n"
     return texts | {Path("asyncapi.yaml"): header + document}
 
 
@@ -214,14 +214,14 @@ def stale(folder: Path, texts: Mapping[Path, str]) -> list[Path]:
 
 def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
     """Write or check the files; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m schemas.generate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tidegate.schemas.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on drift")
     check = parser.parse_args(arguments).check
     texts = files()
     old = stale(folder, texts)
     for path in old:
         if check:
-            print(f"{folder / path} is stale: run python -m schemas.generate", file=sys.stderr)
+            print(f"{folder / path} is stale: run python -m tidegate.schemas.generate", file=sys.stderr)
         else:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(texts[path], encoding="utf-8")

@@ -14,9 +14,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from schemas.document import Document, Fault, Loc, cut, dotted, kind_of
-from schemas.errors import ManifestError
-from schemas.manifest import KINDS, PAGE, Manifest, Part
+from tidegate.schemas.document import Document, Fault, Loc, cut, dotted, kind_of
+from tidegate.schemas.errors import ManifestError
+from tidegate.schemas.manifest import KINDS, PAGE, Manifest, Part
 
 
 def _models(annotation: Any) -> Iterator[type[Part]]:

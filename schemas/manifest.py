@@ -26,9 +26,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from schemas.canonical import sha256_of
-from schemas.document import cut, kind_of
-from schemas.event import PINS
+from tidegate.schemas.canonical import sha256_of
+from tidegate.schemas.document import cut, kind_of
+from tidegate.schemas.event import PINS
 
 FlagKind = Literal["kill_switch", "progressive_rollout", "quality_gated", "safety_guard", "cost_guard"]
 HardKind = Literal["delta_s_p95_over", "coverage_under", "lambda_flip_rate_over", "error_rate_over"]

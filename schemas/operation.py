@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from schemas.canonical import canonical
-from schemas.decision import OperationBy
-from schemas.errors import InputError, Refusal
-from schemas.event import FUTURE_MS
-from schemas.signed import MAX_BYTES, TrustedKeys, open_signed
+from tidegate.schemas.canonical import canonical
+from tidegate.schemas.decision import OperationBy
+from tidegate.schemas.errors import InputError, Refusal
+from tidegate.schemas.event import FUTURE_MS
+from tidegate.schemas.signed import MAX_BYTES, TrustedKeys, open_signed
 
 _Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 
-from schemas.document import cut
-from schemas.errors import SignatureError
-from schemas.signed import PrivateKey, TrustedKeys, key_id
+from tidegate.schemas.document import cut
+from tidegate.schemas.errors import SignatureError
+from tidegate.schemas.signed import PrivateKey, TrustedKeys, key_id
 
 RecordKind = Literal["decision", "command", "correction"]
 Headers = Sequence[tuple[str, bytes]]

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from schemas.errors import InputError, SignatureError
+from tidegate.schemas.errors import InputError, SignatureError
 
 Kind = Literal["manifest", "operation"]
 PrivateKey = Ed25519PrivateKey

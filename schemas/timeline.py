@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from schemas.manifest import Flag
+from tidegate.schemas.manifest import Flag
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from schemas.document import cut
-from schemas.event import MAX_TS, MIN_TS
-from schemas.manifest import parse_duration
+from tidegate.schemas.document import cut
+from tidegate.schemas.event import MAX_TS, MIN_TS
+from tidegate.schemas.manifest import parse_duration
 
 FORMS = "write 2026-01-31T12:00:00Z (UTC without a zone), 20260131, ms since the epoch, now, now-2h or now+10m"
 TIME_FIELDS = frozenset({"ts", "start", "end", "decided_at", "effective_from", "changed_at", "corrected_at", "since"})

@@ -12,9 +12,9 @@ from aiokafka.helpers import create_ssl_context
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gates.unit import Clockwork
-from schemas.errors import SettingsError
-from schemas.manifest import parse_duration
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.errors import SettingsError
+from tidegate.schemas.manifest import parse_duration
 
 Duration = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
 """Milliseconds, written ``10s``, ``15m``, ``500ms``."""

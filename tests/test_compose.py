@@ -7,9 +7,9 @@ import click
 import pytest
 import yaml
 
-from streams.commands import cli
-from streams.settings import load_settings
 from tests.integration.broker import kafka_version
+from tidegate.streams.commands import cli
+from tidegate.streams.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 PREFIX = "TIDEGATE_"

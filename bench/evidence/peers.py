@@ -27,8 +27,8 @@ from bench.evidence.traffic import (
     Requests,
     Traffic,
 )
-from gates.bounds import half_width
-from schemas.manifest import LESS_IS_LOOSER, RULED_OUT, Flag
+from tidegate.gates.bounds import half_width
+from tidegate.schemas.manifest import LESS_IS_LOOSER, RULED_OUT, Flag
 
 
 @dataclass(frozen=True)

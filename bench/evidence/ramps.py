@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.evidence.traffic import MINUTE_MS, MINUTES_A_DAY, Canary, Requests, Traffic
-from gates.guards import machine
-from gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
-from gates.unit import Clockwork, begin
-from gates.window import PaneUnit
-from schemas.event import PINS
-from schemas.load import load_manifest
-from schemas.manifest import Flag
+from tidegate.gates.kinds import machine
+from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
+from tidegate.gates.unit import begin
+from tidegate.gates.window import PaneUnit
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.event import PINS
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.manifest import Flag
 
 PATIENCE = 7 * MINUTES_A_DAY
 """Minutes after which a run is given up as still open."""

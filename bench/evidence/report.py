@@ -7,7 +7,7 @@ from string import Template
 from bench.evidence import peers, ramps, traffic, trials
 from bench.evidence.traffic import AT_LIMIT, AT_RULE_OUT, BAD, DESIGN_EFFECT, HEALTHY, SUBTLE, WITHIN
 from bench.evidence.trials import FURTHER, SYSTEMS, Count, Results
-from streams.sham import Rate
+from tidegate.streams.backtest.rollouts import Rate
 
 NAMES = {
     "sequential": "Tidegate, sequential",

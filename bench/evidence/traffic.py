@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.buckets import drawn
+from tidegate.streams.backtest.buckets import drawn
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -35,7 +35,7 @@ ROBUST_RATE, ROBUST_HOURS, ROBUST_PANES = 20.0, 12, 5
 of a pane."""
 SYSTEMS = ("sequential", "point", "argo", "argo-inconclusive", "flagger", "means", "wald")
 Task = TypeVar("Task")
-Made = TypeVar("Made")
+OutcomeWriter = TypeVar("OutcomeWriter")
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -217,5 +217,5 @@ class _Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def __call__(self, work: Callable[[Task], Made], tasks: Sequence[Task]) -> Iterator[Made]:
+    def __call__(self, work: Callable[[Task], OutcomeWriter], tasks: Sequence[Task]) -> Iterator[OutcomeWriter]:
         return map(work, tasks) if self._pool is None else self._pool.map(work, tasks)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from schemas.errors import TidegateError
-from streams.commands.output import take_every_text
+from tidegate.schemas.errors import TidegateError
+from tidegate.streams.commands.output import take_every_text
 
 SUBCOMMANDS = {
     "demo": "watch a canary ramp, or be stopped, on an embedded broker",
@@ -37,7 +37,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in SUBCOMMANDS:
             return None
-        module = importlib.import_module(f"streams.commands.{cmd_name}")
+        module = importlib.import_module(f"tidegate.streams.commands.{cmd_name}")
         command: click.Command = module.command
         command.short_help = SUBCOMMANDS[cmd_name]
         return command
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> Any:
         return cli.main(arguments, prog_name="tidegate")
     except TidegateError as error:
         # Loaded late: it takes a moment that `--help` should not.
-        from streams.commands.words import plain
+        from tidegate.streams.report.text import plain
 
         # Whatever a record, a file or a broker said stays one line.
         click.echo(f"tidegate: {plain(str(error))}", err=True)

@@ -1,5 +1,5 @@
-"""``python -m streams.commands``: the same as ``tidegate``."""
+"""``python -m tidegate.streams.commands``: the same as ``tidegate``."""
 
-from streams.commands import main
+from tidegate.streams.commands import main
 
 main()

@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schemas.document import cut
-from schemas.errors import InputError, SettingsError
-from schemas.manifest import Flag
-from streams.backtest import Difference, Side, Window, compare, counted, placed
-from streams.commands.options import LogFile, bars, lateness_option, pane_option
-from streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
-from streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
-from streams.commands.screen import VERDICT_STYLE, percent
-from streams.commands.words import many, plain
-from streams.groups import read_effect
-from streams.manifests import load_trusted, read_files
-from streams.replay import count_partitions
-from streams.settings import load_settings
+from tidegate.schemas.document import cut
+from tidegate.schemas.errors import InputError, SettingsError
+from tidegate.schemas.manifest import Flag
+from tidegate.streams.backtest.arms import read_effect
+from tidegate.streams.backtest.comparison import Difference, Side, Window, compare, counted, placed
+from tidegate.streams.commands.options import LogFile, bars, lateness_option, pane_option
+from tidegate.streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
+from tidegate.streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
+from tidegate.streams.dumps.log import count_partitions
+from tidegate.streams.kafka.manifests import load_trusted, read_files
+from tidegate.streams.report.terminal import VERDICT_STYLE, percent
+from tidegate.streams.report.text import many, plain
+from tidegate.streams.settings import load_settings
 
 WIDTH = 150
 """Columns of the tables where there is no terminal to ask."""

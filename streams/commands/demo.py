@@ -17,15 +17,18 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from schemas.decision import Command, Decision
-from schemas.errors import InputError, TidegateError
-from schemas.load import read_manifest
-from schemas.manifest import Flag
-from schemas.timeline import Timeline
-from schemas.times import clock
-from streams.broker import embedded_broker
-from streams.commands.publish import send
-from streams.commands.screen import (
+from tidegate.schemas.decision import Command, Decision
+from tidegate.schemas.errors import InputError, TidegateError
+from tidegate.schemas.load import read_manifest
+from tidegate.schemas.manifest import Flag
+from tidegate.schemas.timeline import Timeline
+from tidegate.schemas.times import clock
+from tidegate.streams.audit.compare import by_unit, first_difference
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.commands.publish import send
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.kafka.topics import connect, create_topics, topics
+from tidegate.streams.report.terminal import (
     Standings,
     gates_table,
     order,
@@ -34,13 +37,11 @@ from streams.commands.screen import (
     problems,
     state_bar,
 )
-from streams.loop import Loop
-from streams.replay import by_unit, first_difference, replay
-from streams.scenarios import SCENARIOS, Scenario, told_scenarios, waits
-from streams.settings import Settings, load_settings
-from streams.simulate import Simulation, Site, read_trace
-from streams.tail import tail
-from streams.topics import connect, create_topics, topics
+from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.simulation.closed_loop import ClosedLoop
+from tidegate.streams.simulation.embedded_broker import embedded_broker
+from tidegate.streams.simulation.scenarios import SCENARIOS, Scenario, told_scenarios, waits
+from tidegate.streams.simulation.service import Simulation, Site, read_trace
 
 ROOT = Path(__file__).parents[2]
 # As a user would type them, where the demo runs in the source folder.
@@ -64,7 +65,7 @@ LOG_LINES = 15
 _LAUNCH = (
     "import ctypes, sys\n"
     "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)\n"
-    "from streams.commands import main\n"
+    "from tidegate.streams.commands import main\n"
     "main(['worker'])"
 )
 SETTINGS = {
@@ -226,7 +227,7 @@ class Demo:
         self.simulation = Simulation(
             trace, self.scenario, self.flag, self.settings.clockwork, start=start, seed=self.seed
         )
-        self.loop = Loop(
+        self.loop = ClosedLoop(
             *(self.simulation, self.settings, self.speed),
             patience=DECISION_SECONDS,
             until=self._has_shown_its_point,

@@ -14,19 +14,19 @@ from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.text import Text
 
-from gates.power import kind_gates
-from schemas.catalogue import ENDED_WINDOW, REVISION, VERDICTS, causes
-from schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResult, decision_from_bytes
-from schemas.document import cut
-from schemas.errors import EventError, InputError, TopicError
-from schemas.times import iso
-from streams.commands.options import LogFile
-from streams.commands.screen import VERDICT_STYLE
-from streams.commands.words import endings, many, minutes_long, number, percent, plain, problem_words, sentence
-from streams.dumps import values
-from streams.files import STANDARD_INPUT, open_log
-from streams.settings import Settings, load_settings
-from streams.tail import tail
+from tidegate.gates.power import kind_gates
+from tidegate.schemas.catalogue import ENDED_WINDOW, REVISION, VERDICTS, causes
+from tidegate.schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResult, decision_from_bytes
+from tidegate.schemas.document import cut
+from tidegate.schemas.errors import EventError, InputError, TopicError
+from tidegate.schemas.times import iso
+from tidegate.streams.commands.options import LogFile
+from tidegate.streams.dumps.records import values
+from tidegate.streams.files import STANDARD_INPUT, open_log
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.report.terminal import VERDICT_STYLE
+from tidegate.streams.report.text import endings, many, minutes_long, number, percent, plain, problem_words, sentence
+from tidegate.streams.settings import Settings, load_settings
 
 DEFAULT_FILE = Path("decisions.ndjson")
 LEAST_DIGITS = 8

@@ -11,13 +11,13 @@ import click
 from aiokafka import ConsumerRecord
 from rich.progress import Progress
 
-from schemas.errors import InputError
-from schemas.times import iso
-from streams import parquet
-from streams.commands.options import Time, bars
-from streams.dumps import End, dump_line
-from streams.history import Extent, History
-from streams.settings import load_settings
+from tidegate.schemas.errors import InputError
+from tidegate.schemas.times import iso
+from tidegate.streams.commands.options import Time, bars
+from tidegate.streams.dumps import parquet
+from tidegate.streams.dumps.records import End, dump_line
+from tidegate.streams.kafka.history import Extent, History
+from tidegate.streams.settings import load_settings
 
 MANIFEST = "manifest.json"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from schemas.errors import InputError
-from schemas.signed import PrivateKey, private_pem, public_line
+from tidegate.schemas.errors import InputError
+from tidegate.schemas.signed import PrivateKey, private_pem, public_line
 
 
 @click.command()

@@ -9,16 +9,16 @@ from typing import Literal
 
 import click
 
-from schemas.decision import decision_from_bytes
-from schemas.errors import EventError, InputError, Refusal, SettingsError, TopicError
-from schemas.operation import Operation, check_time, parse_operation, read_operation
-from schemas.signed import read_private, sign
-from streams.commands.options import wait_option
-from streams.commands.publish import send
-from streams.commands.words import plain
-from streams.manifests import load_trusted, read_file
-from streams.settings import Settings, load_settings
-from streams.tail import Tail, tail
+from tidegate.schemas.decision import decision_from_bytes
+from tidegate.schemas.errors import EventError, InputError, Refusal, SettingsError, TopicError
+from tidegate.schemas.operation import Operation, check_time, parse_operation, read_operation
+from tidegate.schemas.signed import read_private, sign
+from tidegate.streams.commands.options import wait_option
+from tidegate.streams.commands.publish import send
+from tidegate.streams.kafka.manifests import load_trusted, read_file
+from tidegate.streams.kafka.tail import Tail, tail
+from tidegate.streams.report.text import plain
+from tidegate.streams.settings import Settings, load_settings
 
 QUIET_SECONDS = 1.0
 """After this long without another region the order is taken to be carried out in all."""

@@ -11,21 +11,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gates.power import Catch, catch, certainty, judged_gates
-from gates.remarks import probes_wanted, stuck
-from gates.remarks import remarks as never
-from gates.rules import QUALITY_GATES, QUALITY_RULES, SLACK, SOFT_GATES
-from gates.verdict import Takes, finishes_by_point, to_pass, to_stop
-from schemas.errors import SettingsError
-from schemas.load import read_manifest
-from schemas.manifest import MAX_DURATION_MS, Flag, HardRule
-from streams.commands.options import LogFile, pane_option
-from streams.commands.screen import percent
-from streams.commands.words import plain
-from streams.manifests import read_files
-from streams.replay import count_partitions, replay
-from streams.settings import Settings, load_settings
-from streams.tally import Tally
+from tidegate.gates.power import Catch, catch, certainty, judged_gates
+from tidegate.gates.remarks import probes_wanted, stuck
+from tidegate.gates.remarks import remarks as never
+from tidegate.gates.rules import QUALITY_GATES, QUALITY_RULES, SLACK, SOFT_GATES
+from tidegate.gates.verdict import Takes, finishes_by_point, to_pass, to_stop
+from tidegate.schemas.errors import SettingsError
+from tidegate.schemas.load import read_manifest
+from tidegate.schemas.manifest import MAX_DURATION_MS, Flag, HardRule
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.commands.options import LogFile, pane_option
+from tidegate.streams.dumps.log import count_partitions
+from tidegate.streams.engine.tally import Tally
+from tidegate.streams.kafka.manifests import read_files
+from tidegate.streams.report.terminal import percent
+from tidegate.streams.report.text import plain
+from tidegate.streams.settings import Settings, load_settings
 
 _PER_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))

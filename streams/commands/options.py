@@ -8,9 +8,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from schemas.errors import SettingsError
-from schemas.manifest import parse_duration
-from schemas.times import read_moment
+from tidegate.schemas.errors import SettingsError
+from tidegate.schemas.manifest import parse_duration
+from tidegate.schemas.times import read_moment
 
 
 class Time(click.ParamType):

@@ -10,14 +10,14 @@ from typing import IO
 import click
 import msgspec
 
-from gates.remarks import probes_wanted
-from schemas.correction import Correction
-from schemas.errors import InputError
-from schemas.timeline import Timeline
-from streams.commands.words import many, plain
-from streams.replay import by_unit
-from streams.tally import Tally
-from streams.windows import Outcome
+from tidegate.gates.remarks import probes_wanted
+from tidegate.schemas.correction import Correction
+from tidegate.schemas.errors import InputError
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.engine.gate_partition import Outcome
+from tidegate.streams.engine.tally import Tally
+from tidegate.streams.report.text import many, plain
 
 
 class Output:
@@ -88,7 +88,7 @@ def _decided_at(line: bytes) -> int:
         raise InputError(f"not a decision: {error}") from None
 
 
-class Made:
+class OutcomeWriter:
     """Outcomes on their way to files, counted; if they are to be compared, kept in memory too.
 
     ``after``: only what was decided after this time, ms, is written.
@@ -106,7 +106,7 @@ class Made:
         self.orders: list[bytes] = []
         self.written: list[bytes] = []
 
-    def __enter__(self) -> "Made":
+    def __enter__(self) -> "OutcomeWriter":
         self._stack = ExitStack()
         with ExitStack() as stack:
             for file in self._files:

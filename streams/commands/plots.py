@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
-from schemas.document import cut
-from schemas.manifest import LESS_IS_LOOSER
-from schemas.times import shaped
-from streams.backtest import Side, Window, counted
-from streams.commands.rehearsal import DAY, Rehearsal
-from streams.commands.screen import percent
-from streams.commands.words import many, number, plain
+from tidegate.schemas.document import cut
+from tidegate.schemas.manifest import LESS_IS_LOOSER
+from tidegate.schemas.times import shaped
+from tidegate.streams.backtest.comparison import Side, Window, counted
+from tidegate.streams.commands.rehearsal import DAY, Rehearsal
+from tidegate.streams.report.terminal import percent
+from tidegate.streams.report.text import many, number, plain
 
 _SHARES = ("latency", "error", "tool", "cost", "lambda_flip", "reason_failure")
 _CHANGES = ("delta_s", "latency", "cost")

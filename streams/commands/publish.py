@@ -13,17 +13,25 @@ import click
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from schemas.decision import decision_from_bytes
-from schemas.errors import EventError, InputError, Refusal, SettingsError, TopicError
-from schemas.signed import MAX_BYTES, TrustedKeys, read_private
-from schemas.timeline import Revision, Timeline
-from schemas.times import iso
-from streams.commands.screen import Standings
-from streams.commands.words import plain
-from streams.manifests import accept, load_trusted, open_revision, read_file, read_topic, record_key, with_retired
-from streams.reach import why
-from streams.settings import Settings, load_settings
-from streams.tail import tail
+from tidegate.schemas.decision import decision_from_bytes
+from tidegate.schemas.errors import EventError, InputError, Refusal, SettingsError, TopicError
+from tidegate.schemas.signed import MAX_BYTES, TrustedKeys, read_private
+from tidegate.schemas.timeline import Revision, Timeline
+from tidegate.schemas.times import iso
+from tidegate.streams.kafka.connect import why
+from tidegate.streams.kafka.manifests import (
+    accept,
+    load_trusted,
+    open_revision,
+    read_file,
+    read_topic,
+    record_key,
+    with_retired,
+)
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.report.terminal import Standings
+from tidegate.streams.report.text import plain
+from tidegate.streams.settings import Settings, load_settings
 
 
 @click.command()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from streams.commands.kill import give_order
-from streams.commands.options import wait_option
+from tidegate.streams.commands.kill import give_order
+from tidegate.streams.commands.options import wait_option
 
 
 @click.command()

@@ -10,15 +10,13 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from gates.unit import Clockwork
-from schemas.document import cut
-from schemas.errors import InputError
-from schemas.manifest import Flag
-from streams.buckets import BUCKETS
-from streams.commands.screen import percent
-from streams.commands.words import many, number
-from streams.groups import Effect
-from streams.sham import (
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.document import cut
+from tidegate.schemas.errors import InputError
+from tidegate.schemas.manifest import Flag
+from tidegate.streams.backtest.arms import Effect
+from tidegate.streams.backtest.buckets import BUCKETS
+from tidegate.streams.backtest.rollouts import (
     Lifetime,
     Outcomes,
     Rate,
@@ -30,6 +28,8 @@ from streams.sham import (
     sham_flag,
     starts,
 )
+from tidegate.streams.report.terminal import percent
+from tidegate.streams.report.text import many, number
 
 DAY = 86_400_000
 

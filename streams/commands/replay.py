@@ -7,21 +7,26 @@ from pathlib import Path
 
 import click
 
-from schemas.errors import InputError, StateError
-from schemas.operation import Operation
-from schemas.signed import TrustedKeys
-from schemas.timeline import Timeline
-from schemas.times import iso
-from streams import dumps, past, retained
-from streams.again import Again, Asked
-from streams.commands.options import LogFile, Time, bars, lateness_option, pane_option
-from streams.commands.outcomes import Made
-from streams.commands.words import many, plain
-from streams.history import Extent, History
-from streams.manifests import load_trusted, read_files
-from streams.replay import Corrected, count_partitions, first_difference, read_operations, replay
-from streams.settings import Settings, load_settings
-from streams.tally import Tally
+from tidegate.schemas.errors import InputError, StateError
+from tidegate.schemas.operation import Operation
+from tidegate.schemas.signed import TrustedKeys
+from tidegate.schemas.timeline import Timeline
+from tidegate.schemas.times import iso
+from tidegate.streams.audit import recorded as past
+from tidegate.streams.audit.compare import first_difference
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.audit.topic_replay import ReplayRequest, TopicReplay
+from tidegate.streams.commands.options import LogFile, Time, bars, lateness_option, pane_option
+from tidegate.streams.commands.outcomes import OutcomeWriter
+from tidegate.streams.dumps import records as dumps
+from tidegate.streams.dumps.log import count_partitions, read_operations
+from tidegate.streams.engine.pipeline import Corrected
+from tidegate.streams.engine.tally import Tally
+from tidegate.streams.kafka import retained
+from tidegate.streams.kafka.history import Extent, History
+from tidegate.streams.kafka.manifests import load_trusted, read_files
+from tidegate.streams.report.text import many, plain
+from tidegate.streams.settings import Settings, load_settings
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -94,7 +99,7 @@ def command(
     for used in (*manifests, *paths, commands, corrections, compare, operations):
         if used is not None and _same(used, out):
             raise InputError(f"--out: {out} is used otherwise; decisions would be written over it")
-    made = Made(out, commands, corrections, keep=compare is not None, after=start)
+    made = OutcomeWriter(out, commands, corrections, keep=compare is not None, after=start)
     if broker is not None:
         if paths or operations is not None:
             raise InputError("--broker reads the topics: leave out --events and --operations")
@@ -129,7 +134,7 @@ def _from_topics(
     manifests: tuple[Path, ...],
     start: int | None,
     end: int | None,
-    made: Made,
+    made: OutcomeWriter,
     compare: Path | None,
 ) -> None:
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
@@ -145,10 +150,10 @@ def _from_topics(
         ordered = settings.operations_topic
         # Of operations also those after --to: with telemetry behind they may stand before what was written earlier.
         operations = _counted(history.records(ordered) if history.has(ordered) else (), settings, trusted, ordered)
-        recorded = past.read_past(history, settings, click.echo)
+        recorded = past.read_recorded(history, settings, click.echo)
         # A revision that is published ahead has turned no kill switch off yet.
         until = int(time.time() * 1000) if end is None else end
-        asked = Asked(timeline, operations, settings.clockwork, recorded, until, part=end is not None)
+        asked = ReplayRequest(timeline, operations, settings.clockwork, recorded, until, part=end is not None)
         # After the decisions: what they rest on is then there.
         telemetry = history.extent(settings.telemetry_topic, None, end)
         cut = _chosen(kept, telemetry, asked, start)
@@ -186,18 +191,22 @@ def _kept(history: History, settings: Settings, start: int | None) -> retained.R
     return retained.find(history, settings, firsts, click.echo)
 
 
-def _taken_up(history: History, settings: Settings, asked: Asked, cut: retained.Cut, corrected: Corrected) -> Again:
+def _taken_up(
+    history: History, settings: Settings, asked: ReplayRequest, cut: retained.ResumePoint, corrected: Corrected
+) -> TopicReplay:
     """What decides from a cut on. Raises InputError if its checkpoints cannot be read."""
     gates, windows = retained.load(history, settings, cut)
     try:
-        return Again(asked, gates, windows, corrected)
+        return TopicReplay(asked, gates, windows, corrected)
     except StateError as error:
         raise InputError(
             f"a retained checkpoint is of another version: {error}; give a --from after which this one was at work"
         ) from None
 
 
-def _chosen(kept: retained.Retained, telemetry: Extent, asked: Asked, start: int | None) -> retained.Cut:
+def _chosen(
+    kept: retained.Retained, telemetry: Extent, asked: ReplayRequest, start: int | None
+) -> retained.ResumePoint:
     """Where to take the work up; says so. Raises InputError where that cannot be before ``start``."""
     if telemetry.cut:
         where = ", ".join(map(str, telemetry.cut))
@@ -221,7 +230,7 @@ def _chosen(kept: retained.Retained, telemetry: Extent, asked: Asked, start: int
     return cut
 
 
-def _reached(cut: retained.Cut, asked: Asked) -> int:
+def _reached(cut: retained.ResumePoint, asked: ReplayRequest) -> int:
     """The last time, ms, at which some gate of a cut has decided something: --from cannot be before it."""
     count = len(cut.gates)
     return max(asked.reached(n, count)(gate.mark) for n, gate in enumerate(cut.gates) if gate is not None)
@@ -244,7 +253,7 @@ def _operations(path: Path, settings: Settings, trusted: TrustedKeys | None) -> 
 
 
 def _counted(
-    records: Iterable[dumps.Recorded], settings: Settings, trusted: TrustedKeys | None, where: str
+    records: Iterable[dumps.RecordLike], settings: Settings, trusted: TrustedKeys | None, where: str
 ) -> dict[Operation, int]:
     operations, refused = past.read_orders(records, settings, trusted)
     if refused:
@@ -256,7 +265,7 @@ def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _compare(made: Made, other: Path) -> None:
+def _compare(made: OutcomeWriter, other: Path) -> None:
     try:
         difference = first_difference(made.written, made.after.of(dumps.values(other)))
     except InputError as error:

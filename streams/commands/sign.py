@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from schemas.errors import InputError
-from schemas.load import load_manifest
-from schemas.signed import read_private
-from schemas.times import FromNow, iso
-from streams.commands.options import Time
-from streams.commands.words import plain
-from streams.manifests import NUMBER_MAX, read_file, sign_revision
-from streams.settings import load_settings
+from tidegate.schemas.errors import InputError
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.signed import read_private
+from tidegate.schemas.times import FromNow, iso
+from tidegate.streams.commands.options import Time
+from tidegate.streams.kafka.manifests import NUMBER_MAX, read_file, sign_revision
+from tidegate.streams.report.text import plain
+from tidegate.streams.settings import load_settings
 
 
 @click.command()

@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from gates.unit import first_weight
-from schemas.decision import Command, Decision
-from schemas.errors import InputError, SettingsError
-from schemas.load import read_manifest
-from schemas.manifest import Flag
-from schemas.times import iso
-from streams.commands.options import Time
-from streams.commands.screen import order, outcome, percent, plain_gates, problems
-from streams.loop import Loop, latest_start
-from streams.scenarios import SCENARIOS, told_scenarios
-from streams.settings import load_settings
-from streams.simulate import Arrival, Simulation, read_trace
+from tidegate.gates.unit import first_weight
+from tidegate.schemas.decision import Command, Decision
+from tidegate.schemas.errors import InputError, SettingsError
+from tidegate.schemas.load import read_manifest
+from tidegate.schemas.manifest import Flag
+from tidegate.schemas.times import iso
+from tidegate.streams.commands.options import Time
+from tidegate.streams.report.terminal import order, outcome, percent, plain_gates, problems
+from tidegate.streams.settings import load_settings
+from tidegate.streams.simulation.closed_loop import ClosedLoop, latest_start
+from tidegate.streams.simulation.scenarios import SCENARIOS, told_scenarios
+from tidegate.streams.simulation.service import Arrival, Simulation, read_trace
 
 
 @click.command(epilog=told_scenarios())
@@ -89,7 +89,7 @@ def command(
 
     with suppress(KeyboardInterrupt), progress:
         task = progress.add_task("event time", total=simulation.end - simulation.start)
-        loop = Loop(
+        loop = ClosedLoop(
             simulation,
             settings,
             speed,

@@ -6,9 +6,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from schemas.errors import NoBrokerError, TopicError
-from streams.settings import load_settings
-from streams.topics import check_topics, create_topics, topics
+from tidegate.schemas.errors import NoBrokerError, TopicError
+from tidegate.streams.kafka.topics import check_topics, create_topics, topics
+from tidegate.streams.settings import load_settings
 
 
 @click.command()

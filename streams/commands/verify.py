@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schemas.errors import InputError, TopicError
-from schemas.signed import TrustedKeys
-from schemas.times import iso
-from streams.commands.options import LogFile, Time
-from streams.commands.words import many, plain
-from streams.manifests import load_trusted
-from streams.replay import read_records
-from streams.settings import Settings, load_settings
-from streams.signing import Checked, Kind, Placed, beginning, check
-from streams.tail import tail
-from streams.verify import Audit, Report
+from tidegate.schemas.errors import InputError, TopicError
+from tidegate.schemas.signed import TrustedKeys
+from tidegate.schemas.times import iso
+from tidegate.streams.audit.signing import Checked, Kind, Placed, beginning, check
+from tidegate.streams.audit.verify import Audit, Report
+from tidegate.streams.commands.options import LogFile, Time
+from tidegate.streams.dumps.log import read_records
+from tidegate.streams.kafka.manifests import load_trusted
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.report.text import many, plain
+from tidegate.streams.settings import Settings, load_settings
 
 ROUNDS_MAX = 10
 

@@ -10,15 +10,25 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from schemas.decision import Decision, Weights, decision_from_bytes
-from schemas.errors import EventError
-from schemas.times import iso
-from streams.commands.screen import Standings, gate_rows, order, outcome, percent, plain_gates, problems, state, verdict
-from streams.commands.words import endings, plain
-from streams.control import ControlConsumer
-from streams.lately import Lately, lately
-from streams.settings import Settings, load_settings
-from streams.tail import Tail, tail
+from tidegate.schemas.decision import Decision, Weights, decision_from_bytes
+from tidegate.schemas.errors import EventError
+from tidegate.schemas.times import iso
+from tidegate.streams.client.control import ControlConsumer
+from tidegate.streams.kafka.recent import Recent, recent
+from tidegate.streams.kafka.tail import Tail, tail
+from tidegate.streams.report.terminal import (
+    Standings,
+    gate_rows,
+    order,
+    outcome,
+    percent,
+    plain_gates,
+    problems,
+    state,
+    verdict,
+)
+from tidegate.streams.report.text import endings, plain
+from tidegate.streams.settings import Settings, load_settings
 
 
 @click.command()
@@ -100,7 +110,7 @@ async def _watch(settings: Settings, flag: str | None, *, once: bool) -> None:
     async with (
         tail(settings, settings.decisions_topic) as decisions,
         ControlConsumer(settings) as commands,
-        lately(settings) as telemetry,
+        recent(settings) as telemetry,
     ):
         await commands.caught_up()
         for record in await decisions.history():
@@ -122,7 +132,7 @@ async def _watch(settings: Settings, flag: str | None, *, once: bool) -> None:
             )
 
 
-async def _keep_showing(console: Console, board: _Board, decisions: Tail, telemetry: Lately) -> None:
+async def _keep_showing(console: Console, board: _Board, decisions: Tail, telemetry: Recent) -> None:
     waiting = Text("waiting for the first decision; Ctrl-C ends", style="dim")
     with Live(console=console, auto_refresh=False) as live:
         while True:
@@ -132,7 +142,7 @@ async def _keep_showing(console: Console, board: _Board, decisions: Tail, teleme
                 board.take(record.value)
 
 
-async def _say_decisions(console: Console, board: _Board, decisions: Tail, telemetry: Lately) -> None:
+async def _say_decisions(console: Console, board: _Board, decisions: Tail, telemetry: Recent) -> None:
     known = telemetry.tally.reasons
     while True:
         for record in await decisions.more():

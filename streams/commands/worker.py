@@ -9,16 +9,16 @@ from pathlib import Path
 import click
 import structlog
 
-from schemas.errors import SettingsError, TopicError
-from schemas.signed import TrustedKeys, is_signed, read_private
-from schemas.timeline import Timeline
-from streams import logs
-from streams.checkpoints import check_layout
-from streams.health import Check, Metrics, serve
-from streams.manifests import load_trusted, read_file, read_files, read_topic, tell
-from streams.settings import Settings, load_settings
-from streams.topics import check_group, check_topics, create_topics
-from streams.turns import Collector
+from tidegate.schemas.errors import SettingsError, TopicError
+from tidegate.schemas.signed import TrustedKeys, is_signed, read_private
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.kafka.checkpoints import check_layout
+from tidegate.streams.kafka.manifests import load_trusted, read_file, read_files, read_topic, tell
+from tidegate.streams.kafka.topics import check_group, check_topics, create_topics
+from tidegate.streams.kafka.turns import Collector
+from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.worker import logs
+from tidegate.streams.worker.health import Check, Metrics, serve
 
 log = structlog.get_logger("tidegate")
 
@@ -118,7 +118,7 @@ def command(manifest: Path | None, broker: str | None, accept_loss: bool | None)
     # Imported late: Faust takes most of a second, and `--help` should not.
     import faust
 
-    from streams.app import Worker
+    from tidegate.streams.worker.app import Worker
 
     class _Runner(faust.Worker):
         def _flag_as_shutdown_by_signal(self) -> None:

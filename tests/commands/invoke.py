@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from streams.commands import main
+from tidegate.streams.commands import main
 
 _BARE_MS = re.compile(r".*(?<![\w.])1[67]\d{11}(?!\w| \(\d{4}-).*")
 """A moment of these years that nobody can read; the ts of a tick that has to be written has it in brackets behind."""

@@ -7,11 +7,11 @@ from xml.parsers.expat import ParserCreate
 
 import pytest
 
-from streams.backtest import Side, Window
-from streams.commands.backtest import summary
-from streams.commands.plots import UNITS_SHOWN, comparison_svg, deciding, round_numbers
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, healthy_pane, tick
+from tidegate.streams.backtest.comparison import Side, Window
+from tidegate.streams.commands.backtest import summary
+from tidegate.streams.commands.plots import UNITS_SHOWN, comparison_svg, deciding, round_numbers
 
 MANIFEST = """
 flags:

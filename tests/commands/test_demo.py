@@ -10,12 +10,12 @@ from typing import get_args
 
 import pytest
 
-from schemas.catalogue import VERDICTS, engaged_after
-from schemas.decision import Verdict, command_from_bytes, decision_from_bytes
-from schemas.load import load_manifest
-from streams.commands.screen import VERDICT_STYLE, Standings, gate_rows, outcome, state, state_bar
-from streams.scenarios import SCENARIOS, waits
 from tests.streams.play import play
+from tidegate.schemas.catalogue import VERDICTS, engaged_after
+from tidegate.schemas.decision import Verdict, command_from_bytes, decision_from_bytes
+from tidegate.schemas.load import load_manifest
+from tidegate.streams.report.terminal import VERDICT_STYLE, Standings, gate_rows, outcome, state, state_bar
+from tidegate.streams.simulation.scenarios import SCENARIOS, waits
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def tidegate(*arguments: str, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     return subprocess.run(
-        [sys.executable, "-m", "streams.commands", *arguments],
+        [sys.executable, "-m", "tidegate.streams.commands", *arguments],
         env=clean | environment,
         cwd=ROOT,
         capture_output=True,

@@ -15,9 +15,10 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from gates.evidence import DETECTORS
-from schemas.catalogue import CAUSES
-from schemas.decision import (
+from tests.commands.invoke import tidegate
+from tidegate.gates.evidence import DETECTORS
+from tidegate.schemas.catalogue import CAUSES
+from tidegate.schemas.decision import (
     ArmSummary,
     ChangeFreeze,
     Decision,
@@ -37,12 +38,11 @@ from schemas.decision import (
     decision_from_bytes,
     seal_decision,
 )
-from schemas.errors import EventError
-from streams.broker import embedded_broker
-from streams.commands.explain import explain
-from streams.commands.words import number, sentence
-from streams.settings import load_settings
-from tests.commands.invoke import tidegate
+from tidegate.schemas.errors import EventError
+from tidegate.streams.commands.explain import explain
+from tidegate.streams.report.text import number, sentence
+from tidegate.streams.settings import load_settings
+from tidegate.streams.simulation.embedded_broker import embedded_broker
 
 START, END = 1_756_635_300_000, 1_756_636_200_000
 LIMITS: dict[str, float | bool] = {

@@ -2,10 +2,10 @@
 
 import pytest
 
-from streams.commands.explain import explain
-from streams.commands.screen import verdict
 from tests.gates.build import Drive, flag, healthy, probes, requests
 from tests.gates.test_staged import both, mixed, sequential
+from tidegate.streams.commands.explain import explain
+from tidegate.streams.report.terminal import verdict
 
 
 def words(drive: Drive) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 import click
 import pytest
 
-from streams import parquet
-from streams.commands import SUBCOMMANDS, cli
-from streams.commands.options import LogFile
-from streams.dumps import dump_line
 from tests.commands.invoke import Done, tidegate
+from tidegate.streams.commands import SUBCOMMANDS, cli
+from tidegate.streams.commands.options import LogFile
+from tidegate.streams.dumps import parquet
+from tidegate.streams.dumps.records import dump_line
 
 HEALTHY = Path(__file__).parents[1] / "golden" / "healthy"
 MANIFEST = HEALTHY / "manifest.yml"

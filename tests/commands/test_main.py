@@ -9,16 +9,16 @@ from pathlib import Path
 import click
 import pytest
 
-from streams.commands import SUBCOMMANDS, cli
-from streams.settings import Settings
 from tests.commands.invoke import tidegate
+from tidegate.streams.commands import SUBCOMMANDS, cli
+from tidegate.streams.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "examples" / "manifest.yml"
 # What a command imports in order to say how it is used, one process for all of them.
 LOADED = """
 import contextlib, io, sys
-from streams.commands import SUBCOMMANDS, main
+from tidegate.streams.commands import SUBCOMMANDS, main
 for arguments in [], *([name] for name in SUBCOMMANDS):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         main([*arguments, "--help"])
@@ -120,7 +120,7 @@ class TestMistakes:
         """``tidegate lint flags.yml | head``."""
         reading, writing = os.pipe()
         os.close(reading)
-        command = process("-m", "streams.commands", "lint", str(MANIFEST))
+        command = process("-m", "tidegate.streams.commands", "lint", str(MANIFEST))
         try:
             done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True)
         finally:

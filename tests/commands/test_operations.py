@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from schemas.load import load_manifest
-from schemas.operation import Operation, read_operation
-from schemas.signed import open_signed, read_private, read_trusted
-from streams.commands import kill as kill_command
-from streams.manifests import open_revision, sign_revision
-from streams.settings import Settings
 from tests.commands.invoke import tidegate
 from tests.streams.events import NOON, PANE, RAMP, healthy_pane, tick, written
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.operation import Operation, read_operation
+from tidegate.schemas.signed import open_signed, read_private, read_trusted
+from tidegate.streams.commands import kill as kill_command
+from tidegate.streams.kafka.manifests import open_revision, sign_revision
+from tidegate.streams.settings import Settings
 
 HERE = "tidegate/tidegate"
 YAML = "# ours, and kept so\nflags:\n  answer: {window: {length: 30s}}\n"

@@ -12,11 +12,11 @@ import click
 import pytest
 from rich.console import Console
 
-from streams.broker import embedded_broker
-from streams.commands import SUBCOMMANDS
-from streams.commands.output import SPELLED, _spelling
-from streams.settings import load_settings
-from streams.topics import topics
+from tidegate.streams.commands import SUBCOMMANDS
+from tidegate.streams.commands.output import SPELLED, _spelling
+from tidegate.streams.kafka.topics import topics
+from tidegate.streams.settings import load_settings
+from tidegate.streams.simulation.embedded_broker import embedded_broker
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -24,7 +24,7 @@ HEALTHY = GOLDEN / "healthy"
 TRACE = ROOT / "examples" / "data" / "azure_llm_conv_2023.csv.gz"
 EACH = """
 import contextlib, json, sys
-from streams.commands import main
+from tidegate.streams.commands import main
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from schemas.errors import Refusal
-from schemas.load import load_manifest
-from schemas.timeline import Revision, Timeline
-from streams.broker import embedded_broker
-from streams.commands.publish import check_dropped
-from streams.settings import Settings, load_settings
-from streams.tail import tail
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, RAMP
-from tests.streams.test_operations import BOUNDARY, OTHER, Gate, timeline
+from tests.streams.kafka.test_operations import BOUNDARY, OTHER, Gate, timeline
+from tidegate.schemas.errors import Refusal
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Revision, Timeline
+from tidegate.streams.commands.publish import check_dropped
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.simulation.embedded_broker import embedded_broker
 
 BOTH = RAMP + "  g: {}\n"
 FIRST, SECOND = timeline(BOTH, (BOUNDARY, OTHER)).revisions

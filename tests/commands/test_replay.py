@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from streams.commands.outcomes import After
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, RAMP, event, healthy_pane, probes, tick, written
+from tidegate.streams.commands.outcomes import After
 
 END = NOON + 200_000
 PANES = [NOON, NOON + 10_000, NOON + 40_000, NOON + 50_000]

@@ -8,21 +8,23 @@ from typing import Any
 
 import pytest
 
-from gates.unit import Clockwork
-from schemas.errors import InputError, TopicError
-from schemas.operation import Operation
-from schemas.timeline import Timeline
-from streams import past, retained
-from streams.again import Asked
-from streams.commands import replay
-from streams.commands.replay import _chosen, _kept, _taken_up
-from streams.history import Extent
-from streams.panes import Mark, PartitionState
-from streams.past import Past
-from streams.retained import Cut, Entry, Retained, Shape
-from streams.windows import GateState
 from tests.commands.invoke import tidegate
-from tests.streams.test_retained import KEPT, SETTINGS, Topics, gate, marks, window
+from tests.streams.kafka.test_retained import KEPT, SETTINGS, Topics, gate, marks, window
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.errors import InputError, TopicError
+from tidegate.schemas.operation import Operation
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit import recorded as past
+from tidegate.streams.audit.recorded import Recorded
+from tidegate.streams.audit.topic_replay import ReplayRequest
+from tidegate.streams.commands import replay
+from tidegate.streams.commands.replay import _chosen, _kept, _taken_up
+from tidegate.streams.engine.gate_partition import GatePartition
+from tidegate.streams.engine.runs import Position
+from tidegate.streams.engine.source_partition import SourcePartition
+from tidegate.streams.kafka import retained
+from tidegate.streams.kafka.history import Extent
+from tidegate.streams.kafka.retained import Entry, ResumePoint, Retained, Shape
 
 CLOCK = Clockwork(10_000, 10_000, "t")
 KILL = Operation(actor="Ada", flag="f", kind="kill", reason="bad", ts=95_000)
@@ -40,7 +42,7 @@ def test_the_first_time_that_is_named_is_one_that_is_taken(killed: bool) -> None
     gates = [
         [gate(one.mark.next, *one.mark.closed, operations_next=operations_next) for one in each] for each in KEPT.gates
     ]
-    kept, asked = Retained(gates, KEPT.windows, [1, 0]), Asked(Timeline(), {KILL: 4}, CLOCK, Past(), 0)
+    kept, asked = Retained(gates, KEPT.windows, [1, 0]), ReplayRequest(Timeline(), {KILL: 4}, CLOCK, Recorded(), 0)
     with pytest.raises(InputError) as refused:
         _chosen(kept, telemetry(1, 0), asked, 1_000)
     named = re.search(r"the first is --from (\S+)$", str(refused.value))
@@ -55,8 +57,8 @@ def test_the_first_time_that_is_named_is_one_that_is_taken(killed: bool) -> None
 def test_a_replay_of_everything_reads_no_checkpoint() -> None:
     """So nothing that stands there can keep it from being made."""
     history: Any = Topics()
-    history.retain(Entry("gate", 0, Shape("foreign", 9, 9, 1, 1), Mark(0, (1,))), b"state")
-    assert _kept(history, SETTINGS, None).nothing == Cut([None], [None])
+    history.retain(Entry("gate", 0, Shape("foreign", 9, 9, 1, 1), Position(0, (1,))), b"state")
+    assert _kept(history, SETTINGS, None).nothing == ResumePoint([None], [None])
     with pytest.raises(TopicError, match="foreign"):
         _kept(history, SETTINGS, 1_000)
     history.first = 5
@@ -68,11 +70,11 @@ def test_states_are_taken_up() -> None:
     history: Any = Topics(first=5)
     shape = 0, 1, 1, CLOCK, Timeline()
     table: Any = None
-    history.retain(gate(0, 1), GateState.fresh(*shape).dump())
-    history.retain(window(7, 1), PartitionState.fresh(0, CLOCK, table, 7).dump())
+    history.retain(gate(0, 1), GatePartition.fresh(*shape).dump())
+    history.retain(window(7, 1), SourcePartition.fresh(0, CLOCK, table, 7).dump())
     cut = _kept(history, SETTINGS, 1_000).earliest()
     assert cut is not None
-    asked = Asked(Timeline(), {}, CLOCK, Past(), 0)
+    asked = ReplayRequest(Timeline(), {}, CLOCK, Recorded(), 0)
     assert _taken_up(history, SETTINGS, asked, cut, lambda _: None).positions == {0: 7}
 
 
@@ -83,7 +85,7 @@ def test_a_state_of_another_version_is_named_with_the_way_out() -> None:
     cut = _kept(history, SETTINGS, 1_000).earliest()
     assert cut is not None
     with pytest.raises(InputError, match=r"gate 0 cannot be read.*--from after which"):
-        _taken_up(history, SETTINGS, Asked(Timeline(), {}, CLOCK, Past(), 0), cut, lambda _: None)
+        _taken_up(history, SETTINGS, ReplayRequest(Timeline(), {}, CLOCK, Recorded(), 0), cut, lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from streams.commands import SUBCOMMANDS, cli
-from streams.commands.options import Duration, Time
 from tests.commands.invoke import tidegate
+from tidegate.streams.commands import SUBCOMMANDS, cli
+from tidegate.streams.commands.options import Duration, Time
 
 MOMENTS = ["1700000000000", "2023-11-14T22:13:20Z", "2023-11-14T23:13:20+01:00", "20231114", "now", "now-2h", "now+10m"]
 NO_MOMENTS = ["9007199254740000", "1700000000", "5", "20261340", "soon", "now-2", "2100-01-01", "-1"]

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from streams.broker import embedded_broker
-from streams.settings import load_settings
-from streams.topics import topics
 from tests.commands.invoke import tidegate
+from tidegate.streams.kafka.topics import topics
+from tidegate.streams.settings import load_settings
+from tidegate.streams.simulation.embedded_broker import embedded_broker
 
 SHAPES = {topic.name: topic.partitions for topic in topics(load_settings())}
 

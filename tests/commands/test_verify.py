@@ -14,12 +14,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from schemas.seal import Headers, RecordKind, sign_record
-from schemas.signed import public_line
-from streams import parquet
-from streams.broker import embedded_broker
-from streams.dumps import dump_line
 from tests.commands.invoke import Done, tidegate
+from tidegate.schemas.seal import Headers, RecordKind, sign_record
+from tidegate.schemas.signed import public_line
+from tidegate.streams.dumps import parquet
+from tidegate.streams.dumps.records import dump_line
+from tidegate.streams.simulation.embedded_broker import embedded_broker
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/decisions.ndjson"))

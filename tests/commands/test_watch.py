@@ -10,16 +10,16 @@ from aiokafka.errors import TopicAuthorizationFailedError
 from click.testing import CliRunner
 from rich.console import Console
 
-from schemas.decision import Command, Decision
-from streams.broker import embedded_broker
-from streams.commands.watch import _Board, command
-from streams.panes import Run
-from streams.settings import Settings, load_settings
-from streams.tail import Tail
-from streams.windows import pieces, split
 from tests.streams.events import NOON, PANE, RAMP, fresh, record, tick
+from tests.streams.kafka.test_operations import BOUNDARY, OTHER, Gate, kill, timeline
 from tests.streams.play import play
-from tests.streams.test_operations import BOUNDARY, OTHER, Gate, kill, timeline
+from tidegate.schemas.decision import Command, Decision
+from tidegate.streams.commands.watch import _Board, command
+from tidegate.streams.engine.gate_log import pieces, split
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.kafka.tail import Tail
+from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.simulation.embedded_broker import embedded_broker
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from faust.types import TP
 
-from schemas.errors import TidegateError
-from streams.again import Again, Asked
-from streams.history import Extent
-from streams.past import place_orders, read_orders, read_past
-from streams.retained import Cut, find, load
 from tests.faults.traffic import CLOCKWORK, LATENESS, PANE, PANES, START, timeline
+from tidegate.schemas.errors import TidegateError
+from tidegate.streams.audit.recorded import place_orders, read_orders, read_recorded
+from tidegate.streams.audit.topic_replay import ReplayRequest, TopicReplay
+from tidegate.streams.kafka.history import Extent
+from tidegate.streams.kafka.retained import ResumePoint, find, load
 
 if TYPE_CHECKING:
     from tests.faults.world import World
@@ -82,8 +82,8 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
     topics: Any = Topics(world)
     settings = world.settings
     operations, _ = read_orders(topics.records(settings.operations_topic), settings, None)
-    recorded = read_past(topics, settings, _nobody)
-    asked = Asked(timeline(), operations, CLOCKWORK, recorded, 1 << 53)
+    recorded = read_recorded(topics, settings, _nobody)
+    asked = ReplayRequest(timeline(), operations, CLOCKWORK, recorded, 1 << 53)
     taken_up = 0
     for number in range(AUDITS):
         kept = find(topics, settings, [0] * world.plan.partitions)
@@ -108,12 +108,17 @@ def audit(world: "World", corrections: Collection[bytes]) -> tuple[int, str | No
 
 
 def _difference(
-    topics: Any, world: "World", asked: Asked, cut: Cut, start: int | None, corrections: Collection[bytes]
+    topics: Any,
+    world: "World",
+    asked: ReplayRequest,
+    cut: ResumePoint,
+    start: int | None,
+    corrections: Collection[bytes],
 ) -> str | None:
     corrected: list[Any] = []
     marks = [None if gate is None else gate.mark for gate in cut.gates]
     place_orders(asked.past, topics, world.settings, marks, _nobody)
-    again = Again(asked, *load(topics, world.settings, cut), corrected.append)
+    again = TopicReplay(asked, *load(topics, world.settings, cut), corrected.append)
     rest = topics.extent(world.settings.telemetry_topic).after(again.positions)
     decisions, commands = [], []
     for decision, command in again.decide(topics.read(rest)):

@@ -14,11 +14,14 @@ import msgspec
 from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 
-from gates import bounds
-from schemas import canonical, decision
-from streams import app, checkpoints, follow, keeper, operations, turns, windows
 from tests.faults.kafka import Poller, Producer, Reader
 from tests.faults.traffic import timeline
+from tidegate.gates import bounds
+from tidegate.schemas import canonical, decision
+from tidegate.streams.engine import gate_partition as windows
+from tidegate.streams.kafka import checkpoints, follow, operations, turns
+from tidegate.streams.worker import app
+from tidegate.streams.worker import checkpointer as keeper
 
 if TYPE_CHECKING:
     from tests.faults.world import World

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 import msgspec
 from faust.types import TP
 
-from streams import checkpoints
-from streams.keeper import Keeper
-from streams.panes import Snapshot
-from streams.settings import Settings
-from streams.stamped import StampedCodec
-from streams.windows import GateSnapshot
 from tests.faults.kafka import Log, Record
 from tests.faults.traffic import LATENESS, PANE
+from tidegate.streams.engine.gate_partition import GateSnapshot
+from tidegate.streams.engine.source_partition import Snapshot
+from tidegate.streams.engine.stamped import StampedCodec
+from tidegate.streams.kafka import checkpoints
+from tidegate.streams.settings import Settings
+from tidegate.streams.worker.checkpointer import Checkpointer
 
 OPEN_PANES_MAX = LATENESS // PANE + 3
 
@@ -61,14 +61,14 @@ class Promises:
         log.compact(until)
         self.demand(self._whole(tp, log) or not before, f"no whole checkpoint of {tp} is left")
 
-    def look_at(self, keepers: Iterable[Keeper]) -> None:
+    def look_at(self, keepers: Iterable[Checkpointer]) -> None:
         """What counts as saved is, and memory is bounded."""
         for keeper in keepers:
             # Between two steps, that is, and not after one that broke off.
             if keeper.whole:
                 self._look_at(keeper.tp, keeper)
 
-    def _look_at(self, tp: TP, keeper: Keeper) -> None:
+    def _look_at(self, tp: TP, keeper: Checkpointer) -> None:
         state, unconfirmed = keeper.state, len(keeper.unconfirmed)
         self.demand(keeper.saved_next <= self.saved.get(tp, 0), f"{tp} counts as saved before it is")
         self.demand(unconfirmed <= self._unconfirmed_max, f"{tp} goes on with {unconfirmed} records unconfirmed")

@@ -11,10 +11,13 @@ from unittest.mock import patch
 
 import pytest
 
-from streams import again, app, checkpoints, retained, windows
-from streams.keeper import Keeper
 from tests.faults.sweep import Table, sweep
 from tests.faults.world import Failure, run
+from tidegate.streams.audit import topic_replay as again
+from tidegate.streams.engine import gate_partition as windows
+from tidegate.streams.kafka import checkpoints, retained
+from tidegate.streams.worker import app
+from tidegate.streams.worker.checkpointer import Checkpointer
 
 SEEDS = range(300)
 
@@ -52,29 +55,29 @@ def planted(owner: Any, name: str, *edits: tuple[str, str]) -> Iterator[None]:
 STEP_1 = "mark, sent = self.state.mark, self._taken()"
 BUGS: dict[str, tuple[Any, ...]] = {
     "1: in the middle of a step": (
-        Keeper,
+        Checkpointer,
         "_save",
         ("async with self.lock:", "if True:"),
         (" or not self.whole", ""),
     ),
-    "1: after a step that was cut short": (Keeper, "_save", (" or not self.whole", "")),
+    "1: after a step that was cut short": (Checkpointer, "_save", (" or not self.whole", "")),
     "1: list of what was sent taken before the lock": (
-        Keeper,
+        Checkpointer,
         "_save",
         ("async with self.lock:", "early = self._taken()\n        async with self.lock:"),
         (STEP_1, "mark, sent = self.state.mark, early"),
     ),
     "1: state taken after the list": (
-        Keeper,
+        Checkpointer,
         "_save",
         ("await self.confirm(sent)", "await self.confirm(sent)\n        state = self.state.dump()"),
     ),
     "1: position taken after the state": (
-        Keeper,
+        Checkpointer,
         "_save",
         ("await self.confirm(sent)", "await self.confirm(sent)\n        mark = self.state.mark"),
     ),
-    "2: nothing confirmed first": (Keeper, "_save", ("await self.confirm(sent)", "pass")),
+    "2: nothing confirmed first": (Checkpointer, "_save", ("await self.confirm(sent)", "pass")),
     "2: late events not on the list": (
         app.Worker,
         "_forward",
@@ -86,18 +89,18 @@ BUGS: dict[str, tuple[Any, ...]] = {
         ("await keeper.send(self.settings.partials", "later = asyncio.create_task(keeper.send(self.settings.partials"),
         ("piece, gate)", "piece, gate))"),
     ),
-    "3: chunks of the last whole one overwritten": (Keeper, "_save", ("self.turn += 1", "pass")),
+    "3: chunks of the last whole one overwritten": (Checkpointer, "_save", ("self.turn += 1", "pass")),
     "3: chunks of another writer overwritten": (checkpoints, "write", ("generation % WRITERS", "0")),
     "3: half-written chunks read": (checkpoints, "_newest", ('if key.startswith(b"state/")', "if True")),
-    "4: counted before it is confirmed": (Keeper, "_save", ("await confirmed\n", "pass\n")),
-    "5: a copy that is further than its entry": (Keeper, "_save", ("mark), state)", "mark), self.state.dump())")),
+    "4: counted before it is confirmed": (Checkpointer, "_save", ("await confirmed\n", "pass\n")),
+    "5: a copy that is further than its entry": (Checkpointer, "_save", ("mark), state)", "mark), self.state.dump())")),
     "5: an entry that is further than its copy": (
-        Keeper,
+        Checkpointer,
         "_save",
         ("shape, mark), state)", "shape, self.state.mark), state)"),
     ),
     "6: position published before the state is saved": (
-        Keeper,
+        Checkpointer,
         "_save",
         ("await self.confirm(sent)", "await self.worker.publish_position(self.tp, mark.next)"),
     ),
@@ -110,13 +113,13 @@ BUGS: dict[str, tuple[Any, ...]] = {
         ),
     ),
     "gate: a repeated partial counted again": (
-        windows.GateState,
+        windows.GatePartition,
         "step_slices",
         ("if partial.pane < closed:", "if False:"),
         ("if partial.previous != closed and", "if partial.previous > closed and"),
     ),
     "gate: a repeated order carried out again": (
-        windows.GateState,
+        windows.GatePartition,
         "operate_slices",
         ("if order.offset < state.operations_next:", "if False:"),
     ),
@@ -125,9 +128,9 @@ BUGS: dict[str, tuple[Any, ...]] = {
         "latest",
         ("entry.mark.closed[0] <= known and", ""),
     ),
-    "audit: an order carried out again": (again.Asked, "had", ("order.offset < gate.operations_next", "False")),
-    "audit: an order forgotten": (again.Asked, "had", ("order.offset < gate.operations_next", "True")),
-    "audit: begun after what was asked for": (again.Asked, "reached", ("min(mark.closed) * pane_ms", "0")),
+    "audit: an order carried out again": (again.ReplayRequest, "had", ("order.offset < gate.operations_next", "False")),
+    "audit: an order forgotten": (again.ReplayRequest, "had", ("order.offset < gate.operations_next", "True")),
+    "audit: begun after what was asked for": (again.ReplayRequest, "reached", ("min(mark.closed) * pane_ms", "0")),
 }
 
 

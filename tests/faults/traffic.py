@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from gates.unit import Clockwork
-from schemas.load import load_manifest
-from schemas.timeline import Revision, Timeline
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Revision, Timeline
 
 PANE, LATENESS = 10_000, 5_000
 CLOCKWORK = Clockwork(PANE, LATENESS, "tidegate.telemetry")

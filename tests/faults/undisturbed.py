@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from streams.columns import GroupTable
-from streams.operations import is_order
-from streams.panes import PartitionState, Run, partial_codec
-from streams.windows import GateState, order_codec, pieces, split
 from tests.faults.kafka import Record
 from tests.faults.traffic import CLOCKWORK, timeline
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import is_order, order_codec, partial_codec, pieces, split
+from tidegate.streams.engine.gate_partition import GatePartition
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition
 
 
 class Contradiction(AssertionError):
@@ -103,10 +104,10 @@ def undisturbed(telemetry: Sequence[Sequence[Record]], gates: int, orders: Seque
     depends on where it stands between the partials.
     """
     output = Output()
-    table = GroupTable(timeline())
+    table = EventClasses(timeline())
     partials: list[list[bytes]] = [[] for _ in range(gates)]
     for partition, records in enumerate(telemetry):
-        state = PartitionState.fresh(partition, CLOCKWORK, table)
+        state = SourcePartition.fresh(partition, CLOCKWORK, table)
         result = state.step(Run(0, [r.value for r in records], [r.timestamp for r in records]))
         for partial in result.partials:
             for gate, part in enumerate(split(partial, gates)):
@@ -118,7 +119,7 @@ def undisturbed(telemetry: Sequence[Sequence[Record]], gates: int, orders: Seque
         for offset, _ in result.dead:
             output.set_aside("dead-letter", partition, offset, records[offset].value)
     for gate in range(gates):
-        decider = GateState.fresh(gate, gates, len(telemetry), CLOCKWORK, timeline())
+        decider = GatePartition.fresh(gate, gates, len(telemetry), CLOCKWORK, timeline())
         entries = [(b"", value) for value in partials[gate]] if orders is None else _once(orders[gate])
         for offset, (key, value) in enumerate(entries):
             if is_order(key):

@@ -17,11 +17,6 @@ from typing import Any
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from schemas.errors import TopicError
-from streams import operations
-from streams.fetch import FetchedRun
-from streams.panes import Run
-from streams.settings import Settings, load_settings
 from tests.faults.auditor import audit
 from tests.faults.kafka import Cluster, Log, Record, Request, Wait, Weather
 from tests.faults.plan import Plan
@@ -29,6 +24,11 @@ from tests.faults.process import Process, Stream, current, patched, task_factory
 from tests.faults.promises import Promises
 from tests.faults.traffic import LATENESS, PANE, START, logs, order
 from tests.faults.undisturbed import Contradiction, Output, undisturbed
+from tidegate.schemas.errors import TopicError
+from tidegate.streams.engine import gate_log
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.worker.fetch import FetchedRun
 
 CHAOS_STEPS = 600
 HEAL_STEPS = 1_500
@@ -363,7 +363,7 @@ class World:
         said = settings.decisions_topic, settings.control_topic, settings.corrections_topic
         for tp, log in self.cluster.logs.items():
             for record in log.records.values():
-                if tp.topic == self.settings.partials_topic and not operations.is_order(record.key):
+                if tp.topic == self.settings.partials_topic and not gate_log.is_order(record.key):
                     output.partial(tp.partition, record.value or b"")
                 elif tp.topic in (self.settings.late_topic, self.settings.dead_letter_topic):
                     headers = dict(record.headers)

@@ -16,29 +16,30 @@ import numpy as np
 import xxhash
 import yaml
 
-from gates.guards import machine
-from gates.labels import ROW, SPOKEN, Known, Labels
-from gates.metrics import read_arms
-from gates.regions import Regions
-from gates.rules import Comparison
-from gates.sums import (
+from tidegate.gates.codec import StateCodec
+from tidegate.gates.kinds import machine
+from tidegate.gates.labels import ROW, SPOKEN, Known, Labels
+from tidegate.gates.metrics import read_arms
+from tidegate.gates.regions import Regions
+from tidegate.gates.rules import Comparison
+from tidegate.gates.sums import (
     CONVERGED,
     COUNTERS,
     COVERAGE_BITS,
     FLIPPED,
     WORST,
-    StateCodec,
     Sums,
     Worst,
     cost_parts,
     square_parts,
 )
-from gates.unit import Clockwork, Unit, begin
-from gates.window import Arm, PaneUnit
-from schemas.decision import Command, Decision, GateResult, OperationBy, RuleResult
-from schemas.event import ToolCall
-from schemas.load import load_manifest
-from schemas.manifest import Flag
+from tidegate.gates.unit import Unit, begin
+from tidegate.gates.window import Arm, PaneUnit
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import Command, Decision, GateResult, OperationBy, RuleResult
+from tidegate.schemas.event import ToolCall
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.manifest import Flag
 
 PANE = 10_000
 WINDOW = 60_000

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import betaln
 from scipy.stats import norm
 
-from gates.bounds import (
+from tidegate.gates.bounds import (
     alpha_for_window,
     excludes_from_above,
     excludes_from_below,

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gates.digest import CHUNK, RANK_ERROR, SKETCH, Digest
-from schemas.event import MAX_LATENCY
+from tidegate.gates.digest import CHUNK, RANK_ERROR, SKETCH, Digest
+from tidegate.schemas.event import MAX_LATENCY
 
 RNG = np.random.default_rng(20_240_607)
 VALUES = RNG.lognormal(size=3_000)

@@ -7,12 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gates.bounds import log_odds_sample_ratio
-from gates.regions import Regions
-from gates.sums import KEYS_CAP, SAMPLE_CAP, Effects, IdSample
-from gates.window import HASHES_CAP, NAMESPACES_CAP, Detail
-from schemas.decision import Decision
-from schemas.event import ToolCall
 from tests.gates.build import (
     APPLIED,
     PANE,
@@ -29,6 +23,12 @@ from tests.gates.build import (
     probes,
     requests,
 )
+from tidegate.gates.bounds import log_odds_sample_ratio
+from tidegate.gates.regions import Regions
+from tidegate.gates.samples import KEYS_CAP, SAMPLE_CAP, Effects, IdSample
+from tidegate.gates.window import HASHES_CAP, NAMESPACES_CAP, Detail
+from tidegate.schemas.decision import Decision
+from tidegate.schemas.event import ToolCall
 
 ALL_PINS = "{" + ", ".join(f"{pin}: {value}" for pin, value in PINNED.items()) + "}"
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from gates.forecast import SHARES, forecast
-from gates.metrics import ArmMetrics, read_arms
-from gates.rules import Comparison
-from schemas.decision import Forecast, GateResult, Need, Problem
-from schemas.manifest import Flag
 from tests.gates.build import Drive, Event, arms_of, flag, healthy, labels, probes, requests
+from tidegate.gates.forecast import SHARES, forecast
+from tidegate.gates.metrics import ArmMetrics, read_arms
+from tidegate.gates.rules import Comparison
+from tidegate.schemas.decision import Forecast, GateResult, Need, Problem
+from tidegate.schemas.manifest import Flag
 
 MINUTE = 60_000
 FEW = Problem(problem="insufficient_data", detail={"canary": 0, "baseline": 0, "min_requests": 20})

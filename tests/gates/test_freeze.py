@@ -5,9 +5,9 @@ from textwrap import indent
 
 import pytest
 
-from schemas.load import load_manifest
-from schemas.manifest import Flag
 from tests.gates.build import PANE, WINDOW, Drive, Event, flag, healthy, requests
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.manifest import Flag
 
 BROKEN = healthy(error=True)
 UNKNOWN = [event for event in healthy() if event.probe is None]

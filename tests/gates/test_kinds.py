@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 
-from gates.sums import StateCodec
-from gates.unit import Unit
-from schemas.decision import Decision
 from tests.gates.build import (
     PANE,
     PINNED,
@@ -21,6 +18,9 @@ from tests.gates.build import (
     probes,
     requests,
 )
+from tidegate.gates.codec import StateCodec
+from tidegate.gates.unit import Unit
+from tidegate.schemas.decision import Decision
 
 OPEN_AT_5 = [("open", 0.05)]
 FAILED_IN_FULL = Event("canary", sticky="canary-0", reason="failed", mode="full")

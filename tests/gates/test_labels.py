@@ -9,11 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.labels import Labels
-from gates.sums import StateCodec
-from gates.unit import ASLEEP_AFTER, Unit
-from gates.window import PaneUnit
-from schemas.decision import Decision
 from tests.gates.build import (
     PANE,
     PINNED,
@@ -29,6 +24,11 @@ from tests.gates.build import (
     said,
     seen,
 )
+from tidegate.gates.codec import StateCodec
+from tidegate.gates.labels import Labels
+from tidegate.gates.unit import ASLEEP_AFTER, Unit
+from tidegate.gates.window import PaneUnit
+from tidegate.schemas.decision import Decision
 
 UNLABELLED = [dataclasses.replace(event, delta_s=None, coverage=None, solved=None, state=None) for event in healthy()]
 """What a service sends that measures none of the four itself."""
@@ -415,7 +415,7 @@ def test_beyond_the_cap_labels_of_one_request_in_two_count_and_the_others_are_no
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By the hash of their request: a fair sample. What would be followed and is not known is foreign as ever."""
-    monkeypatch.setattr("gates.sums.REQUESTS_CAP", 64)
+    monkeypatch.setattr("tidegate.gates.samples.REQUESTS_CAP", 64)
     many = [dataclasses.replace(event, name=f"r{i}") for i, event in enumerate(requests("canary", 100))]
     others = [dataclasses.replace(event, name=f"x{i}") for i, event in enumerate(many)]
     drive = Drive(flag())
@@ -433,7 +433,7 @@ def test_beyond_the_cap_labels_of_one_request_in_two_count_and_the_others_are_no
 
 def test_with_its_arms_pins_a_label_counts_though_its_request_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins need no memory."""
-    monkeypatch.setattr("gates.sums.REQUESTS_CAP", 8)
+    monkeypatch.setattr("tidegate.gates.samples.REQUESTS_CAP", 8)
     many = [dataclasses.replace(event, name=f"r{i}") for i, event in enumerate(requests("canary", 100))]
     assert heard(decide(many, requests("baseline", 40), on(many, pins=PINNED)))[0] == (100, 0, 0)
 
@@ -443,7 +443,7 @@ def test_of_more_labels_than_a_pane_holds_those_of_every_second_request_are_kept
     cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hash, however they came in portions; the others are counted."""
-    monkeypatch.setattr("gates.labels.LABELS_CAP", 40)
+    monkeypatch.setattr("tidegate.gates.labels.LABELS_CAP", 40)
     told = on([Event("canary", name=f"r{i}") for i in range(100)])
     whole = said(told, range(100))
     labels_ = Labels(pins=whole.pins)
@@ -458,7 +458,7 @@ def test_of_more_labels_than_a_pane_holds_those_of_every_second_request_are_kept
 
 def test_labels_without_end_of_one_request_are_all_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thinning cannot tell them apart; a partial stays small all the same."""
-    monkeypatch.setattr("gates.labels.LABELS_CAP", 40)
+    monkeypatch.setattr("tidegate.gates.labels.LABELS_CAP", 40)
     whole = said(on([Event("canary", name="r")] * 41), range(41))
     none = Labels()
     none.add(whole.table, whole.names)
@@ -473,7 +473,7 @@ def test_labels_of_more_sets_of_pins_than_are_listed_carry_none() -> None:
 
 def test_of_two_windows_the_coarser_sample_says_what_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of the window before that was thinned away is not foreign, however few there are in this one."""
-    monkeypatch.setattr("gates.sums.REQUESTS_CAP", 64)
+    monkeypatch.setattr("tidegate.gates.samples.REQUESTS_CAP", 64)
     many = [dataclasses.replace(event, name=f"r{i}") for i, event in enumerate(requests("canary", 100))]
     drive = Drive(flag("kind: safety_guard"))
     drive.window([*many, *requests("baseline", 40)])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from gates.bounds import quantile_ranks
-from gates.digest import Digest
-from gates.metrics import (
+from tests.gates.build import Event, arms_of, probes, requests, sums_of
+from tidegate.gates.bounds import quantile_ranks
+from tidegate.gates.digest import Digest
+from tidegate.gates.metrics import (
     ArmMetrics,
     difference,
     drift_interval,
@@ -19,8 +20,7 @@ from gates.metrics import (
     uplift,
     uplift_interval,
 )
-from gates.sums import Sums
-from tests.gates.build import Event, arms_of, probes, requests, sums_of
+from tidegate.gates.sums import Sums
 
 
 def metrics(events: list[Event], source: str = "gold_if_present", least: int = 2) -> tuple[ArmMetrics, ArmMetrics, str]:

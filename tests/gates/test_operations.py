@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from gates.unit import ASLEEP_AFTER, Clockwork, begin, dormant
-from schemas.canonical import sha256_of
-from schemas.decision import Decision
 from tests.gates.build import CLOCKWORK, PANE, PINNED, WINDOW, Drive, Event, exposures, flag, healthy, requests
+from tidegate.gates.unit import ASLEEP_AFTER, begin, dormant
+from tidegate.schemas.canonical import sha256_of
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import Decision
 
 KINDS = ("progressive_rollout", "quality_gated", "cost_guard", "safety_guard", "kill_switch")
 BROKEN = healthy(error=True)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from gates.bounds import alpha_for_window, excludes_from_above
-from gates.metrics import drift_interval, rate_n_opt, rate_surely_over
-from gates.power import Catch, Certainty, catch, certainty, judged_gates, kind_gates, rows_to_clear
-from gates.rules import QUALITY_GATES
-from schemas.manifest import PAGE, HardRule
 from tests.gates.build import Event, flag, requests, rule, sums_of
+from tidegate.gates.bounds import alpha_for_window, excludes_from_above
+from tidegate.gates.metrics import drift_interval, rate_n_opt, rate_surely_over
+from tidegate.gates.power import Catch, Certainty, catch, certainty, judged_gates, kind_gates, rows_to_clear
+from tidegate.gates.rules import QUALITY_GATES
+from tidegate.schemas.manifest import PAGE, HardRule
 
 BY_POINTS = flag()
 HARD = {one.kind: one for one in PAGE.abort_rules.hard}

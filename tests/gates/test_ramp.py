@@ -7,11 +7,6 @@ from typing import Any
 
 import pytest
 
-from gates.bounds import excludes_from_below
-from gates.digest import SKETCH
-from gates.unit import Clockwork
-from schemas.canonical import canonical, sha256_of
-from schemas.decision import Command, Decision
 from tests.gates.build import (
     CLOCKWORK,
     PANE,
@@ -24,6 +19,11 @@ from tests.gates.build import (
     probes,
     requests,
 )
+from tidegate.gates.bounds import excludes_from_below
+from tidegate.gates.digest import SKETCH
+from tidegate.schemas.canonical import canonical, sha256_of
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import Command, Decision
 
 BASELINE = [event for event in healthy() if event.arm == "baseline"]
 CANARY = [event for event in healthy() if event.arm == "canary"]

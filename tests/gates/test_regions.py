@@ -2,7 +2,7 @@
 
 import random
 
-from gates.regions import REGIONS_SHOWN, Regions
+from tidegate.gates.regions import REGIONS_SHOWN, Regions
 
 
 def plainly(hashes: dict[str, list[str]]) -> tuple[dict[str, list[str]], int] | None:

@@ -4,10 +4,10 @@ from typing import get_args
 
 import pytest
 
-from gates.remarks import NAMES, remarks
-from schemas.load import load_manifest
-from schemas.manifest import FlagKind
 from tests.gates.build import flag
+from tidegate.gates.remarks import NAMES, remarks
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.manifest import FlagKind
 
 FINE = {
     "progressive_rollout": "",

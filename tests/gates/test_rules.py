@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gates.bounds import excludes_from_above, excludes_from_below, interval
-from schemas.decision import GateResult, RuleResult
 from tests.gates.build import Event, compare, flag, gate, healthy, probes, requests, rule
+from tidegate.gates.bounds import excludes_from_above, excludes_from_below, interval
+from tidegate.schemas.decision import GateResult, RuleResult
 
 F = flag()
 GATES = (

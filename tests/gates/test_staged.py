@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from gates.bounds import excludes_from_below
-from gates.sequential import Levels
-from schemas.decision import Decision, GateResult
-from schemas.manifest import Flag
 from tests.gates.build import WINDOW, Drive, Event, flag, healthy, probes, requests
+from tidegate.gates.bounds import excludes_from_below
+from tidegate.gates.sequential import Levels
+from tidegate.schemas.decision import Decision, GateResult
+from tidegate.schemas.manifest import Flag
 
 POLICY = "evidence: sequential"
 

@@ -14,8 +14,8 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from streams.commands import main
-from streams.replay import partition_of
+from tidegate.streams.commands import main
+from tidegate.streams.dumps.log import partition_of
 
 HERE = Path(__file__).parent
 RENEW = "python -m tests.golden.make"

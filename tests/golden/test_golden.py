@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import rfc8785
 
-from streams.replay import first_difference
 from tests.golden.make import CASES, RENEW, decide, folder, log_of
+from tidegate.streams.audit.compare import first_difference
 
 ADVICE = f"If that is meant: {RENEW}, and read the diff of tests/golden before you commit it."
 

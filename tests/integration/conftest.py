@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from schemas.signed import PrivateKey, private_pem, public_line
-from streams.settings import Settings, load_settings
-from streams.topics import create_topics
+from tidegate.schemas.signed import PrivateKey, private_pem, public_line
+from tidegate.streams.kafka.topics import create_topics
+from tidegate.streams.settings import Settings, load_settings
 
 
 @pytest.fixture

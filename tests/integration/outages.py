@@ -29,18 +29,19 @@ from aiokafka.errors import KafkaTimeoutError
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec  # type: ignore[attr-defined]
 
-from schemas.correction import Correction
-from schemas.event import encode
-from schemas.load import load_manifest
-from schemas.timeline import Timeline
-from streams.publisher import TelemetryPublisher
-from streams.replay import by_unit, first_difference, replay
-from streams.settings import Settings, load_settings
-from streams.tail import tail
-from streams.topics import create_topics
 from tests.integration.broker import REPLICAS, BrokerUnavailable, LocalBroker, LocalCluster
 from tests.integration.test_worker import MANIFEST, PARTITIONS, telemetry
 from tests.integration.workers import WorkerProcess, dump, written
+from tidegate.schemas.correction import Correction
+from tidegate.schemas.event import encode
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.compare import by_unit, first_difference
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.client.publisher import TelemetryPublisher
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.kafka.topics import create_topics
+from tidegate.streams.settings import Settings, load_settings
 
 FULL_SECONDS = 60.0
 """How long a broker may take to end when its disk is full."""

@@ -29,8 +29,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from streams.settings import Settings, load_settings
 from tests.integration.broker import LocalBroker
+from tidegate.streams.settings import Settings, load_settings
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 DAY = datetime.timedelta(days=1)

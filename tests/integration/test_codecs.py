@@ -5,9 +5,9 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from streams.settings import Settings
 from tests.integration.test_worker import MANIFEST, await_written, replayed, telemetry
 from tests.integration.workers import WorkerProcess, running
+from tidegate.streams.settings import Settings
 
 __all__ = ["MANIFEST"]
 CODECS = (None, "gzip", "snappy", "lz4", "zstd")

@@ -13,20 +13,21 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from schemas.operation import Operation
-from schemas.signed import PrivateKey, sign
-from schemas.timeline import Timeline
-from streams.history import History
-from streams.manifests import load_trusted, read_files, sign_revision
-from streams.operations import is_order
-from streams.panes import NEVER, Run, partial_codec
-from streams.replay import Pipeline, by_unit
-from streams.retained import Retained, find
-from streams.settings import Settings
 from tests.commands.invoke import Done, tidegate
 from tests.integration.test_operations import MANIFEST, future_telemetry, send_at, wait_for, write
 from tests.integration.test_worker import PARTITIONS
 from tests.integration.workers import WorkerProcess, written
+from tidegate.schemas.operation import Operation
+from tidegate.schemas.signed import PrivateKey, sign
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.engine.gate_log import is_order, partial_codec
+from tidegate.streams.engine.pipeline import Pipeline
+from tidegate.streams.engine.runs import NEVER, Run
+from tidegate.streams.kafka.history import History
+from tidegate.streams.kafka.manifests import load_trusted, read_files, sign_revision
+from tidegate.streams.kafka.retained import Retained, find
+from tidegate.streams.settings import Settings
 
 
 def watermark(settings: Settings, timeline: Timeline, records: list[tuple[int, bytes, int]]) -> int:

@@ -11,15 +11,16 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from schemas.load import load_manifest
-from schemas.timeline import Timeline
-from streams.replay import by_unit, replay
-from streams.settings import Settings
-from streams.tail import tail
-from streams.topics import connect
 from tests.commands.invoke import tidegate
 from tests.integration.test_worker import MANIFEST, PARTITIONS, await_written, telemetry
 from tests.integration.workers import WorkerProcess, dump, publish, running
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.kafka.topics import connect
+from tidegate.streams.settings import Settings
 
 LOSING = 1
 """The partition whose records are deleted."""

@@ -15,17 +15,18 @@ import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from msgspec import structs
 
-from schemas.decision import Command, command_from_bytes
-from schemas.operation import Operation
-from schemas.signed import PrivateKey, TrustedKeys, public_line, sign
-from streams.commands import main
-from streams.control import ControlConsumer
-from streams.manifests import load_trusted, read_files, sign_revision
-from streams.replay import by_unit, replay
-from streams.settings import Settings
-from streams.tail import tail
 from tests.integration.test_worker import PARTITIONS, await_written, telemetry
 from tests.integration.workers import WorkerProcess, dump, publish, running
+from tidegate.schemas.decision import Command, command_from_bytes
+from tidegate.schemas.operation import Operation
+from tidegate.schemas.signed import PrivateKey, TrustedKeys, public_line, sign
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.client.control import ControlConsumer
+from tidegate.streams.commands import main
+from tidegate.streams.kafka.manifests import load_trusted, read_files, sign_revision
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.settings import Settings
 
 MANIFEST = """
 flags:

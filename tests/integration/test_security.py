@@ -18,21 +18,21 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from schemas.decision import Command
-from schemas.errors import TopicError
-from schemas.signed import PrivateKey, private_pem, public_line
-from streams.control import ControlConsumer
-from streams.manifests import load_trusted, sign_revision
-from streams.publisher import TelemetryPublisher
-from streams.replay import by_unit
-from streams.settings import Settings, load_settings
-from streams.topics import create_topics, topics
 from tests.commands.invoke import Done, tidegate
 from tests.integration.broker import BrokerUnavailable, give_up
 from tests.integration.secured import ROLES, Grant, Secured, password_of, read_grants, secured_broker
 from tests.integration.test_history import everything, members
 from tests.integration.test_operations import MANIFEST, future_telemetry, records, wait_for
 from tests.integration.workers import WorkerProcess, written
+from tidegate.schemas.decision import Command
+from tidegate.schemas.errors import TopicError
+from tidegate.schemas.signed import PrivateKey, private_pem, public_line
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.client.control import ControlConsumer
+from tidegate.streams.client.publisher import TelemetryPublisher
+from tidegate.streams.kafka.manifests import load_trusted, sign_revision
+from tidegate.streams.kafka.topics import create_topics, topics
+from tidegate.streams.settings import Settings, load_settings
 
 pytestmark = [
     pytest.mark.kafka,

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from streams.settings import Settings, load_settings
-from streams.topics import create_topics
 from tests.integration.broker import BrokerUnavailable, LocalBroker, give_up
 from tests.integration.test_operations import wait_for
 from tests.integration.test_worker import MANIFEST, PARTITIONS, telemetry
 from tests.integration.workers import WorkerProcess, publish, running
+from tidegate.streams.kafka.topics import create_topics
+from tidegate.streams.settings import Settings, load_settings
 
 __all__ = ["MANIFEST"]
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from schemas.decision import Decision
-from schemas.load import load_manifest
-from schemas.timeline import Timeline
-from streams.replay import by_unit, replay
-from streams.settings import Settings
 from tests.commands.invoke import tidegate
 from tests.integration.test_worker import MANIFEST, PARTITIONS, await_written, telemetry
 from tests.integration.workers import WorkerProcess, publish, running
+from tidegate.schemas.decision import Decision
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.settings import Settings
 
 __all__ = ["MANIFEST"]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from schemas.decision import Command
-from schemas.event import parse
-from streams.control import ControlConsumer
-from streams.publisher import TelemetryPublisher
-from streams.settings import load_settings
-from streams.tail import tail
-from streams.topics import connect, create_topics, topics
 from tests.streams.play import play
+from tidegate.schemas.decision import Command
+from tidegate.schemas.event import parse
+from tidegate.streams.client.control import ControlConsumer
+from tidegate.streams.client.publisher import TelemetryPublisher
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.kafka.topics import connect, create_topics, topics
+from tidegate.streams.settings import load_settings
 
 pytestmark = pytest.mark.kafka
 
@@ -61,7 +61,7 @@ def test_telemetry_goes_out_and_commands_come_in(kafka_broker: str) -> None:
 
 def test_the_demo_runs_against_a_broker_of_the_users_and_leaves_no_topics(kafka_broker: str, tmp_path: Path) -> None:
     """Its topics are its own, and gone afterwards."""
-    command = [sys.executable, "-m", "streams.commands", "demo", "--scenario", "errors", "--speed", "150"]
+    command = [sys.executable, "-m", "tidegate.streams.commands", "demo", "--scenario", "errors", "--speed", "150"]
     command += ["--broker", kafka_broker, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

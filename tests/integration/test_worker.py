@@ -14,16 +14,18 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import NewTopic
 from aiokafka.structs import RecordMetadata
 
-from gates.unit import Clockwork
-from schemas.correction import Correction
-from schemas.load import load_manifest
-from schemas.timeline import Timeline
-from streams import checkpoints
-from streams.replay import by_unit, partition_of, replay
-from streams.settings import Settings
-from streams.tail import tail
-from streams.topics import connect
 from tests.integration.workers import WorkerProcess, dump, publish, running, written
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.correction import Correction
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.dumps.log import partition_of
+from tidegate.streams.kafka import checkpoints
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.kafka.topics import connect
+from tidegate.streams.settings import Settings
 
 MANIFEST = """
 flags:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from streams.dumps import dump_line
-from streams.replay import by_unit
-from streams.settings import Settings
-from streams.tail import tail
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.dumps.records import dump_line
+from tidegate.streams.kafka.tail import tail
+from tidegate.streams.settings import Settings
 
 
 class WorkerProcess:
@@ -54,7 +54,7 @@ class WorkerProcess:
         """Start, or start again."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._pin, sys.executable, "-m", "streams.commands", "worker"],
+                [*self._pin, sys.executable, "-m", "tidegate.streams.commands", "worker"],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

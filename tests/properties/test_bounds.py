@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gates.bounds import (
+from tidegate.gates.bounds import (
     alpha_for_window,
     excludes_from_above,
     excludes_from_below,

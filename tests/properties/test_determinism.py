@@ -16,13 +16,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gates.unit import Clockwork
-from schemas.load import load_manifest
-from schemas.manifest import Flag
-from schemas.timeline import Timeline
-from streams.columns import GroupTable
-from streams.panes import PartitionState, Run, partial_codec
-from streams.windows import GateState, split
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.manifest import Flag
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import partial_codec, split
+from tidegate.streams.engine.gate_partition import GatePartition
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition
 
 PANE = 10_000
 CLOCKWORK = Clockwork(PANE, 5_000, "tidegate.telemetry")
@@ -146,8 +148,12 @@ class Deployment:
         self.logs, self.gates = logs, gates
         self.said = Said()
         self.partials: list[list[bytes]] = [[] for _ in range(gates)]
-        self.windows = [PartitionState.fresh(p, CLOCKWORK, GroupTable(Timeline.of(flags()))) for p in range(len(logs))]
-        self.deciders = [GateState.fresh(g, gates, len(logs), CLOCKWORK, Timeline.of(flags())) for g in range(gates)]
+        self.windows = [
+            SourcePartition.fresh(p, CLOCKWORK, EventClasses(Timeline.of(flags()))) for p in range(len(logs))
+        ]
+        self.deciders = [
+            GatePartition.fresh(g, gates, len(logs), CLOCKWORK, Timeline.of(flags())) for g in range(gates)
+        ]
         self.window_saves = [state.dump() for state in self.windows]
         self.gate_saves = [state.dump() for state in self.deciders]
 
@@ -175,11 +181,13 @@ class Deployment:
     def crash_window(self, partition: int) -> None:
         """Back to the last checkpoint: what was read since is read, and written, again."""
         blob = self.window_saves[partition]
-        self.windows[partition] = PartitionState.load(blob, partition, CLOCKWORK, GroupTable(Timeline.of(flags())))
+        self.windows[partition] = SourcePartition.load(blob, partition, CLOCKWORK, EventClasses(Timeline.of(flags())))
 
     def crash_gate(self, gate: int) -> None:
         blob = self.gate_saves[gate]
-        self.deciders[gate] = GateState.load(blob, gate, self.gates, len(self.logs), CLOCKWORK, Timeline.of(flags()))
+        self.deciders[gate] = GatePartition.load(
+            blob, gate, self.gates, len(self.logs), CLOCKWORK, Timeline.of(flags())
+        )
 
     def finish(self) -> Said:
         for partition in range(len(self.logs)):

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gates.digest import CHUNK, RANK_ERROR, Digest
+from tidegate.gates.digest import CHUNK, RANK_ERROR, Digest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

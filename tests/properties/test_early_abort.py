@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from gates.bounds import alpha_for_window
-from gates.metrics import ArmMetrics
-from gates.ramp import Ramp
-from gates.rules import Comparison
-from gates.sums import COUNTERS, COVERAGE_BITS, Sums
-from gates.unit import Clockwork, begin
-from gates.window import Arm, PaneUnit, Window
-from schemas.decision import Decision
 from tests.gates.build import PANE, flag
+from tidegate.gates.bounds import alpha_for_window
+from tidegate.gates.metrics import ArmMetrics
+from tidegate.gates.ramp import Ramp
+from tidegate.gates.rules import Comparison
+from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, Sums
+from tidegate.gates.unit import begin
+from tidegate.gates.window import Arm, PaneUnit, Window
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import Decision
 
 SEED = 20_240_607
 ALPHA = 0.05

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from gates.evidence import DETECTORS
-from gates.regions import Regions
-from gates.window import LostRange
-from schemas.catalogue import CAUSES, causes
-from schemas.decision import Decision
-from schemas.manifest import Flag
 from tests.gates.build import PANE, PINNED, WINDOW, Drive, Event, exposures, flag, healthy, requests
 from tests.gates.test_freeze import frozen
 from tests.properties.test_problems import PROBLEMS as ALL
 from tests.properties.test_problems import Problem, by_hash
+from tidegate.gates.evidence import DETECTORS
+from tidegate.gates.regions import Regions
+from tidegate.gates.window import LostRange
+from tidegate.schemas.catalogue import CAUSES, causes
+from tidegate.schemas.decision import Decision
+from tidegate.schemas.manifest import Flag
 
 BOUNCED = [Event(arm, sticky="both") for arm in ("baseline", "canary")]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from schemas.decision import Decision
 from tests.gates.build import APPLIED, PINNED, WINDOW, Drive, Event, flag, healthy, probes, requests
+from tidegate.schemas.decision import Decision
 
 NO_RULES = "abort_rules: {hard: []}\npolicy: {quality_gain: off}"
 FLAG = flag(NO_RULES)

@@ -17,23 +17,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates import unit
-from gates.unit import Clockwork
-from schemas.decision import decision_from_bytes
-from schemas.load import load_manifest
-from schemas.operation import Operation
-from schemas.timeline import Revision, Timeline
-from streams.again import Again, Asked, PlacedGate
-from streams.columns import GroupTable
-from streams.commands.outcomes import After
-from streams.commands.replay import _reached
-from streams.history import Extent
-from streams.panes import PartitionState, Run, partial_codec
-from streams.past import Past, place_orders
-from streams.replay import by_unit
-from streams.retained import Agent, Cut, Entry, Retained, Shape
-from streams.settings import load_settings
-from streams.windows import GateState, Order, gate_of, order_codec, split, switches
+from tidegate.gates import unit
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import decision_from_bytes
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.operation import Operation
+from tidegate.schemas.timeline import Revision, Timeline
+from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.audit.recorded import Recorded, place_orders
+from tidegate.streams.audit.topic_replay import PlacedGate, ReplayRequest, TopicReplay
+from tidegate.streams.commands.outcomes import After
+from tidegate.streams.commands.replay import _reached
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import Order, gate_of, order_codec, partial_codec, split
+from tidegate.streams.engine.gate_partition import GatePartition, switches
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition
+from tidegate.streams.kafka.history import Extent
+from tidegate.streams.kafka.retained import Agent, Entry, ResumePoint, Retained, Shape
+from tidegate.streams.settings import load_settings
 
 PANE = 10_000
 CLOCKWORK = Clockwork(PANE, 5_000, "tidegate.telemetry")
@@ -192,16 +194,16 @@ class Live:
         self.operations: dict[Operation, int] = {}
         self.put: list[int] = [0] * gates
         self.switched: set[tuple[str, int]] = set()
-        self.table = GroupTable(self.timeline)
-        self.windows = [PartitionState.fresh(p, CLOCKWORK, self.table) for p in range(PARTITIONS)]
+        self.table = EventClasses(self.timeline)
+        self.windows = [SourcePartition.fresh(p, CLOCKWORK, self.table) for p in range(PARTITIONS)]
         self.deciders = [self._fresh(gate) for gate in range(gates)]
         self.kept: tuple[list[list[Entry]], list[list[Entry]]] = ([[] for _ in range(gates)], [[], [], []])
         self.blobs: list[bytes] = []
         self.now = START
         self._run()
 
-    def _fresh(self, gate: int) -> GateState:
-        return GateState.fresh(gate, self.gates, PARTITIONS, CLOCKWORK, self.timeline)
+    def _fresh(self, gate: int) -> GatePartition:
+        return GatePartition.fresh(gate, self.gates, PARTITIONS, CLOCKWORK, self.timeline)
 
     def _run(self) -> None:
         rng, alive = self.rng, set(range(PARTITIONS))
@@ -292,11 +294,11 @@ class Live:
         partition, gate = rng.randrange(PARTITIONS), rng.randrange(self.gates)
         if self.kept[1][partition]:
             blob = self.blobs[self.kept[1][partition][-1].parts[0]]
-            self.windows[partition] = PartitionState.load(blob, partition, CLOCKWORK, self.table)
+            self.windows[partition] = SourcePartition.load(blob, partition, CLOCKWORK, self.table)
             alive.add(partition)
         if self.kept[0][gate]:
             blob = self.blobs[self.kept[0][gate][-1].parts[0]]
-            state = GateState.load(blob, gate, self.gates, PARTITIONS, CLOCKWORK, self.timeline)
+            state = GatePartition.load(blob, gate, self.gates, PARTITIONS, CLOCKWORK, self.timeline)
         else:
             state = self._fresh(gate)
         self.deciders[gate] = state
@@ -309,12 +311,14 @@ class Live:
     def retained(self, firsts: Sequence[int] = (0, 0, 0)) -> Retained:
         return Retained(*self.kept, firsts)
 
-    def asked(self) -> Asked:
+    def asked(self) -> ReplayRequest:
         values = by_unit(self.decisions)
         chains = {unit: [decision_from_bytes(line) for line in lines] for unit, lines in values.items()}
-        return Asked(self.timeline, self.operations, CLOCKWORK, Past(chains, values, self.commands), self.now + 1)
+        return ReplayRequest(
+            self.timeline, self.operations, CLOCKWORK, Recorded(chains, values, self.commands), self.now + 1
+        )
 
-    def place(self, asked: Asked, cut: Cut, gone: Sequence[int]) -> None:
+    def place(self, asked: ReplayRequest, cut: ResumePoint, gone: Sequence[int]) -> None:
         """Find where the orders stand in what is left of the gates' logs; ``gone``: the first offsets that are."""
         kept = {
             gate: (first, len(entries)) for gate, (first, entries) in enumerate(zip(gone, self.entries, strict=True))
@@ -351,18 +355,18 @@ def after(lines: Sequence[bytes], start: int | None) -> dict[str, list[bytes]]:
 class Taken:
     """What was decided again."""
 
-    cut: Cut
+    cut: ResumePoint
     decisions: list[bytes]
     commands: list[bytes]
     corrections: dict[bytes, int]
     difference: str | None
 
 
-def again(live: Live, asked: Asked, cut: Cut, rng: random.Random) -> Taken:
+def again(live: Live, asked: ReplayRequest, cut: ResumePoint, rng: random.Random) -> Taken:
     """All of the gates' logs that is older than the checkpoints may be gone."""
     live.place(asked, cut, [0 if gate is None else rng.choice([0, gate.mark.next]) for gate in cut.gates])
     corrected: list[Any] = []
-    found = Again(asked, live.load(cut.gates), live.load(cut.windows), corrected.append)
+    found = TopicReplay(asked, live.load(cut.gates), live.load(cut.windows), corrected.append)
     decisions, commands = [], []
     for decision, command in found.decide(live.runs(found.positions, rng)):
         decisions.append(decision.to_bytes())
@@ -371,7 +375,7 @@ def again(live: Live, asked: Asked, cut: Cut, rng: random.Random) -> Taken:
     return Taken(cut, decisions, commands, corrections, found.difference(decisions, commands))
 
 
-def latest(kept: Retained, asked: Asked, start: int) -> Cut | None:
+def latest(kept: Retained, asked: ReplayRequest, start: int) -> ResumePoint | None:
     return kept.latest([asked.before(start, gate, len(kept.gates)) for gate in range(len(kept.gates))])
 
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from schemas.decision import Decision
 from tests.gates.build import CLOCKWORK, PANE, Drive, Event, flag, healthy
+from tidegate.schemas.decision import Decision
 
 RUNS = 12
 FATES: tuple[list[Event], ...] = (

@@ -9,11 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.evidence import DETECTORS
-from gates.regions import Regions
-from schemas.decision import Decision
-from schemas.event import ToolCall
-from schemas.manifest import Flag
 from tests.gates.build import (
     APPLIED,
     PANE,
@@ -29,6 +24,11 @@ from tests.gates.build import (
     labels,
     requests,
 )
+from tidegate.gates.evidence import DETECTORS
+from tidegate.gates.regions import Regions
+from tidegate.schemas.decision import Decision
+from tidegate.schemas.event import ToolCall
+from tidegate.schemas.manifest import Flag
 
 ENOUGH = 400
 """Values in each arm with which a drift can be proved at a pane."""

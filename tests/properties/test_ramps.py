@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gates.metrics import ArmMetrics
-from gates.rules import SLACK
-from gates.sequential import Levels, Sequential
-from gates.staged import StagedRamp
-from gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
-from gates.unit import Clockwork, begin
-from gates.window import Arm, PaneUnit
-from schemas.decision import Decision
 from tests.gates.build import flag
+from tidegate.gates.metrics import ArmMetrics
+from tidegate.gates.rules import SLACK
+from tidegate.gates.sequential import Levels, Sequential
+from tidegate.gates.staged import StagedRamp
+from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
+from tidegate.gates.unit import begin
+from tidegate.gates.window import Arm, PaneUnit
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import Decision
 
 Floats = NDArray[np.float64]
 FLAG = flag("policy: {evidence: sequential}\nwindow: {length: 15m}")

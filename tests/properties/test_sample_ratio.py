@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gates.assignments import RATIO_ALPHA, Assignments
-from gates.bounds import log_odds_sample_ratio
-from gates.ramp import Ramp
-from gates.sums import COUNTERS, Sums
-from gates.unit import begin
-from gates.window import Arm, PaneUnit
 from tests.gates.build import CLOCKWORK, PANE, flag
+from tidegate.gates.assignments import RATIO_ALPHA, Assignments
+from tidegate.gates.bounds import log_odds_sample_ratio
+from tidegate.gates.ramp import Ramp
+from tidegate.gates.sums import COUNTERS, Sums
+from tidegate.gates.unit import begin
+from tidegate.gates.window import Arm, PaneUnit
 
 SEED = 20_240_611
 RAMPS = 2_000

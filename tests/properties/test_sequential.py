@@ -8,15 +8,16 @@ from functools import partial
 import numpy as np
 import pytest
 
-from gates.metrics import rate_surely_over
-from gates.sequential import Levels, Share
-from gates.stage import StageEvidence
-from gates.staged import StagedRamp
-from gates.sums import COUNTERS, Ints, Sums
-from gates.unit import begin
-from gates.window import Arm
-from schemas.manifest import PAGE
 from tests.gates.build import CLOCKWORK, flag
+from tidegate.gates.arrays import Ints
+from tidegate.gates.metrics import rate_surely_over
+from tidegate.gates.sequential import Levels, Share
+from tidegate.gates.stage import StageEvidence
+from tidegate.gates.staged import StagedRamp
+from tidegate.gates.sums import COUNTERS, Sums
+from tidegate.gates.unit import begin
+from tidegate.gates.window import Arm
+from tidegate.schemas.manifest import PAGE
 
 RAMPS, LOOKS, STEP = 2_000, 40, 50
 RAMP = flag("policy: {evidence: sequential}")

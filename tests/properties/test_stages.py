@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gates.bounds import excludes_from_above, quantile_ranks
-from gates.metrics import ArmMetrics, rate_n_opt, rate_surely_over
-from gates.sequential import Levels, Sequential
-from gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
-from schemas.manifest import Flag
 from tests.gates.build import flag
+from tidegate.gates.bounds import excludes_from_above, quantile_ranks
+from tidegate.gates.metrics import ArmMetrics, rate_n_opt, rate_surely_over
+from tidegate.gates.sequential import Levels, Sequential
+from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
+from tidegate.schemas.manifest import Flag
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.load import load_manifest
-from schemas.timeline import Revision, Timeline
-from streams.chain import read_link
-from streams.commands.watch import _Board
-from streams.ledger import acting
-from streams.windows import Order
 from tests.streams.events import NOON, PANE, healthy_pane, written
-from tests.streams.test_operations import Gate, by
+from tests.streams.kafka.test_operations import Gate, by
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Revision, Timeline
+from tidegate.streams.audit.chain import read_link
+from tidegate.streams.audit.ledger import acting
+from tidegate.streams.commands.watch import _Board
+from tidegate.streams.engine.gate_log import Order
 
 FLAG = """
 flags:

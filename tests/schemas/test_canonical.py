@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.canonical import canonical, sha256_of
+from tidegate.schemas.canonical import canonical, sha256_of
 
 json_values = st.recursive(
     st.none()

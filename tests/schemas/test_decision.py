@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.canonical import sha256_of
-from schemas.decision import (
+from tidegate.schemas.canonical import sha256_of
+from tidegate.schemas.decision import (
     Command,
     Decision,
     Engine,
@@ -26,7 +26,7 @@ from schemas.decision import (
     decision_from_bytes,
     seal_decision,
 )
-from schemas.errors import EventError
+from tidegate.schemas.errors import EventError
 
 SHA = "sha256:" + "0" * 64
 

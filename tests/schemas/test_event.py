@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import schemas.event
-from schemas.errors import EventError
-from schemas.event import FUTURE_MS, TelemetryEvent, encode, parse, too_deep
+import tidegate.schemas.event
+from tidegate.schemas.errors import EventError
+from tidegate.schemas.event import FUTURE_MS, TelemetryEvent, encode, parse, too_deep
 
 TS = 1_700_000_000_000
 
@@ -287,7 +287,7 @@ class TestNotJson:
         def depth(part: Any) -> int:
             return 1 + max(map(depth, part), default=0) if isinstance(part, list) else 0
 
-        with patch.object(schemas.event, "MAX_DEPTH", 2):
+        with patch.object(tidegate.schemas.event, "MAX_DEPTH", 2):
             for text in (json.dumps(tree), json.dumps({"a": tree}, ensure_ascii=False)):
                 deepest = depth(tree) + (text[0] == "{")
                 assert too_deep(text.encode()) == (deepest > 2)

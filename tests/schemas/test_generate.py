@@ -9,13 +9,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import event, generate
-from schemas.decision import command_from_bytes, decision_from_bytes, seal_decision
-from schemas.errors import EventError
-from schemas.load import load_manifest
-from schemas.signed import Kind, PrivateKey, sign
 from tests.schemas.test_decision import command, decision
 from tests.schemas.test_manifest import PAGE_YAML, bodies, nest
+from tidegate.schemas import event, generate
+from tidegate.schemas.decision import command_from_bytes, decision_from_bytes, seal_decision
+from tidegate.schemas.errors import EventError
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.signed import Kind, PrivateKey, sign
 
 
 def validator(name: str) -> Any:

@@ -9,11 +9,11 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from schemas.canonical import canonical
-from schemas.errors import ManifestError
-from schemas.event import PINS
-from schemas.load import load_manifest, read_manifest
-from schemas.manifest import (
+from tidegate.schemas.canonical import canonical
+from tidegate.schemas.errors import ManifestError
+from tidegate.schemas.event import PINS
+from tidegate.schemas.load import load_manifest, read_manifest
+from tidegate.schemas.manifest import (
     PAGE,
     Flag,
     Manifest,

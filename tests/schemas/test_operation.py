@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from schemas.decision import OperationBy
-from schemas.errors import InputError, Refusal, SignatureError
-from schemas.operation import Operation, check_time, parse_operation, read_operation
-from schemas.signed import key_id, sign
 from tests.schemas.test_signed import HERE, KEY, OTHER, TRUSTED
+from tidegate.schemas.decision import OperationBy
+from tidegate.schemas.errors import InputError, Refusal, SignatureError
+from tidegate.schemas.operation import Operation, check_time, parse_operation, read_operation
+from tidegate.schemas.signed import key_id, sign
 
 GIVEN: dict[str, Any] = {"actor": "Ada", "flag": "answer", "kind": "kill", "reason": "it löst", "ts": 1_700_000_000_000}
 KILL = Operation(**GIVEN)

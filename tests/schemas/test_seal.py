@@ -7,9 +7,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import SignatureError
-from schemas.seal import KEY, SIGNATURE, Headers, sign_record, verify_record
-from schemas.signed import key_id, sign
+from tidegate.schemas.errors import SignatureError
+from tidegate.schemas.seal import KEY, SIGNATURE, Headers, sign_record, verify_record
+from tidegate.schemas.signed import key_id, sign
 
 ALICE, BOB = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
 TRUSTED = {key_id(ALICE.public_key()): ALICE.public_key()}

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from schemas.errors import InputError, SignatureError
-from schemas.signed import (
+from tidegate.schemas.errors import InputError, SignatureError
+from tidegate.schemas.signed import (
     MAX_BYTES,
     Kind,
     PrivateKey,

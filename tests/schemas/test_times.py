@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.event import MAX_TS, MIN_TS
-from schemas.times import FromNow, clock, iso, read_moment, readable, shaped
+from tidegate.schemas.event import MAX_TS, MIN_TS
+from tidegate.schemas.times import FromNow, clock, iso, read_moment, readable, shaped
 
 NOON = 1_700_000_000_000
 HOUR = 3_600_000

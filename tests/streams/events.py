@@ -6,14 +6,17 @@ from typing import Any
 
 import msgspec
 
-from gates.sums import StateCodec, Sums
-from gates.unit import Clockwork
-from gates.window import PaneUnit
-from schemas.load import load_manifest
-from schemas.manifest import Flag
-from schemas.timeline import Timeline
-from streams.columns import GroupTable
-from streams.panes import Partial, PartitionState, Run, Step
+from tidegate.gates.codec import StateCodec
+from tidegate.gates.sums import Sums
+from tidegate.gates.window import PaneUnit
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.manifest import Flag
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import Partial
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition, Step
 
 PANE, LATENESS = 10_000, 10_000
 CLOCKWORK = Clockwork(PANE, LATENESS, "tidegate.telemetry")
@@ -70,8 +73,8 @@ def tick(ts: int) -> bytes:
     return b'{"kind":"tick","ts":%d}' % ts
 
 
-def fresh(first: int = 0, partition: int = 0, text: str = MANIFEST) -> PartitionState:
-    return PartitionState.fresh(partition, CLOCKWORK, GroupTable(Timeline.of(flags(text))), first)
+def fresh(first: int = 0, partition: int = 0, text: str = MANIFEST) -> SourcePartition:
+    return SourcePartition.fresh(partition, CLOCKWORK, EventClasses(Timeline.of(flags(text))), first)
 
 
 def partials_of(values: list[bytes | None], timestamps: list[int] | None = None, text: str = MANIFEST) -> list[Partial]:

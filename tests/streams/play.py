@@ -4,16 +4,17 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from gates.unit import Clockwork
-from schemas.decision import Command, Decision
-from schemas.event import TelemetryEvent, encode
-from schemas.load import load_manifest
-from schemas.manifest import Flag
-from schemas.timeline import Timeline
-from streams.panes import Run
-from streams.replay import Pipeline, partition_of
-from streams.scenarios import SCENARIOS, SHORT, waits
-from streams.simulate import Arrival, Simulation, read_trace
+from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.decision import Command, Decision
+from tidegate.schemas.event import TelemetryEvent, encode
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.manifest import Flag
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.dumps.log import partition_of
+from tidegate.streams.engine.pipeline import Pipeline
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.simulation.scenarios import SCENARIOS, SHORT, waits
+from tidegate.streams.simulation.service import Arrival, Simulation, read_trace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRACE = EXAMPLES / "data" / "azure_llm_conv_2023.csv.gz"

@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.canonical import sha256_of
-from schemas.correction import Correction, correction_from_bytes
-from schemas.decision import Command, Decision
-from schemas.errors import EventError
-from schemas.load import load_manifest
-from schemas.timeline import Timeline
-from streams import panes
-from streams.columns import GroupTable
-from streams.panes import PartitionState, Run, partial_codec
-from streams.windows import GateState
 from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, RAMP, healthy_pane, probes, served, tick, written
+from tidegate.schemas.canonical import sha256_of
+from tidegate.schemas.correction import Correction, correction_from_bytes
+from tidegate.schemas.decision import Command, Decision
+from tidegate.schemas.errors import EventError
+from tidegate.schemas.load import load_manifest
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine import source_partition as panes
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import partial_codec
+from tidegate.streams.engine.gate_partition import GatePartition
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition
 
 STEADY = RAMP.replace("stages: [0.25, 1.0]", "stages: [0.25]")
 """At its last stage: window after window of 20 s, without a ramp step between them."""
@@ -40,9 +42,9 @@ class Watch:
 
     def __post_init__(self) -> None:
         self.timeline = Timeline.of(load_manifest(self.text).flags)
-        table = GroupTable(self.timeline)
-        self.states = [PartitionState.fresh(p, CLOCKWORK, table) for p in range(self.partitions)]
-        self.gate = GateState.fresh(0, 1, self.partitions, CLOCKWORK, self.timeline)
+        table = EventClasses(self.timeline)
+        self.states = [SourcePartition.fresh(p, CLOCKWORK, table) for p in range(self.partitions)]
+        self.gate = GatePartition.fresh(0, 1, self.partitions, CLOCKWORK, self.timeline)
         self.entries = 0
 
     def read(self, values: Sequence[bytes | None], partition: int = 0) -> None:
@@ -54,9 +56,11 @@ class Watch:
             self.corrections += self.gate.take_corrections()
             self.entries += 1
             if self.restarts:
-                self.gate = GateState.load(self.gate.dump(), 0, 1, self.partitions, CLOCKWORK, self.timeline)
+                self.gate = GatePartition.load(self.gate.dump(), 0, 1, self.partitions, CLOCKWORK, self.timeline)
         if self.restarts:
-            self.states[partition] = PartitionState.load(state.dump(), partition, CLOCKWORK, GroupTable(self.timeline))
+            self.states[partition] = SourcePartition.load(
+                state.dump(), partition, CLOCKWORK, EventClasses(self.timeline)
+            )
 
     def panes(self, first: int, last: int, **canary: Any) -> None:
         """Healthy panes, the last of them closed by the first event of the pane after lateness."""

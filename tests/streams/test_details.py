@@ -13,19 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.sums import COUNTERS, KEYS_CAP, StateCodec, Sums
-from gates.window import HASHES_CAP, NAMESPACES_CAP, PaneUnit
-from schemas.decision import Decision
-from schemas.errors import EventError
-from schemas.event import ToolCall, parse
-from schemas.manifest import Flag
-from schemas.timeline import Timeline
-from streams.columns import LEAN_AGAIN, GroupTable
-from streams.panes import Partial, PartitionState, Run
-from streams.replay import Pipeline
-from streams.windows import GateState
 from tests.gates.build import PINNED, Event, bucket, hashed, seen
 from tests.streams.events import CLOCKWORK, NOON, PANE, content, draw_runs, flags, healthy_pane, served, tick, written
+from tidegate.gates.codec import StateCodec
+from tidegate.gates.samples import KEYS_CAP
+from tidegate.gates.sums import COUNTERS, Sums
+from tidegate.gates.window import HASHES_CAP, NAMESPACES_CAP, PaneUnit
+from tidegate.schemas.decision import Decision
+from tidegate.schemas.errors import EventError
+from tidegate.schemas.event import ToolCall, parse
+from tidegate.schemas.manifest import Flag
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.columns import LEAN_AGAIN
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import Partial
+from tidegate.streams.engine.gate_partition import GatePartition
+from tidegate.streams.engine.pipeline import Pipeline
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition
 
 TEXT = """
 flags:
@@ -42,12 +47,12 @@ seeds = st.integers(0, 2**32 - 1)
 _units = StateCodec(PaneUnit)
 
 
-def state(text: str = TEXT, *, lean: bool = True) -> PartitionState:
+def state(text: str = TEXT, *, lean: bool = True) -> SourcePartition:
     """A fresh partition; not ``lean``: every run is decoded into the full struct."""
-    table = GroupTable(Timeline.of(flags(text)))
+    table = EventClasses(Timeline.of(flags(text)))
     if not lean:
         table.runs_until_lean = 10**9
-    return PartitionState.fresh(0, CLOCKWORK, table)
+    return SourcePartition.fresh(0, CLOCKWORK, table)
 
 
 def unit_of(values: Sequence[bytes | None], text: str = TEXT, **how: bool) -> PaneUnit:
@@ -272,7 +277,7 @@ def test_a_restore_at_any_point_and_any_cut_gives_the_same_partials(seed: int, l
     for run in draw_runs(rng, log):
         found += [content(partial) for partial in one.step(run).partials]
         if rng.random() < 0.3:
-            one = PartitionState.load(one.dump(), 0, CLOCKWORK, GroupTable(Timeline.of(flags(TEXT))))
+            one = SourcePartition.load(one.dump(), 0, CLOCKWORK, EventClasses(Timeline.of(flags(TEXT))))
     assert found == expected
 
 
@@ -388,7 +393,9 @@ def test_a_gate_that_is_read_back_compares_regions_as_before() -> None:
     for cut in range(0, len(log), 20):
         pipeline = Pipeline(Timeline.of(flags(REPORTED)), 1, CLOCKWORK)
         made = [decision.to_bytes() for decision, _ in pipeline.step(0, Run(0, log[:cut]))]
-        pipeline.gates[0] = GateState.load(pipeline.gates[0].dump(), 0, 1, 1, CLOCKWORK, Timeline.of(flags(REPORTED)))
+        pipeline.gates[0] = GatePartition.load(
+            pipeline.gates[0].dump(), 0, 1, 1, CLOCKWORK, Timeline.of(flags(REPORTED))
+        )
         made += [decision.to_bytes() for decision, _ in pipeline.step(0, Run(cut, log[cut:]))]
         assert made == expected
 

@@ -24,23 +24,6 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from schemas.canonical import canonical
-from schemas.decision import Command, Decision, OperationBy, command_from_bytes, decision_from_bytes
-from schemas.errors import EventError
-from schemas.event import MAX_BYTES, Versions, parse
-from schemas.timeline import Timeline
-from streams.app import FORWARD_BYTES, FORWARD_CUT, Worker
-from streams.commands import kill, watch
-from streams.commands.explain import explain
-from streams.commands.screen import gates_table, order, outcome, plain_gates, problems
-from streams.control import ControlConsumer
-from streams.dumps import dump_line
-from streams.fetch import FetchedRun
-from streams.health import UNITS_MAX, Metrics
-from streams.panes import Run
-from streams.publisher import TelemetryPublisher
-from streams.replay import Pipeline, read_record
-from streams.settings import load_settings
 from tests.commands.invoke import tidegate
 from tests.streams.events import (
     CLOCKWORK,
@@ -58,6 +41,24 @@ from tests.streams.events import (
     tick,
     written,
 )
+from tidegate.schemas.canonical import canonical
+from tidegate.schemas.decision import Command, Decision, OperationBy, command_from_bytes, decision_from_bytes
+from tidegate.schemas.errors import EventError
+from tidegate.schemas.event import MAX_BYTES, Versions, parse
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.client.control import ControlConsumer
+from tidegate.streams.client.publisher import TelemetryPublisher
+from tidegate.streams.commands import kill, watch
+from tidegate.streams.commands.explain import explain
+from tidegate.streams.dumps.log import read_record
+from tidegate.streams.dumps.records import dump_line
+from tidegate.streams.engine.pipeline import Pipeline
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.report.terminal import gates_table, order, outcome, plain_gates, problems
+from tidegate.streams.settings import load_settings
+from tidegate.streams.worker.app import FORWARD_BYTES, FORWARD_CUT, Worker
+from tidegate.streams.worker.fetch import FetchedRun
+from tidegate.streams.worker.health import UNITS_MAX, Metrics
 
 MEGABYTE = 1 << 20
 TEXTS = {

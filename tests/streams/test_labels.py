@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from schemas.decision import Decision
-from schemas.timeline import Timeline
-from streams.columns import hash_of
-from streams.replay import replay
-from streams.tally import Tally
 from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, PINS, RAMP, flags, probes, served, tick, written
 from tests.streams.test_corrections import STEADY, Watch
+from tidegate.schemas.decision import Decision
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.engine.event_classes import hash_of
+from tidegate.streams.engine.tally import Tally
 
 SILENT = {"delta_s": None, "coverage": None, "solved": None}
 WORDS = {"delta_s": 0.05, "coverage": 0.9, "solved": True}
@@ -177,7 +177,7 @@ def test_restarts_cuts_and_partitions_in_any_order_hear_the_same_labels(seed: in
 
 def test_of_very_many_requests_a_pane_sends_on_those_of_the_smallest_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A record has to hold them; the stage then follows as few."""
-    monkeypatch.setattr("gates.window.PANE_REQUESTS_CAP", 8)
+    monkeypatch.setattr("tidegate.gates.window.PANE_REQUESTS_CAP", 8)
     watch = Watch()
     watch.read(written([served(i, NOON, "canary") for i in range(50)]))
     watch.read([tick(NOON + 3 * PANE)])

@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.decision import Command, Decision
-from schemas.errors import HoleError, InputError
-from schemas.timeline import Timeline
-from streams.panes import PartitionState, Run, partial_codec
-from streams.replay import Pipeline, replay
-from streams.windows import GateState, pieces
 from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, RAMP, flags, fresh, healthy_pane, tick, written
+from tidegate.schemas.decision import Command, Decision
+from tidegate.schemas.errors import HoleError, InputError
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.audit.replay import replay
+from tidegate.streams.engine.gate_log import partial_codec, pieces
+from tidegate.streams.engine.gate_partition import GatePartition
+from tidegate.streams.engine.pipeline import Pipeline
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition
 
 Outcome = tuple[Decision, Command | None]
 WINDOW = 20_000
@@ -47,7 +50,7 @@ def decided(values: list[bytes | None], first: int, following: int) -> list[Outc
     outcomes = list(pipeline.step(0, Run(0, values[:first])))
     state = pipeline.partitions[0]
     state.lose(following)
-    pipeline.partitions[0] = PartitionState.load(state.dump(), 0, CLOCKWORK, pipeline.table)
+    pipeline.partitions[0] = SourcePartition.load(state.dump(), 0, CLOCKWORK, pipeline.table)
     return outcomes + list(pipeline.step(0, Run(following, values[following:])))
 
 
@@ -160,10 +163,10 @@ def test_a_gate_whose_own_log_lost_entries_holds_what_they_touch(first: int, cou
     while any(queues):
         mixed.append(rnd.choice([queue for queue in queues if queue]).pop(0))
     following = min(first + count, len(mixed) - 8)
-    gate = GateState.fresh(0, 1, 2, CLOCKWORK, TIMELINE)
+    gate = GatePartition.fresh(0, 1, 2, CLOCKWORK, TIMELINE)
     live = [out for at in range(first) for out in gate.step(at, partial_codec.load(mixed[at]))]
     gate.lose(following)
-    gate = GateState.load(gate.dump(), 0, 1, 2, CLOCKWORK, TIMELINE)
+    gate = GatePartition.load(gate.dump(), 0, 1, 2, CLOCKWORK, TIMELINE)
     live += [out for at in range(following, len(mixed)) for out in gate.step(at, partial_codec.load(mixed[at]))]
     touched = {
         pane for entry in mixed[first:following] for pane in [(partial_codec.load(entry).pane * PANE - NOON) // PANE]
@@ -185,7 +188,7 @@ def test_a_gate_whose_own_log_lost_entries_holds_what_they_touch(first: int, cou
 
 def test_without_a_word_a_gate_does_not_go_on() -> None:
     values = entries(0)
-    gate = GateState.fresh(0, 1, 1, CLOCKWORK, TIMELINE)
+    gate = GatePartition.fresh(0, 1, 1, CLOCKWORK, TIMELINE)
     list(gate.step(0, partial_codec.load(values[0])))
     with pytest.raises(HoleError):
         list(gate.step(2, partial_codec.load(values[2])))

@@ -11,8 +11,8 @@ import pytest
 import structlog
 from pydantic import ValidationError
 
-from schemas.errors import SettingsError
-from streams.settings import Settings, load_settings
+from tidegate.schemas.errors import SettingsError
+from tidegate.streams.settings import Settings, load_settings
 
 README = Path(__file__).parents[2] / "README.md"
 OPENS, HIDDEN = "hunter2", "hunter2 or so"

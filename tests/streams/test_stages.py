@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import yaml
 
-from schemas.decision import Decision
-from schemas.timeline import Timeline
-from streams.columns import GroupTable
-from streams.panes import Partial, PartitionState, Run, partial_codec
-from streams.windows import GateState
 from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, draw_runs, flags, probes, served, tick, written
 from tests.streams.reference import Partition
 from tests.streams.stages import Ramp
+from tidegate.schemas.decision import Decision
+from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import Partial, partial_codec
+from tidegate.streams.engine.gate_partition import GatePartition
+from tidegate.streams.engine.runs import Run
+from tidegate.streams.engine.source_partition import SourcePartition
 
 MANIFEST = """
 flags:
@@ -97,25 +99,25 @@ def logs(fate: str, seed: int) -> list[Log]:
 
 def partials(log: Log, partition: int, rng: random.Random | None = None) -> list[Partial]:
     """The panes of one partition; with ``rng`` cut into runs by chance, with restarts between them."""
-    table = GroupTable(Timeline.of(flags(MANIFEST)))
-    state = PartitionState.fresh(partition, CLOCKWORK, table, 0)
+    table = EventClasses(Timeline.of(flags(MANIFEST)))
+    state = SourcePartition.fresh(partition, CLOCKWORK, table, 0)
     if rng is None:
         return state.step(Run(0, log)).partials
     found = []
     for run in draw_runs(rng, log):
         found += state.step(run).partials
         if rng.random() < 0.1:
-            state = PartitionState.load(state.dump(), partition, CLOCKWORK, GroupTable(Timeline.of(flags(MANIFEST))))
+            state = SourcePartition.load(state.dump(), partition, CLOCKWORK, EventClasses(Timeline.of(flags(MANIFEST))))
     return found
 
 
 def decided(sent: list[Partial], rng: random.Random | None = None) -> list[Decision]:
     """What the gate says of them; with ``rng`` restarted now and then."""
-    state, found = GateState.fresh(0, 1, PARTITIONS, CLOCKWORK, Timeline.of(flags(MANIFEST))), []
+    state, found = GatePartition.fresh(0, 1, PARTITIONS, CLOCKWORK, Timeline.of(flags(MANIFEST))), []
     for offset, partial in enumerate(sent):
         found += [d for d, _ in state.step(offset, partial_codec.load(partial_codec.dump(partial)))]
         if rng is not None and rng.random() < 0.3:
-            state = GateState.load(state.dump(), 0, 1, PARTITIONS, CLOCKWORK, Timeline.of(flags(MANIFEST)))
+            state = GatePartition.load(state.dump(), 0, 1, PARTITIONS, CLOCKWORK, Timeline.of(flags(MANIFEST)))
     return found
 
 

@@ -1,0 +1,73 @@
+"""States as bytes and back."""
+
+from collections.abc import Generator, Hashable, Mapping
+from typing import Any, Generic, TypeVar, get_type_hints
+
+import msgspec
+
+from tidegate.gates.digest import Digest
+from tidegate.gates.samples import IdSample
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Digest | IdSample):
+        return value.dump()
+    raise NotImplementedError(type(value))
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if issubclass(kind, Digest | IdSample):
+        return kind.load(value)
+    raise NotImplementedError(kind)
+
+
+class StateCodec(Generic[T]):
+    """MessagePack of a state struct, digests and samples included.
+
+    A large state is written and read in parts, each as ``msgspec.Raw`` in the place of what it stands for; the bytes
+    are the same.
+    """
+
+    def __init__(self, kind: type[T]) -> None:
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
+        self._decoder = msgspec.msgpack.Decoder(kind, dec_hook=_decode)
+
+    def dump(self, state: T) -> bytes:
+        """The state's bytes."""
+        return self._encoder.encode(state)
+
+    def load(self, blob: bytes | msgspec.Raw) -> T:
+        """The state back; msgspec.MsgspecError if the bytes are no such state."""
+        return self._decoder.decode(blob)
+
+    def dump_parts(self, parts: Mapping[K, T]) -> Generator[None, None, dict[K, Any]]:
+        """The bytes of each part, for an encoder to take in; stops after each one."""
+        dumped: dict[K, Any] = {}
+        for name, part in parts.items():
+            dumped[name] = msgspec.Raw(self.dump(part))
+            yield
+        return dumped
+
+    def load_parts(self, parts: Mapping[K, Any]) -> Generator[None, None, dict[K, T]]:
+        """The parts back from what ``in_parts`` reads; stops after each one."""
+        loaded: dict[K, T] = {}
+        for name, part in parts.items():
+            loaded[name] = self.load(part)
+            yield
+        return loaded
+
+
+def in_parts(kind: type[T], **parts: Any) -> type[T]:
+    """A state struct as its bytes are read first: fields that have parts are given other types, made of bytes."""
+    hints = get_type_hints(kind)
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(kind):  # type: ignore[arg-type]  # a struct
+        default = field.default
+        if field.default_factory is not msgspec.NODEFAULT:
+            default = msgspec.field(default_factory=field.default_factory)
+        shape = (field.name, parts.get(field.name, hints[field.name]))
+        fields.append(shape if field.required else (*shape, default))
+    return msgspec.defstruct(kind.__name__, fields, array_like=True)  # type: ignore[return-value]  # the same fields

@@ -1,0 +1,100 @@
+"""Where two records of the same place differ, in the words of the record: which gate, which number, which offsets."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from tidegate.schemas.document import cut
+from tidegate.schemas.errors import InputError
+from tidegate.schemas.times import readable
+
+FOLLOWS = ("hash", "previous_hash", "decision_id", "command_id", "decision_hash", "correction_id")
+"""Fields that differ because others do, or because an earlier record did."""
+NAMES = ("gate", "kind", "problem", "code", "partition")
+"""What tells the entries of a list apart."""
+CAUSES = ("verdict", "action", "reasons", "gates", "abort_rules", "evidence_problems", "weights", "source", "arms")
+"""What is told first."""
+TOLD = 4
+
+
+def told(one: bytes, other: bytes) -> str:
+    """What differs between two JSON objects, `` in `` field by field; empty where only the spelling does."""
+    a, b = msgspec.json.decode(one), msgspec.json.decode(other)
+    found = [(path, here, there) for path, here, there in _walk(a, b, ()) if path[0] not in FOLLOWS]
+    if not found:
+        names = [name for name in FOLLOWS if a.get(name) != b.get(name)]
+        return f" in {', '.join(names)} alone: an earlier record differs" if names else ""
+    found.sort(key=lambda change: CAUSES.index(change[0][0]) if change[0][0] in CAUSES else len(CAUSES))
+    said = [
+        f"{' '.join(path)} {_shown(readable(here, path[-1]))} here, {_shown(readable(there, path[-1]))} there"
+        for path, here, there in found[:TOLD]
+    ]
+    more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    return " in " + "; ".join(said) + more
+
+
+def _walk(one: Any, other: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if one == other:
+        return
+    if isinstance(one, list) and isinstance(other, list):
+        named = _named(one), _named(other)
+        if named[0] is not None and named[1] is not None:
+            one, other = named
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in [*one, *(name for name in other if name not in one)]:
+            yield from _walk(one.get(name), other.get(name), (*path, name))
+        return
+    yield path, one, other
+
+
+def _named(entries: list[Any]) -> dict[str, Any] | None:
+    """The entries of a list by what they are called; None if that does not tell them apart."""
+    for key in NAMES:
+        if entries and all(isinstance(entry, dict) and key in entry for entry in entries):
+            prefix = f"{key} " if key == "partition" else ""
+            found = {f"{prefix}{entry[key]}": entry for entry in entries}
+            return found if len(found) == len(entries) else None
+    return {} if not entries else None
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return cut(value)
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def by_unit(records: Iterable[bytes]) -> dict[str, list[bytes]]:
+    """Records in order by ``flag|region``, repeats dropped. Raises InputError for a line that is no record."""
+    units: dict[str, list[bytes]] = {}
+    known: set[bytes] = set()
+    for record in records:
+        try:
+            key = msgspec.json.decode(record, type=_Key)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise InputError(f"not a decision or command: {error}") from None
+        if record not in known:
+            known.add(record)
+            units.setdefault(f"{key.flag}|{key.region}", []).append(record)
+    return units
+
+
+class _Key(msgspec.Struct):
+    flag: str
+    region: str
+
+
+def first_difference(new: Iterable[bytes], old: Iterable[bytes]) -> str | None:
+    """Where two sets of records first differ, unit by unit and byte by byte; None if nowhere."""
+    ours, theirs = by_unit(new), by_unit(old)
+    for unit in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(unit, []), theirs.get(unit, [])
+        for index, (a, b) in enumerate(zip(one, other, strict=False), 1):
+            if a != b:
+                return f"{unit}: record {index} differs{told(a, b)}"
+        if len(one) != len(other):
+            return f"{unit}: {len(one)} records here, {len(other)} in the other file"
+    return None

@@ -1,0 +1,87 @@
+"""How a worker's event loop stays free, however much there is to do: heartbeats and answers must not wait for work."""
+
+import asyncio
+import gc
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tidegate.streams.engine.slices import Slices, T
+
+TURN_SECONDS = 0.05
+"""How long all who are at work hold the event loop between two of its turns, and each of them one slice more."""
+COLLECTION_SECONDS = 0.05
+"""A full garbage collection that takes longer is not repeated on what has survived it."""
+HASHED_BYTES = 8 << 20
+YOUNG, MIDDLE, OLD = 20_000, 4, 1
+"""When the collector looks at new objects, at those that survived once, and at all."""
+
+
+class _Turns:
+    """Who is at work in this process, and since when without a turn for the others."""
+
+    at_work = 0
+    since = 0.0
+
+
+async def paced(slices: Slices[T]) -> AsyncIterator[T]:
+    """What the slices give; everybody else has a turn as soon as a slice ends and the time is up."""
+    _Turns.at_work += 1
+    try:
+        for found in slices:
+            if found is not None:
+                yield found
+            if (time.monotonic() - _Turns.since) * _Turns.at_work >= TURN_SECONDS:
+                # In the first one timers and sockets are looked at, in the second whoever waits for them goes on.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                _Turns.since = time.monotonic()
+    finally:
+        _Turns.at_work -= 1
+
+
+async def result_of(slices: Slices[T]) -> T:
+    """The one thing that the slices give, with turns for everybody else."""
+    (found,) = [found async for found in paced(slices)]
+    return found
+
+
+async def sha256_of(state: bytes) -> bytes:
+    """SHA-256 of a state, with turns for everybody else."""
+    digest = hashlib.sha256()
+
+    def slices() -> Slices[bytes]:
+        view = memoryview(state)
+        for at in range(0, len(view), HASHED_BYTES):
+            digest.update(view[at : at + HASHED_BYTES])
+            yield None
+        yield digest.digest()
+
+    return await result_of(slices())
+
+
+class Collector:
+    """Keeps the garbage collector from going through all units again and again.
+
+    It stops everything for as long as it takes to visit every object, a second with 5,000 units. States have no cycles:
+    what they let go of is freed without it. So whatever has survived a collection that took long is set aside; the
+    next one looks at what came after.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+
+    def install(self) -> None:
+        """Begin, with all that there is set aside."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(YOUNG, MIDDLE, OLD)
+        gc.callbacks.append(self.watch)
+
+    def watch(self, phase: str, info: dict[str, Any]) -> None:
+        """Look at the time that a collection takes; called by it."""
+        if phase == "start":
+            self._began = time.monotonic()
+        elif info["generation"] == 2 and time.monotonic() - self._began > COLLECTION_SECONDS:
+            gc.freeze()

@@ -1,0 +1,119 @@
+"""What Faust has no setting for: a consumer that reads on from checkpoints, and a producer that waits outages out."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import aiokafka
+import faust
+import structlog
+from aiokafka.errors import IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
+from aiokafka.structs import RecordMetadata
+from faust.exceptions import ProducerSendError
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
+from faust.types import TP
+
+from tidegate.schemas.errors import SettingsError
+from tidegate.streams.kafka.reader import COMMITTED
+from tidegate.streams.settings import Settings
+from tidegate.streams.worker.seat import Seat, watched
+
+if TYPE_CHECKING:
+    from tidegate.streams.worker.app import Worker
+
+log = structlog.get_logger("tidegate")
+
+
+class IdempotentProducer(Producer):
+    """Faust's producer, whose batches are retried for as long as a broker is away and never leave a hole behind them.
+
+    Without idempotence a batch that is given up does not stop the ones after it.
+    """
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {"enable_idempotence": True}
+
+    async def send(self, topic: str, *message: Any, **options: Any) -> Awaitable[RecordMetadata]:
+        """Schedule a record; where there is no room for it, wait until there is."""
+        while True:
+            try:
+                return await super().send(topic, *message, **options)
+            except ProducerSendError as error:
+                # It was not taken: what is sent next comes after it.
+                if not isinstance(error.__cause__, KafkaTimeoutError):
+                    raise
+                log.warning("waiting for the broker", topic=topic, reason="what was sent to it is not confirmed")
+
+
+def consumer_of(worker: "Worker") -> type[Consumer]:
+    """Faust's consumer, reading on from the checkpoints instead of from committed offsets."""
+
+    class Thread(AIOKafkaConsumerThread):
+        def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+            consumer = super()._create_worker_consumer(transport)
+            # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
+            consumer._fetch_max_wait_ms = worker.settings.fetch_wait
+            consumer._isolation_level = COMMITTED
+            if worker.settings.instance_id is not None:
+                seat = Seat(worker.settings.session_timeout / 1000)
+                consumer._client.send = watched(consumer._client.send, seat, self._unseated)
+            return consumer
+
+        def _unseated(self) -> None:
+            error = SettingsError(
+                f"another worker has joined with TIDEGATE_INSTANCE_ID={worker.settings.instance_id}; "
+                "give each worker a name of its own"
+            )
+            # The client lives in a thread of its own.
+            asyncio.run_coroutine_threadsafe(worker.fail(error), self.parent_loop)
+
+        async def _fetch_records(
+            self, consumer: aiokafka.AIOKafkaConsumer, active_partitions: set[TP], *more: Any, **options: Any
+        ) -> Any:
+            # Faust hands on all that it takes here before it takes more. One run of telemetry at a time, so that a
+            # kill does not wait behind a backlog in every partition.
+            backlog = [tp for tp in consumer._fetcher._records if tp.topic == worker.settings.telemetry_topic]
+            now = active_partitions - set(backlog[1:])
+            return await super()._fetch_records(consumer, now or active_partitions, *more, **options)
+
+    class CheckpointConsumer(Consumer):
+        def _new_consumer_thread(self) -> Thread:
+            return Thread(self, loop=self.loop, beacon=self.beacon)
+
+        async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's
+            try:
+                return await super()._getmany(active_partitions, timeout)
+            except TopicAuthorizationFailedError as error:
+                await worker.fail(error)
+                raise
+
+        async def seek_to_committed(self) -> Mapping[TP, int]:
+            """After every assignment, with the flow stopped: load the states and seek to their positions."""
+            positions = dict(await super().seek_to_committed())
+            try:
+                mine = [tp for tp in positions if tp.topic in worker.sources]
+                begins = await self.earliest_offsets(*mine) if mine else {}
+                restored = await worker.restore(mine, begins)
+                await self.seek_wait(restored)
+                return positions | restored
+            except IllegalStateError:
+                # The group has given its partitions out anew meanwhile: Faust waits for that, and asks again.
+                raise
+            except Exception as error:
+                await worker.fail(error)
+                raise
+
+    return CheckpointConsumer
+
+
+def credentials(settings: Settings) -> Any:
+    if settings.security_protocol == "PLAINTEXT":
+        return None
+    if settings.security_protocol == "SSL":
+        return faust.SSLCredentials(context=settings.ssl_context)
+    return faust.SASLCredentials(
+        username=settings.sasl_username,
+        password=settings.kafka["sasl_plain_password"],
+        mechanism=settings.sasl_mechanism,
+        ssl_context=settings.ssl_context,
+    )

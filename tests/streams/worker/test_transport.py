@@ -1,0 +1,73 @@
+"""A producer that waits outages out, and a consumer that reads on from the checkpoints."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError, TopicAuthorizationFailedError
+from faust.exceptions import ProducerSendError
+from faust.transport.drivers.aiokafka import Consumer, Producer
+
+from tidegate.streams.worker.transport import IdempotentProducer, consumer_of
+
+SENT: Any = object()
+
+
+def send(monkeypatch: pytest.MonkeyPatch, *errors: KafkaError) -> tuple[Awaitable[Any], list[tuple[Any, ...]]]:
+    """Send a record through a client that raises these errors first; the result, and what the client was given."""
+    waiting, given = list(errors), []
+
+    async def once(self: Producer, *message: Any) -> Any:
+        given.append(message)
+        if waiting:
+            raise ProducerSendError("Error while sending") from waiting.pop(0)
+        return SENT
+
+    monkeypatch.setattr(Producer, "send", once)
+    producer = IdempotentProducer.__new__(IdempotentProducer)
+    return asyncio.run(producer.send("topic", b"key", b"value", 3, None, None)), given
+
+
+def test_where_there_is_no_room_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client library gives up after its request timeout, a record that it never took."""
+    sent, given = send(monkeypatch, KafkaTimeoutError(), KafkaTimeoutError())
+    assert sent is SENT
+    assert given == [("topic", b"key", b"value", 3, None, None)] * 3
+
+
+def test_any_other_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProducerSendError) as caught:
+        send(monkeypatch, TopicAuthorizationFailedError("topic"))
+    assert isinstance(caught.value.__cause__, TopicAuthorizationFailedError)
+
+
+def failures(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[Exception]:
+    """What ends the process where this error comes while the states of an assignment are loaded."""
+    ended: list[Exception] = []
+
+    async def positions(self: Consumer) -> Mapping[Any, int]:
+        return {}
+
+    async def restore(*_: Any) -> Mapping[Any, int]:
+        raise error
+
+    async def fail(reason: Exception) -> None:
+        ended.append(reason)
+
+    monkeypatch.setattr(Consumer, "seek_to_committed", positions)
+    kind = consumer_of(SimpleNamespace(sources=set(), restore=restore, fail=fail))  # type: ignore[arg-type]
+    with pytest.raises(type(error)):
+        asyncio.run(kind.__new__(kind).seek_to_committed())
+    return ended
+
+
+def test_an_assignment_that_is_taken_back_while_it_is_loaded_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when workers are restarted one after the other. Faust waits for the next one, with the flow stopped."""
+    assert failures(monkeypatch, IllegalStateError("No current assignment for partition")) == []
+
+
+def test_any_other_error_while_it_is_loaded_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = KafkaError("lost")
+    assert failures(monkeypatch, error) == [error]
