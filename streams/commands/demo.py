@@ -43,9 +43,10 @@ from tidegate.streams.simulation.embedded_broker import embedded_broker
 from tidegate.streams.simulation.scenarios import SCENARIOS, Scenario, told_scenarios, waits
 from tidegate.streams.simulation.service import Simulation, Site, read_trace
 
-ROOT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[2]
+ROOT = PACKAGE.parent
 # As a user would type them, where the demo runs in the source folder.
-EXAMPLES = Path("examples") if Path.cwd() == ROOT else ROOT / "examples"
+EXAMPLES = Path("examples") if Path("examples").resolve() == (PACKAGE / "examples").resolve() else PACKAGE / "examples"
 TRACE = EXAMPLES / "data" / "azure_llm_conv_2023.csv.gz"
 MANIFEST = EXAMPLES / "manifest.yml"
 CITATION = (

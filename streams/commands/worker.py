@@ -1,9 +1,7 @@
 """``tidegate worker``: the Faust worker."""
 
 import asyncio
-import os
 import signal
-import threading
 from pathlib import Path
 
 import click
@@ -15,19 +13,11 @@ from tidegate.schemas.timeline import Timeline
 from tidegate.streams.kafka.checkpoints import check_layout
 from tidegate.streams.kafka.manifests import load_trusted, read_file, read_files, read_topic, tell
 from tidegate.streams.kafka.topics import check_group, check_topics, create_topics
-from tidegate.streams.kafka.turns import Collector
 from tidegate.streams.settings import Settings, load_settings
 from tidegate.streams.worker import logs
 from tidegate.streams.worker.health import Check, Metrics, serve
 
 log = structlog.get_logger("tidegate")
-
-STOP_SECONDS = 4.5
-
-
-def _give_up() -> None:
-    log.error("stopped in haste", reason=f"the broker confirmed nothing for {STOP_SECONDS} s")
-    os._exit(1)
 
 
 def _from_file(path: Path, settings: Settings, trusted: TrustedKeys | None) -> Timeline:
@@ -116,25 +106,7 @@ def command(manifest: Path | None, broker: str | None, accept_loss: bool | None)
     if timeline is None and not asyncio.run(_await_manifest(settings, trusted or {})):
         return
     # Imported late: Faust takes most of a second, and `--help` should not.
-    import faust
-
     from tidegate.streams.worker.app import Worker
+    from tidegate.streams.worker.run import run
 
-    class _Runner(faust.Worker):
-        def _flag_as_shutdown_by_signal(self) -> None:
-            super()._flag_as_shutdown_by_signal()
-            # A broker that is gone would hold the stop up; what is not saved is read again.
-            deadline = threading.Timer(STOP_SECONDS, _give_up)
-            deadline.daemon = True
-            deadline.start()
-
-    worker = Worker(settings, timeline, trusted, partitions, gates, signing)
-    Collector().install()
-    # Logging is set up already, one form for all.
-    runner = _Runner(worker.app, quiet=True, override_logging=False)
-    runner.spinner = None
-    try:
-        runner.execute_from_commandline()
-    except SystemExit as stop:
-        # Threads of the consumer may still wait on the broker; everything that matters is saved by now.
-        os._exit(1 if worker.failed else int(stop.code or 0))
+    run(Worker(settings, timeline, trusted, partitions, gates, signing))

@@ -1,0 +1,5 @@
+"""How things are put for people: words, numbers, a terminal.
+
+May import: ``tidegate.gates`` and ``tidegate.schemas``.
+Read first: text.py.
+"""
