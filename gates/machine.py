@@ -12,43 +12,31 @@ from typing import Literal
 import msgspec
 
 from tidegate.gates.assignments import Assignments
-from tidegate.gates.digest import SKETCH
+from tidegate.gates.corrections import as_it_was, correction, remembered
 from tidegate.gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread
-from tidegate.gates.forecast import forecast
 from tidegate.gates.labels import TOLD, Known
 from tidegate.gates.metrics import read_arms
-from tidegate.gates.records import Assessment, Judgement, Reading, exemplars, summaries, unfired, weights
+from tidegate.gates.recorder import Outcome, Recorder
+from tidegate.gates.records import Assessment, Judgement, Reading, unfired
 from tidegate.gates.regions import Regions
 from tidegate.gates.samples import IdSample, shared
 from tidegate.gates.stage import StageEvidence
-from tidegate.gates.unit import Closed, Unit, first_weight
+from tidegate.gates.unit import Unit, first_weight
 from tidegate.gates.window import LABELS, REQUEST_SOURCES, PaneUnit, Window
 from tidegate.schemas.catalogue import GUARDS, MANIFEST_REVISION, VERDICTS
 from tidegate.schemas.clockwork import Clockwork
-from tidegate.schemas.correction import Correction, Said, seal_correction
+from tidegate.schemas.correction import Correction
 from tidegate.schemas.decision import (
-    Action,
-    ArmSummary,
     ChangeFreeze,
-    Command,
     Decision,
-    Engine,
     GateResult,
     OperationBy,
     Problem,
     RuleResult,
-    Severity,
-    SourceRange,
-    Span,
     Stage,
     Verdict,
-    Warning,
-    command_for,
-    seal_decision,
 )
 from tidegate.schemas.manifest import Flag
-
-Outcome = tuple[Decision, Command | None]
 
 
 class Machine(ABC):
@@ -115,7 +103,8 @@ class Machine(ABC):
             return
         self.at = at
         seen = self._assess()
-        yield self._record(seen.judgement("hold", reasons, rules=list(map(unfired, seen.rules)), found=found), at)
+        judgement = seen.judgement("hold", reasons, rules=list(map(unfired, seen.rules)), found=found)
+        yield self._recorder.judged(judgement, at, at)
 
     def operate(self, operation: OperationBy, at: int) -> Iterator[Outcome]:
         """Carry out an operator's action, at once; ``at``: the end of the last pane that is closed, ms.
@@ -237,7 +226,7 @@ class Machine(ABC):
             before = msgspec.structs.replace(unit)
             decision, command = self._decide(self.judge_window(), None)
             yield decision, command
-            unit.closed = None if before.latched or before.cut else _closed(before, decision)
+            unit.closed = None if before.latched or before.cut else remembered(before, decision)
             if self.staged and (unit.closed is None or unit.closed.window.start >= unit.requests.since):
                 unit.earlier = None
             self._correct(end)
@@ -268,60 +257,12 @@ class Machine(ABC):
         if closed is None or closed.window.behind is None or closed.seen == closed.window.behind.accepted:
             return
         closed.seen = closed.window.behind.accepted
-        again = self._again(closed)
+        again = type(self)(self.flag, as_it_was(self.unit, closed), self.clockwork)
+        again._rereads = closed.problems
         judgement = again.judge_window()
         if judgement.verdict != closed.told:
             closed.told = judgement.verdict
-            self.corrections.append(again.correction(closed, judgement, at))
-
-    def _again(self, closed: Closed) -> "Machine":
-        """The unit as it was when it decided a window, with the late events in it."""
-        unit = msgspec.structs.replace(
-            self.unit,
-            window=closed.window.made_whole(),
-            stage=closed.stage,
-            number=closed.number,
-            green=closed.green,
-            strike=closed.strike,
-            engaged=closed.engaged,
-            pinned=closed.pinned,
-            locked=closed.locked,
-            graduated=closed.graduated,
-            evidence=closed.evidence,
-            latched=False,
-            cut=False,
-            settling=False,
-            closed=None,
-        )
-        again = type(self)(self.flag, unit, self.clockwork)
-        again._rereads = closed.problems
-        return again
-
-    def correction(self, closed: Closed, judgement: Judgement, at: int) -> Correction:
-        """The record of a judgement that late events changed."""
-        flag, late = self.flag, closed.window.behind or Window(0, 0)
-        return seal_correction(
-            Correction(
-                flag=flag.name,
-                region=self.unit.region,
-                kind=flag.kind,
-                decision_id=closed.decision_id,
-                decision_hash=closed.hash,
-                window=Span(start=closed.window.start, end=closed.window.end, closed=True),
-                corrected_at=at,
-                said=Said(verdict=closed.verdict, reasons=closed.reasons),
-                corrected=Said(verdict=judgement.verdict, reasons=judgement.reasons),
-                late={"baseline": late.baseline.accepted, "canary": late.canary.accepted},
-                left_out=closed.window.left_out,
-                gates=judgement.gates,
-                abort_rules=judgement.rules,
-                evidence_problems=judgement.problems,
-                arms=summaries(judgement.reading),
-                source=self._sources(),
-                manifest_hash=flag.manifest_hash,
-                engine=self._engine(),
-            )
-        )
+            self.corrections.append(correction(self.flag, again.unit, self.clockwork, judgement, closed, at))
 
     def _test_ratio(self) -> None:
         unit = self.unit
@@ -419,52 +360,38 @@ class Machine(ABC):
 
     def _decide(self, judgement: Judgement, at: int | None) -> Outcome:
         """Write the records of a judgement and move the unit on; ``at``: the window is still open."""
-        decision, command = self._record(judgement, at)
+        decided_at = self.unit.window.end if at is None else at
+        effective_from = self._stage_start() if judgement.action == "promote" else decided_at
+        decision, command = self._recorder.judged(judgement, at, effective_from)
         if at is None:
             self.unit.last_window = (self.unit.window.start, self.unit.window.end)
         self.moved(judgement, decision, at)
         return decision, command
 
-    def _record(self, judgement: Judgement, at: int | None) -> Outcome:
-        """Write the records of a judgement."""
-        window = self.unit.window
-        decided_at = window.end if at is None else at
-        waits = (
-            forecast(
-                self.flag,
-                judgement.reading.canary,
-                judgement.reading.baseline,
-                judgement.gates,
-                judgement.problems,
-                decided_at - window.start if judgement.ms is None else judgement.ms,
-                pinned=judgement.reading.pinned is not None,
-            )
-            if judgement.waits
-            else None
+    @property
+    def _recorder(self) -> Recorder:
+        """What writes the unit's next records, in the stage that it is in."""
+        unit, flag = self.unit, self.flag
+        following = unit.stage + 1 < len(self.stages) and not unit.latched and flag.kind == "progressive_rollout"
+        stage = Stage(
+            index=unit.stage,
+            canary_weight=self.canary_weight,
+            next_canary_weight=self.stages[unit.stage + 1] if following else None,
         )
-        decision = self._seal(
-            judgement.verdict,
-            judgement.reasons,
-            Span(start=window.start, end=window.end, closed=at is None),
-            decided_at,
-            gates=judgement.gates,
-            rules=judgement.rules,
-            found=judgement.problems,
-            arms=summaries(judgement.reading),
-            forecast=waits,
-            exemplars=exemplars(judgement),
-            change_freeze=judgement.freeze,
-            drifted=judgement.drifted,
-            evidence=judgement.evidence,
-        )
-        command = None
-        if judgement.action is not None:
-            fired = [rule.kind for rule in judgement.rules if rule.fired]
-            effective = self._stage_start() if judgement.action == "promote" else decided_at
-            command = self._command(
-                decision, judgement.action, judgement.severity, judgement.weight, effective, fired[0] if fired else None
-            )
-        return decision, command
+        return Recorder(flag, unit, self.clockwork, stage)
+
+    def _standing(
+        self,
+        action: Literal["kill", "rearm", "close", "retire"],
+        reasons: list[str],
+        ts: int,
+        weight: float,
+        by: OperationBy | None,
+    ) -> Outcome:
+        """A decision that rests on no window: an operator's, or a new revision's."""
+        outcome = self._recorder.standing(action, reasons, ts, weight, by)
+        self._let_move(ts)
+        return outcome
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
         """Move the unit on after a decision; ``at``: the window is still open."""
@@ -509,159 +436,9 @@ class Machine(ABC):
         unit.assignments = Assignments()
         unit.earlier_canary = IdSample()
 
-    def _standing(
-        self,
-        action: Literal["kill", "rearm", "close", "retire"],
-        reasons: list[str],
-        ts: int,
-        weight: float,
-        by: OperationBy | None,
-    ) -> Outcome:
-        """A decision that rests on no window: an operator's, or a new revision's."""
-        start, end = self.unit.last_window or (ts, ts)
-        decision = self._seal(
-            action,
-            reasons,
-            Span(start=start, end=end, closed=self.unit.last_window is not None),
-            ts,
-            operation=by,
-            plain=True,
-        )
-        self._let_move(ts)
-        severity: Severity | None = "hard" if action == "kill" else None
-        return decision, self._command(decision, action, severity, weight, ts, None)
-
-    def _seal(
-        self,
-        verdict: Verdict,
-        reasons: Sequence[str],
-        span: Span,
-        decided_at: int,
-        *,
-        gates: Sequence[GateResult] = (),
-        rules: Sequence[RuleResult] = (),
-        found: Sequence[Problem] = (),
-        arms: Mapping[str, ArmSummary] | None = None,
-        plain: bool = False,
-        drifted: int = 0,
-        **more: object,
-    ) -> Decision:
-        unit, flag, window = self.unit, self.flag, Window(0, 0) if plain else self.unit.window
-        following = unit.stage + 1 < len(self.stages) and not unit.latched and flag.kind == "progressive_rollout"
-        shown = self.canary_weight
-        decision = seal_decision(
-            Decision(
-                flag=flag.name,
-                region=unit.region,
-                kind=flag.kind,
-                verdict=verdict,
-                reasons=list(reasons),
-                window=span,
-                decided_at=decided_at,
-                stage=Stage(
-                    index=unit.stage,
-                    canary_weight=shown,
-                    next_canary_weight=self.stages[unit.stage + 1] if following else None,
-                ),
-                gates=list(gates),
-                abort_rules=list(rules),
-                evidence_problems=list(found),
-                arms=dict(arms or {}),
-                late=window.late,
-                duplicates=window.duplicates,
-                dead_letters=window.dead,
-                warnings=[] if plain else self._warnings(drifted),
-                relaxed=list(flag.relaxed),
-                source=[] if plain else self._sources(),
-                manifest_hash=flag.manifest_hash,
-                versions={name: dict(sorted(pins.items())) for name, pins in sorted(unit.locked.items())},
-                engine=self._engine(),
-                **more,  # type: ignore[arg-type]
-            ),
-            unit.previous_hash,
-        )
-        unit.previous_hash = decision.hash
-        return decision
-
-    def _sources(self) -> list[SourceRange]:
-        return [
-            SourceRange(topic=self.clockwork.topic, partition=partition, first=seen.first, last=seen.last)
-            for partition, seen in sorted(self.unit.window.offsets.items())
-        ]
-
-    def _engine(self) -> Engine:
-        return Engine(pane_ms=self.clockwork.pane_ms, lateness_ms=self.clockwork.lateness_ms, sketch=SKETCH)
-
-    def _command(
-        self,
-        decision: Decision,
-        action: Action,
-        severity: Severity | None,
-        weight: float | None,
-        effective_from: int,
-        rule: str | None,
-    ) -> Command:
-        unit = self.unit
-        unit.seq += 1
-        before, unit.weight = unit.weight, unit.weight if weight is None else weight
-        return command_for(
-            decision,
-            seq=unit.seq,
-            action=action,
-            severity=severity,
-            weights=weights(unit.weight),
-            previous_weights=weights(before),
-            effective_from=effective_from,
-            rule=rule,
-        )
-
-    def _warnings(self, drifted: int) -> list[Warning]:
-        unit, window = self.unit, self.unit.window
-        back, _ = shared(unit.earlier_canary, unit.assignments.baseline)
-        misspelt = sum(s["lambda_misspelt"] for a in (window.canary, window.baseline) for s in a.sources.values())
-        level = unit.assignments.level
-        counts = {
-            "unpinned": len(self.flag.unpinned),
-            "lambda_spelling": misspelt,
-            "canary_back_in_baseline": len(back),
-            "sticky_ids_sampled": (1 << level) if level else 0,
-            "cache_namespaces_not_followed": window.detail.namespaces_dropped,
-            "drifted_from_pinned_baseline": drifted,
-            "labels_foreign": self._labels("labels_foreign"),
-            "labels_not_followed": self._labels("labels_not_followed"),
-        }
-        return [Warning(code=code, count=count) for code, count in counts.items() if count]
-
-    def _labels(self, what: str) -> int:
-        """A count of labels in the window, of both arms."""
-        window = self.unit.window
-        return sum(sums[what] for arm in (window.canary, window.baseline) for sums in arm.sources.values())
-
     def frozen(self, at: int) -> ChangeFreeze | None:
         """The change freeze that a promote at ``at`` ms would fall into."""
         window = self.flag.frozen_at(at)
         if window is None:
             return None
         return ChangeFreeze(start=window.start, end=window.end, reason=window.reason, by=window.by)
-
-
-def _closed(before: Unit, decision: Decision) -> Closed:
-    return Closed(
-        window=before.window,
-        decision_id=decision.decision_id,
-        hash=decision.hash,
-        verdict=decision.verdict,
-        reasons=decision.reasons,
-        problems=decision.evidence_problems,
-        stage=before.stage,
-        number=before.number,
-        green=before.green,
-        strike=before.strike,
-        engaged=before.engaged,
-        pinned=before.pinned,
-        # A copy: pins that are seen later are locked in the unit's own.
-        locked={arm: dict(pins) for arm, pins in before.locked.items()},
-        graduated=before.graduated,
-        evidence=before.evidence,
-        told=decision.verdict,
-    )
