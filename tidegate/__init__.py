@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tidegate.schemas.assignment import arm, bucket
     from tidegate.schemas.decision import Command, Decision, command_from_bytes, decision_from_bytes
     from tidegate.schemas.errors import TidegateError
     from tidegate.schemas.event import TelemetryEvent
@@ -24,6 +25,8 @@ __all__ = [
     "TelemetryEvent",
     "TelemetryPublisher",
     "TidegateError",
+    "arm",
+    "bucket",
     "command_from_bytes",
     "decision_from_bytes",
     "load_manifest",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "schemas.assignment": ("arm", "bucket"),
     "schemas.decision": ("Command", "Decision", "command_from_bytes", "decision_from_bytes"),
     "schemas.errors": ("TidegateError",),
     "schemas.event": ("TelemetryEvent",),
