@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tidegate.gates.sequential import Levels, Share
+from tidegate.gates.sequential import Levels, Proportion
 from tidegate.schemas.load import load_manifest
 
 Ints = NDArray[np.int64]
@@ -91,13 +91,13 @@ def _rows() -> range:
 
 @cache
 def _least(n: int, level: float, worth: float) -> int:
-    return bisect_left(range(n + 1), True, key=lambda k: Share(k / worth, n / worth).exceeds(LIMIT, level))
+    return bisect_left(range(n + 1), True, key=lambda k: Proportion(k / worth, n / worth).exceeds(LIMIT, level))
 
 
 @cache
 def _most(n: int, worth: float) -> int:
     over = bisect_left(
-        range(n + 1), True, key=lambda k: not Share(k / worth, n / worth).excludes(WORST, LEVELS.promote)
+        range(n + 1), True, key=lambda k: not Proportion(k / worth, n / worth).excludes(WORST, LEVELS.promote)
     )
     return min(over - 1, int(LIMIT * n + 1e-9))
 

@@ -5,3 +5,4 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.uint64]
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]

@@ -16,17 +16,17 @@ import numpy as np
 from fastdigest import TDigest
 from numpy.typing import NDArray
 
+from tidegate.gates.arrays import Floats
+
 CHUNK = 512
 CENTROIDS = 400
 SKETCH = f"fastdigest-{CENTROIDS}x{CHUNK}/1"
-STEP = 3
+STRIDE = 3
 """A value as often as this among 512 stays counted beside the t-digest."""
 STEPS = CHUNK // 2
 """Most values counted beside the t-digest: any that makes up 1 in 256 finds a place."""
 RANK_ERROR = 0.005
 """Largest error of a rank, as a share of the count, once a digest is no longer exact."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,8 @@ class Counted:
         return float(self.values[np.searchsorted(self.upto, rank)])
 
     def parted(self) -> "tuple[Counted, Counted]":
-        """The ``STEPS`` most frequent values of at least ``STEP``, the lower first; and the rest."""
-        steps = self.counts >= STEP
+        """The ``STEPS`` most frequent values of at least ``STRIDE``, the lower first; and the rest."""
+        steps = self.counts >= STRIDE
         if np.count_nonzero(steps) > STEPS:
             steps[np.argsort(-self.counts, kind="stable")[STEPS:]] = False
         return Counted(self.values[steps], self.counts[steps]), Counted(self.values[~steps], self.counts[~steps])
@@ -206,7 +206,7 @@ class Digest:
     def _absorb(self, chunk: Floats) -> None:
         if self._merged is not None:
             ordered = np.sort(chunk + 0.0)
-            if not (ordered[STEP - 1 :] == ordered[: 1 - STEP]).any():
+            if not (ordered[STRIDE - 1 :] == ordered[: 1 - STRIDE]).any():
                 # The usual case: no value becomes a step. The long way takes three times as long.
                 steps = self._counted.values
                 more = np.searchsorted(ordered, steps, "right") - np.searchsorted(ordered, steps, "left")

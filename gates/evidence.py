@@ -13,13 +13,13 @@ import msgspec
 
 from tidegate.gates.metrics import ArmMetrics, Pair
 from tidegate.gates.regions import Regions
-from tidegate.gates.rules import SLACK, rounded
+from tidegate.gates.rules import rounded
 from tidegate.gates.sums import PinSet
 from tidegate.gates.unit import Unit
 from tidegate.gates.window import CLIENT, DEAD_LETTERS_MAX, EXAMPLES, REQUEST_SOURCES, Arm, Finds
 from tidegate.schemas.decision import Problem
 from tidegate.schemas.event import PINS
-from tidegate.schemas.manifest import Flag
+from tidegate.schemas.manifest import SLACK, Flag
 
 STORM_SHARE, STORM_EVENTS = 0.05, 5
 """429s of the canary: points over the baseline and the stage before, and how many at least."""

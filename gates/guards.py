@@ -2,8 +2,9 @@
 
 from tidegate.gates.machine import Machine
 from tidegate.gates.records import Judgement, Reading, unfired
-from tidegate.gates.rules import SLACK, rounded
+from tidegate.gates.rules import rounded
 from tidegate.schemas.decision import Action, Decision, GateResult, Problem, RuleResult, Verdict
+from tidegate.schemas.manifest import SLACK
 
 RESTORE_AT = 0.9
 """Share of the cost limit at which a cost guard steps out again."""

@@ -26,10 +26,8 @@ from tidegate.gates.metrics import (
     uplift_interval,
 )
 from tidegate.schemas.decision import GateResult, RuleResult, Status
-from tidegate.schemas.manifest import Flag
+from tidegate.schemas.manifest import SLACK, Flag
 
-SLACK = 1e-9
-"""Equality passes a gate and fires no rule; floating point may miss equality by this much."""
 INFORMATION_ALPHA = 0.05
 QUALITY_GATES = ("delta_s.median_max", "delta_s.p95_max", "coverage_min", "lambda_convergent")
 QUALITY_RULES = ("delta_s_p95_over", "coverage_under", "lambda_flip_rate_over")

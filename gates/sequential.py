@@ -32,9 +32,9 @@ from tidegate.gates.metrics import (
     rate_surely_over,
     uplift,
 )
-from tidegate.gates.rules import SLACK, SOFT_GATES, Comparison, rounded
+from tidegate.gates.rules import SOFT_GATES, Comparison, rounded
 from tidegate.schemas.decision import GateForecast, GateResult, RuleResult
-from tidegate.schemas.manifest import GATE_OF_RULE, RULED_OUT, Flag
+from tidegate.schemas.manifest import GATE_OF_RULE, RULED_OUT, SLACK, Flag
 
 COST_LEAST = 50
 """Solved requests of either arm below which the cost gate is unknown: its bound is asymptotic."""
@@ -110,7 +110,7 @@ class Test(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """Bad ones among ``n``, both divided by the design effect.
 
     ``good``: what is shown is the share of good ones; limits are shares of them too, unless they are of ``flips``.
@@ -141,7 +141,7 @@ class Share:
         upper = interval(self.bad, self.n, promote, rate_n_opt(self._of(value)))[1]
         return (1 - upper, 1 - lower) if self.good else (lower, upper)
 
-    def grown(self, times: float, *, pinned: bool) -> "Share":
+    def grown(self, times: float, *, pinned: bool) -> "Proportion":
         """The same share of more rows."""
         return replace(self, bad=self.bad * times, n=self.n * times)
 
@@ -381,15 +381,15 @@ class Sequential(Comparison):
                 return Quantiles(c.served.latency, b.served.latency, 0.95, True, worth)
             case "coverage_min":
                 n = c.coverage_count
-                return Share(max(n - c.coverage_sum, 0.0) / worth, n / worth, good=True)
+                return Proportion(max(n - c.coverage_sum, 0.0) / worth, n / worth, good=True)
             case "lambda_convergent":
                 bad, n = self._flips
-                return Share(bad / worth, n / worth, good=True, flips=True)
+                return Proportion(bad / worth, n / worth, good=True, flips=True)
             case "error_rate_max":
-                return Share(c.served["errors"] / worth, c.rows / worth)
+                return Proportion(c.served["errors"] / worth, c.rows / worth)
             case "tool_success_min":
                 calls = c.served["tool_calls"]
-                return Share((calls - c.served["tool_ok"]) / worth, calls / worth, good=True)
+                return Proportion((calls - c.served["tool_ok"]) / worth, calls / worth, good=True)
         return Costs.of(c, b, worth)
 
     @property

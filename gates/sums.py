@@ -80,7 +80,6 @@ _PLACE = {counter: at for at, counter in enumerate(COUNTERS)}
 _CARRIES = tuple((COUNTERS.index(low), COUNTERS.index(high)) for low, high in CARRIES)
 
 CONVERGED, FLIPPED = 1, 2
-RUNS_PER_GROUP = 6
 _MAX = 2**63 - 1
 
 

@@ -15,7 +15,7 @@ from tidegate.gates.sequential import COST_LEAST, KEY_OF, TWO_ARMED, Levels
 from tidegate.schemas.manifest import Flag
 
 QUANTILES = {"delta_s.median_max": 0.5, "delta_s.p95_max": 0.95, "latency_p95_uplift_max": 0.95}
-SHARES = ("error_rate_max", "tool_success_min", "coverage_min")
+SHARE_GATES = ("error_rate_max", "tool_success_min", "coverage_min")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def to_pass(flag: Flag) -> Iterator[Takes]:
 def to_stop(flag: Flag) -> Iterator[Takes]:
     """Rows of a canary at a value to rule out until it is stopped, of the gates that are shares."""
     levels, limits = Levels.of(flag, 1), flag.gates.limits()
-    for gate in SHARES:
+    for gate in SHARE_GATES:
         value = getattr(flag.policy.rule_out, KEY_OF[gate])
         if gate not in judged_gates(flag) or value is None:
             continue

@@ -86,7 +86,7 @@ class Document:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, at)
         if node.tag not in _TAGS:
-            self._refuse(at, f"the tag {cut(node.tag)} means nothing here", "take it away")
+            self._refuse(at, f"the tag {quoted(node.tag)} means nothing here", "take it away")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, at)
         return [self._plain(one, (*at, i)) for i, one in enumerate(node.value)]
@@ -104,7 +104,7 @@ class Document:
             AttributeError,
             ArithmeticError,
         ):
-            self._refuse(at, f"{cut(node.value)} cannot be read", "write a number, or text in quotes")
+            self._refuse(at, f"{quoted(node.value)} cannot be read", "write a number, or text in quotes")
             return None
         return value
 
@@ -127,7 +127,7 @@ class Document:
             key = self._scalar(key_node, (*at, written)) if scalar else None
             if not isinstance(key, str):
                 self._note((*at, written), key_node)
-                fix = f"quote it: {cut(written)}" if scalar else "write text"
+                fix = f"quote it: {quoted(written)}" if scalar else "write text"
                 self._refuse((*at, written), f"the key on line {line} is not text", fix)
                 key = written
             if key in lines:
@@ -146,7 +146,7 @@ class Document:
         self.faults.append(Fault(at, problem, fix))
 
 
-def cut(text: str) -> str:
+def quoted(text: str) -> str:
     """Text in JSON quotes, on one line, shortened to 60 characters."""
     short = text if len(text) <= 60 else text[:57] + "..."
     return json.dumps(short, ensure_ascii=not short.isprintable())
@@ -171,9 +171,9 @@ def kind_of(value: object) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return f"the text {cut(value)}"
+            return f"the text {quoted(value)}"
         case int() | float():
-            return cut(str(value))[1:-1]
+            return quoted(str(value))[1:-1]
         case dict():
             return "a mapping"
         case list():

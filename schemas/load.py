@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tidegate.schemas.document import Document, Fault, Loc, cut, dotted, kind_of
+from tidegate.schemas.document import Document, Fault, Loc, dotted, kind_of, quoted
 from tidegate.schemas.errors import ManifestError
 from tidegate.schemas.manifest import KINDS, PAGE, Manifest, Part
 
@@ -93,7 +93,7 @@ def _explain(error: ErrorDetails, document: Document) -> Fault:
             return Fault(at, "an empty text", "write something, or leave it out")
         case "string_type":
             written = document.text(at)
-            fix = f"quote it: {cut(written)}" if written else "write text in quotes"
+            fix = f"quote it: {quoted(written)}" if written else "write text in quotes"
             return Fault(at, f"expected text, got {said}", fix)
         case "bool_type":
             return Fault(at, f"expected true or false, got {said}", "write true or false")
@@ -105,7 +105,7 @@ def _explain(error: ErrorDetails, document: Document) -> Fault:
             off = ", or null to turn the gate off" if section == "gates" else ""
             return Fault(at, f"expected a number, got {said}", f"write digits without quotes{off}")
         case "tuple_type":
-            one = cut(value) if isinstance(value, str) else "..."
+            one = quoted(value) if isinstance(value, str) else "..."
             return Fault(at, f"expected a list, got {said}", f"write [{one}]")
         case "model_type" | "mapping_type" | "dict_type":
             fix = "write keys below it, or {} for the defaults"

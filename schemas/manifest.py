@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tidegate.schemas.canonical import sha256_of
-from tidegate.schemas.document import cut, kind_of
+from tidegate.schemas.document import kind_of, quoted
 from tidegate.schemas.event import PINS
 
 FlagKind = Literal["kill_switch", "progressive_rollout", "quality_gated", "safety_guard", "cost_guard"]
@@ -114,7 +114,7 @@ def _looser(name: str, value: float, than: float) -> bool:
 def _no_duplicates(ids: tuple[str, ...]) -> tuple[str, ...]:
     for i, one in enumerate(ids):
         if one in ids[:i]:
-            raise _fault(f"{cut(one)} is listed twice", "remove one", i)
+            raise _fault(f"{quoted(one)} is listed twice", "remove one", i)
     if "all" in ids and len(ids) > 1:
         raise _fault('"all" stands beside other ids', 'keep either ["all"] or the ids')
     return ids

@@ -11,7 +11,7 @@ from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import SignatureError
 from tidegate.schemas.signed import PrivateKey, TrustedKeys, key_id
 
@@ -50,7 +50,7 @@ def verify_record(value: bytes | None, headers: Headers, kind: RecordKind, trust
     key = trusted.get(name)
     if key is None:
         known = ", ".join(sorted(trusted)) or "none"
-        raise SignatureError(f"signed with the key {cut(name)}, which is not trusted (trusted: {known})")
+        raise SignatureError(f"signed with the key {quoted(name)}, which is not trusted (trusted: {known})")
     try:
         signature = b64decode(signatures[0] or b"", validate=True)
         # Base64 has several spellings for the same bytes; only one is taken.

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tidegate.schemas.errors import InputError, SignatureError
 
-Kind = Literal["manifest", "operation"]
+DocumentKind = Literal["manifest", "operation"]
 PrivateKey = Ed25519PrivateKey
 TrustedKeys = Mapping[str, Ed25519PublicKey]
 """Public keys by key id."""
@@ -43,7 +43,7 @@ def is_signed(document: bytes) -> bool:
     return document.startswith(_ANY_FORM)
 
 
-def sign(kind: Kind, deployment: str, payload: bytes, key: PrivateKey) -> bytes:
+def sign(kind: DocumentKind, deployment: str, payload: bytes, key: PrivateKey) -> bytes:
     """The signed document, for one ``deployment``. Raises SignatureError if it is larger than 1 MiB."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", deployment):
         raise SignatureError(
@@ -58,7 +58,7 @@ def sign(kind: Kind, deployment: str, payload: bytes, key: PrivateKey) -> bytes:
     return document
 
 
-def open_signed(document: bytes | None, kind: Kind, deployment: str, trusted: TrustedKeys) -> tuple[bytes, str]:
+def open_signed(document: bytes | None, kind: DocumentKind, deployment: str, trusted: TrustedKeys) -> tuple[bytes, str]:
     """Payload and key id of a document that one of the ``trusted`` keys signed as this ``kind`` for ``deployment``.
 
     The payload is not looked at before the signature holds. Raises SignatureError, with the way out, for anything else.

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.event import MAX_TS, MIN_TS
 from tidegate.schemas.manifest import parse_duration
 
@@ -36,7 +36,7 @@ def read_moment(text: str, now: int) -> int:
     if not MIN_TS <= ms <= MAX_TS:
         likely = next((unit for factor, unit in _UNITS if MIN_TS <= ms * factor <= MAX_TS), None)
         why = f"it looks like {likely}" if likely else FORMS
-        raise ValueError(f"{cut(text)} is outside 2001 to 2099; {why}")
+        raise ValueError(f"{quoted(text)} is outside 2001 to 2099; {why}")
     return ms
 
 
@@ -47,7 +47,7 @@ def _absolute(text: str) -> int:
         at = datetime.fromisoformat(text)
         return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError):
-        raise ValueError(f"{cut(text)} is not a time; {FORMS}") from None
+        raise ValueError(f"{quoted(text)} is not a time; {FORMS}") from None
 
 
 def iso(ts: int) -> str:

@@ -16,7 +16,7 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import SettingsError
 from tidegate.schemas.manifest import parse_duration
 
-Duration = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
+Milliseconds = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
 """Milliseconds, written ``10s``, ``15m``, ``500ms``."""
 
 
@@ -54,10 +54,10 @@ class Settings(BaseSettings):
     unsigned_manifest: bool = Field(
         False, description="take a manifest file that is not signed; without trusted keys, unsigned operations too"
     )
-    manifest_lead: Duration = Field(
+    manifest_lead: Milliseconds = Field(
         120_000, ge=100_000, description="a revision takes effect at the earliest this long after it was published"
     )
-    operation_max_age: Duration = Field(
+    operation_max_age: Milliseconds = Field(
         86_400_000, ge=60_000, description="a kill or rearm whose record was written later than this is refused"
     )
     topic_prefix: str = Field("tidegate", description="first part of the public topics' names")
@@ -66,11 +66,13 @@ class Settings(BaseSettings):
     partitions: int = Field(4, ge=1, description="partitions of the telemetry topic, when it is created")
     gate_partitions: int = Field(4, ge=1, description="partitions of the partials topic, when it is created")
     replication_factor: int = Field(1, ge=1, description="replicas of each topic, when it is created")
-    retention: Duration = Field(parse_duration("30d"), description="how long telemetry and decisions are kept")
-    pane: Duration = Field(10_000, ge=100, description="length of a pane; part of every decision")
-    lateness: Duration = Field(10_000, ge=0, description="how long a pane waits for stragglers; part of every decision")
-    checkpoint_every: Duration = Field(1_000, ge=50, description="how often a worker saves its state")
-    retain_every: Duration = Field(
+    retention: Milliseconds = Field(parse_duration("30d"), description="how long telemetry and decisions are kept")
+    pane: Milliseconds = Field(10_000, ge=100, description="length of a pane; part of every decision")
+    lateness: Milliseconds = Field(
+        10_000, ge=0, description="how long a pane waits for stragglers; part of every decision"
+    )
+    checkpoint_every: Milliseconds = Field(1_000, ge=50, description="how often a worker saves its state")
+    retain_every: Milliseconds = Field(
         3_600_000,
         ge=1_000,
         description="event time from one checkpoint that is retained for `replay --from` to the next",
@@ -79,15 +81,17 @@ class Settings(BaseSettings):
         False,
         description="go on without records that a topic deleted before they were read; windows they touch are held",
     )
-    tick_idle_after: Annotated[Duration | None, BeforeValidator(_off)] = Field(
+    tick_idle_after: Annotated[Milliseconds | None, BeforeValidator(_off)] = Field(
         10_000, description="a partition silent for this long gets a tick from its worker; off: never"
     )
-    session_timeout: Duration = Field(10_000, ge=1_000, description="a dead worker's partitions move after this long")
-    heartbeat: Duration = Field(2_000, ge=100, description="consumer heartbeat")
-    broker_patience: Duration = Field(
+    session_timeout: Milliseconds = Field(
+        10_000, ge=1_000, description="a dead worker's partitions move after this long"
+    )
+    heartbeat: Milliseconds = Field(2_000, ge=100, description="consumer heartbeat")
+    broker_patience: Milliseconds = Field(
         30_000, description="a worker that no broker has answered for this long is not ready; /readyz says so at once"
     )
-    fetch_wait: Duration = Field(500, ge=1, description="longest wait of an empty fetch")
+    fetch_wait: Milliseconds = Field(500, ge=1, description="longest wait of an empty fetch")
     fetch_bytes: int = Field(1 << 20, ge=1024, description="most bytes of a partition in one fetch")
     http_host: str = Field("127.0.0.1", description="address of /livez, /readyz and /metrics")
     http_port: int = Field(9464, ge=0, le=65535, description="port of the same; 0 takes a free one")

@@ -19,7 +19,7 @@ from tidegate.schemas.decision import Decision, Severity, Verdict, decision_id_o
 from tidegate.schemas.errors import EventError
 from tidegate.schemas.event import MAX_DEPTH, too_deep
 
-Kind = Literal[
+FaultKind = Literal[
     "unreadable",
     "not canonical",
     "changed",
@@ -45,7 +45,7 @@ class Placed:
     repeats: int = 0
 
 
-Fault = tuple[Kind, Placed, str]
+ChainFault = tuple[FaultKind, Placed, str]
 """What is wrong with a record."""
 
 
@@ -211,7 +211,7 @@ class Chain:
     adrift: bool = False
     from_middle: bool = False
     links: list[Link] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[ChainFault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         nodes, by_hash = self._nodes()
@@ -308,7 +308,7 @@ class Chain:
                 text = f"linked with no record of the chain that it stands beside{more}"
                 self.faults.append(("inserted", part[0], text))
 
-    def _broken(self, root: Link, before: Link | None) -> Iterator[Fault]:
+    def _broken(self, root: Link, before: Link | None) -> Iterator[ChainFault]:
         """How the chain is broken before a record that no link leads to."""
         if self.adrift or root.previous in self.torn or (before is not None and before.hash in self.torn):
             # The line that cannot be read is what it follows, and a finding of its own.
@@ -404,7 +404,7 @@ def _first(part: Sequence[Link]) -> int:
     return min(link.order for link in part)
 
 
-def misplaced(records: Sequence[Placed]) -> Iterator[Fault]:
+def misplaced(records: Sequence[Placed]) -> Iterator[ChainFault]:
     """The records, as few as possible, that stand elsewhere in the log than they should, which is in this order."""
     ends: list[int] = []
     places: list[int] = []

@@ -5,15 +5,25 @@ from typing import Any
 
 import msgspec
 
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.times import readable
 
 FOLLOWS = ("hash", "previous_hash", "decision_id", "command_id", "decision_hash", "correction_id")
 """Fields that differ because others do, or because an earlier record did."""
-NAMES = ("gate", "kind", "problem", "code", "partition")
+KEYED_BY = ("gate", "kind", "problem", "code", "partition")
 """What tells the entries of a list apart."""
-CAUSES = ("verdict", "action", "reasons", "gates", "abort_rules", "evidence_problems", "weights", "source", "arms")
+CAUSE_FIELDS = (
+    "verdict",
+    "action",
+    "reasons",
+    "gates",
+    "abort_rules",
+    "evidence_problems",
+    "weights",
+    "source",
+    "arms",
+)
 """What is told first."""
 TOLD = 4
 
@@ -25,7 +35,9 @@ def told(one: bytes, other: bytes) -> str:
     if not found:
         names = [name for name in FOLLOWS if a.get(name) != b.get(name)]
         return f" in {', '.join(names)} alone: an earlier record differs" if names else ""
-    found.sort(key=lambda change: CAUSES.index(change[0][0]) if change[0][0] in CAUSES else len(CAUSES))
+    found.sort(
+        key=lambda change: CAUSE_FIELDS.index(change[0][0]) if change[0][0] in CAUSE_FIELDS else len(CAUSE_FIELDS)
+    )
     said = [
         f"{' '.join(path)} {_shown(readable(here, path[-1]))} here, {_shown(readable(there, path[-1]))} there"
         for path, here, there in found[:TOLD]
@@ -50,7 +62,7 @@ def _walk(one: Any, other: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[s
 
 def _named(entries: list[Any]) -> dict[str, Any] | None:
     """The entries of a list by what they are called; None if that does not tell them apart."""
-    for key in NAMES:
+    for key in KEYED_BY:
         if entries and all(isinstance(entry, dict) and key in entry for entry in entries):
             prefix = f"{key} " if key == "partition" else ""
             found = {f"{prefix}{entry[key]}": entry for entry in entries}
@@ -62,7 +74,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, str):
-        return cut(value)
+        return quoted(value)
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= 60 else text[:57] + "..."
 

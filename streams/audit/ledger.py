@@ -15,16 +15,16 @@ from tidegate.gates.rules import rounded
 from tidegate.schemas.canonical import sha256_of
 from tidegate.schemas.catalogue import GUARDS, VERDICTS, engaged_after, engaged_under
 from tidegate.schemas.decision import Command, Weights
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import EventError
 from tidegate.schemas.times import iso
-from tidegate.streams.audit.chain import Facts, Fault, Link, Placed, Torn, misplaced, parse_record
+from tidegate.streams.audit.chain import ChainFault, Facts, Link, Placed, Torn, misplaced, parse_record
 
 _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Command))
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class Entry(Placed):
+class LedgerEntry(Placed):
     """A command; ``of``: the decision that it carries out, ``unknown``: fields that no command has."""
 
     command: Command
@@ -33,7 +33,7 @@ class Entry(Placed):
     of: Link | None = None
 
 
-def read_entry(where: str, order: int, value: bytes) -> Entry:
+def read_entry(where: str, order: int, value: bytes) -> LedgerEntry:
     """A command. Raises EventError if it is none."""
     fields, whole, _ = parse_record(value)
     try:
@@ -41,7 +41,9 @@ def read_entry(where: str, order: int, value: bytes) -> Entry:
     except msgspec.ValidationError as error:
         raise EventError(f"not a command: {error}") from None
     unknown = sorted(fields.keys() - _FIELDS)
-    return Entry(where=where, order=order, unit=command.key, command=command, unknown=unknown, spelled=whole == value)
+    return LedgerEntry(
+        where=where, order=order, unit=command.key, command=command, unknown=unknown, spelled=whole == value
+    )
 
 
 @lru_cache(4096)
@@ -54,7 +56,7 @@ def command_id_of(link: Link) -> str | None:
     return _command_id(link.id, link.said.verdict) if link.id is not None and link.said is not None else None
 
 
-def pair(links: Sequence[Link], entries: Sequence[Entry]) -> None:
+def pair(links: Sequence[Link], entries: Sequence[LedgerEntry]) -> None:
     """Find the decision of each command, by either of its ids, and give it that one's unit."""
     by_id: dict[str, list[Link]] = defaultdict(list)
     by_command: dict[str, list[Link]] = defaultdict(list)
@@ -83,7 +85,7 @@ class Ledger:
     """
 
     links: Sequence[Link]
-    entries: Sequence[Entry]
+    entries: Sequence[LedgerEntry]
     torn: Set[str] = frozenset()
     torn_decisions: Sequence[Torn] = ()
     compacted: bool = False
@@ -91,7 +93,7 @@ class Ledger:
     earlier: int = 0
 
     def __post_init__(self) -> None:
-        self._of: dict[Link, list[Entry]] = defaultdict(list)
+        self._of: dict[Link, list[LedgerEntry]] = defaultdict(list)
         for entry in self.entries:
             if entry.of is not None:
                 self._of[entry.of].append(entry)
@@ -111,7 +113,7 @@ class Ledger:
             and (start := _stage_start(facts, self._following(index))) is not None
         }
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[ChainFault]:
         """What is wrong."""
         for entry in self.entries:
             if not entry.spelled:
@@ -121,11 +123,11 @@ class Ledger:
             elif not entry.of.linked:
                 text = f"carries out the decision of {entry.of.where}, which has no place in the chain"
                 yield "inserted", entry, text
-        placed: list[Entry] = []
+        placed: list[LedgerEntry] = []
         yield from self._walk(placed)
         yield from misplaced(placed)
 
-    def _without_decision(self, entry: Entry) -> Iterator[Fault]:
+    def _without_decision(self, entry: LedgerEntry) -> Iterator[ChainFault]:
         command = entry.command
         if self._nameless or command.decision_id in self._torn_ids:
             # Its decision is a line that cannot be read.
@@ -142,7 +144,7 @@ class Ledger:
             text = f"seq {command.seq} carries out no decision that is here: that one is missing, or this was put in"
             yield "missing", entry, text
 
-    def _walk(self, placed: list[Entry]) -> Iterator[Fault]:
+    def _walk(self, placed: list[LedgerEntry]) -> Iterator[ChainFault]:
         """Along the chain, with the seq that is due (from ``low`` to ``high``) and the weight in force, if known.
 
         Adds the command of each decision to ``placed``.
@@ -183,7 +185,7 @@ class Ledger:
             due = self._weight_after(index, weight)
             weight = entry.command.weights.canary if due is None else due
 
-    def _wrong(self, entry: Entry, low: int, high: float, weight: float | None, index: int) -> Iterator[str]:
+    def _wrong(self, entry: LedgerEntry, low: int, high: float, weight: float | None, index: int) -> Iterator[str]:
         """Where a command does not fit."""
         seq = entry.command.seq
         if not low <= seq <= high:
@@ -239,13 +241,13 @@ def _stage_start(facts: Facts, following: Facts | None) -> int | None:
     return following.end if following.stage == facts.stage else following.start
 
 
-def _against_decision(entry: Entry) -> Iterator[str]:
+def _against_decision(entry: LedgerEntry) -> Iterator[str]:
     """Where a command says something else than itself, or than the decision that it carries out."""
     command, link = entry.command, entry.of
     if command.command_id != _command_id(command.decision_id, command.action):
         yield "its command_id is not that of its decision_id and action"
     for name in entry.unknown:
-        yield f"no command has a field {cut(name)}"
+        yield f"no command has a field {quoted(name)}"
     for what, weights in (("weights", command.weights), ("previous_weights", command.previous_weights)):
         if not _whole(weights):
             yield f"its {what} do not sum to 1"
@@ -275,7 +277,7 @@ def _whole(weights: Weights) -> bool:
 
 
 def _shown(value: str | None) -> str:
-    return "null" if value is None else cut(value)
+    return "null" if value is None else quoted(value)
 
 
 def _weight_due(facts: Facts, before: float | None) -> float | None:

@@ -7,11 +7,11 @@ them.
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tidegate.gates.recorder import Outcome
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.operation import Operation
 from tidegate.schemas.timeline import Timeline
 from tidegate.streams.dumps.log import runs
-from tidegate.streams.engine.gate_partition import Outcome
 from tidegate.streams.engine.pipeline import Corrected, Pipeline
 from tidegate.streams.engine.tally import Tally
 

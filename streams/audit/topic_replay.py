@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 from aiokafka import ConsumerRecord
 
+from tidegate.gates.recorder import Outcome
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.operation import Operation
@@ -15,7 +16,7 @@ from tidegate.schemas.timeline import Timeline
 from tidegate.streams.audit.compare import by_unit, told
 from tidegate.streams.audit.recorded import Recorded
 from tidegate.streams.engine.gate_log import Order, gate_of
-from tidegate.streams.engine.gate_partition import GatePartition, Outcome, all_switches
+from tidegate.streams.engine.gate_partition import GatePartition, all_switches
 from tidegate.streams.engine.pipeline import Corrected, Pipeline
 from tidegate.streams.engine.runs import Position, Run
 from tidegate.streams.engine.slices import Slices, whole

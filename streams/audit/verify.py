@@ -13,8 +13,8 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from tidegate.schemas.errors import EventError
-from tidegate.streams.audit.chain import Chain, Fault, Kind, Link, Placed, Torn, read_link, settle_units
-from tidegate.streams.audit.ledger import Entry, Ledger, command_id_of, pair, read_entry
+from tidegate.streams.audit.chain import Chain, ChainFault, FaultKind, Link, Placed, Torn, read_link, settle_units
+from tidegate.streams.audit.ledger import Ledger, LedgerEntry, command_id_of, pair, read_entry
 
 P = TypeVar("P", bound=Placed)
 
@@ -26,7 +26,7 @@ _UNIT = re.compile(rb'"flag":("(?:[^"\\]|\\.)*").*"region":("(?:[^"\\]|\\.)*")',
 class Finding:
     """One thing that is wrong. ``record``: its number among the unit's, 0 where it could not be read."""
 
-    kind: Kind
+    kind: FaultKind
     where: str
     unit: str
     record: int
@@ -70,10 +70,10 @@ class Audit:
         self._taken = 0
         self._seen: dict[tuple[bool, bytes], Placed] = {}
         self._links: list[Link] = []
-        self._entries: list[Entry] = []
+        self._entries: list[LedgerEntry] = []
         self._torn: list[Torn] = []
         self._torn_entries: list[Torn] = []
-        self._faults: list[Fault] = []
+        self._faults: list[ChainFault] = []
 
     def decision(self, where: str, value: bytes) -> None:
         """Take a decision; ``where``: its place, for the findings."""
@@ -83,7 +83,7 @@ class Audit:
         """Take a command."""
         self._take(where, value, read_entry, self._entries, self._torn_entries)
 
-    def note(self, kind: Kind, where: str, text: str) -> None:
+    def note(self, kind: FaultKind, where: str, text: str) -> None:
         """Add a finding of the caller's own, about the record that was taken last."""
         self._faults.append((kind, Placed(where=where, order=self._taken, unit=""), text))
 
@@ -173,7 +173,7 @@ def _by_unit(records: list[P]) -> dict[str, list[P]]:
     return dict(units)
 
 
-def _summary(unit: str, found: Chain | None, entries: list[Entry]) -> Summary:
+def _summary(unit: str, found: Chain | None, entries: list[LedgerEntry]) -> Summary:
     links = found.found if found else ()
     repeats = sum(record.repeats for record in chain(links, entries))
     return Summary(unit, len(links), len(entries), repeats, found.links[-1].content_hash if found else "none")

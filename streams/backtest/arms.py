@@ -11,9 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.gates.arrays import Ids, Ints
+from tidegate.gates.arrays import Floats, Ids, Ints
 from tidegate.gates.digest import Digest
-from tidegate.gates.rules import SLACK
 from tidegate.gates.sums import (
     CARRIES,
     COUNTERS,
@@ -28,12 +27,21 @@ from tidegate.gates.sums import (
 )
 from tidegate.gates.window import SERVED, Arm
 from tidegate.schemas.errors import InputError
-from tidegate.schemas.manifest import Flag
-from tidegate.streams.backtest.buckets import AT, BLOCK_ROWS, BUCKETS, SOURCES, SPLIT, Block, carry, drawn, mixed
+from tidegate.schemas.manifest import SLACK, Flag
+from tidegate.streams.backtest.buckets import (
+    AT,
+    BLOCK_ROWS,
+    BUCKETED_SOURCES,
+    BUCKETS,
+    SPLIT,
+    Block,
+    carry,
+    drawn,
+    mixed,
+)
 
 _COST_PARTS = sorted({AT[part] for carried in CARRIES for part in carried})
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
@@ -165,7 +173,7 @@ class Groups:
         """How many of each group's good requests fail: each by itself with that chance, from a hash of its place."""
         good = self.counters[:, AT["requests"]] - self.counters[:, AT["errors"]]
         # Places do not depend on the span that they are looked at in.
-        place = (self.number * len(SOURCES) * BUCKETS + self.key).astype(np.uint64)
+        place = (self.number * len(BUCKETED_SOURCES) * BUCKETS + self.key).astype(np.uint64)
         lot = mixed(mixed(place ^ np.uint64(drawn("error", seed))) ^ (self.pane + self.first).astype(np.uint64))
         index = np.arange(good.sum()) - np.repeat(np.cumsum(good) - good, good)
         chance = mixed(np.repeat(lot, good) + index.astype(np.uint64)) >> np.uint64(11)
@@ -211,7 +219,7 @@ class Groups:
         ):
             key = self.key[group]
             order = np.argsort(key, kind="stable")
-            edges = np.searchsorted(key[order], np.arange(len(SOURCES) * BUCKETS + 1)).tolist()
+            edges = np.searchsorted(key[order], np.arange(len(BUCKETED_SOURCES) * BUCKETS + 1)).tolist()
             sorted_values = values[order]
             for source in self.present:
                 first = source * BUCKETS
@@ -253,7 +261,7 @@ class Groups:
                 for bucket, digest in self.digests[metric, source].items():
                     if mine[bucket]:
                         into.merge(digest)
-            arm.sources[SOURCES[source]] = sums
+            arm.sources[BUCKETED_SOURCES[source]] = sums
         return arm
 
     def sums_until(self, chosen: Bools) -> dict[int, Ints]:
@@ -274,7 +282,7 @@ class Groups:
             sums = Sums(counters=counters[pane].tolist(), groups=self.lambda_groups(source, pane))
             if delta_s:
                 sums.delta_s.add(self.delta_s[self._values_until(source, pane, chosen)])
-            arm.sources[SOURCES[source]] = sums
+            arm.sources[BUCKETED_SOURCES[source]] = sums
         return arm
 
     def _values_until(self, source: int, pane: int, chosen: Bools) -> Bools:
@@ -292,7 +300,7 @@ class Groups:
             sums.count(self.counters[here].sum(axis=0).tolist())
             sums.delta_s.add(self.delta_s[here[self.delta_s_group]])
             sums.latency.add(self.latency[here[self.latency_group]])
-            arm.sources[SOURCES[source]] = sums
+            arm.sources[BUCKETED_SOURCES[source]] = sums
         return arm
 
     def belongs(self, source: int, chosen: Bools) -> Bools:
@@ -301,7 +309,7 @@ class Groups:
         return found
 
     def _mine(self, source: int, chosen: Bools) -> Bools:
-        return chosen if SOURCES[source] in SPLIT else np.ones(BUCKETS, np.bool_)
+        return chosen if BUCKETED_SOURCES[source] in SPLIT else np.ones(BUCKETS, np.bool_)
 
     def above(self, source: int, limit: float) -> tuple[Ints, Ints]:
         """Values of ΔS, and those of them above ``limit``, as (pane, bucket)."""
@@ -332,7 +340,7 @@ def digest_of(values: Floats) -> Digest:
     return digest
 
 
-class Span:
+class EffectSpan:
     """A window's or settling span's groups, as they were and under each regression that was asked for."""
 
     def __init__(self, plain: Groups, seed: int) -> None:
@@ -368,7 +376,7 @@ class Span:
 class Split:
     """The sham arms of a span: the canary is the ``chosen`` buckets, under an effect or as they were."""
 
-    span: Span
+    span: EffectSpan
     effect: Effect | None
     chosen: Bools
 
@@ -410,7 +418,7 @@ class Split:
         plain, quality = np.zeros(panes, np.bool_), np.zeros(panes, np.bool_)
         for rule in flag.abort_rules.hard:
             if rule.kind == "error_rate_over":
-                served = [self.canary[s] for s in self.canary if SOURCES[s] in SERVED]
+                served = [self.canary[s] for s in self.canary if BUCKETED_SOURCES[s] in SERVED]
                 if served:
                     both = sum(served[1:], served[0])
                     plain |= (both[:, AT["requests"]] >= least) & _over(both, "errors", "requests", rule.value)
@@ -433,7 +441,7 @@ class Split:
 
         With t a line: either the canary has 5 % of its values above t + limit, or the baseline's p95 is below t.
         """
-        line, split = self.span.usual(source), SOURCES[source] in SPLIT
+        line, split = self.span.usual(source), BUCKETED_SOURCES[source] in SPLIT
         rows, high = self.span.above(self.effect, source, line + limit)
         chosen = self.chosen if split else np.ones(BUCKETS, np.bool_)
         n, over = (counts[:, chosen].sum(axis=1).cumsum() for counts in (rows, high))

@@ -7,19 +7,16 @@ from typing import Self
 import msgspec
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
-from tidegate.gates.arrays import Ids, Ints
+from tidegate.gates.arrays import Floats, Ids, Ints
 from tidegate.gates.sums import CARRIES, COUNTERS, LOW_BITS
-
-Floats = NDArray[np.float64]
 
 BUCKETS = 64
 """Sticky ids are put into this many buckets; a sham canary is some of them."""
 SPLIT, SHARED = ("traffic", "label"), ("gold", "gold_label")
 """Sources that the sham arms divide between them, and those that both are given whole: the gold set is asked of
 both arms, so half of it would be no rehearsal."""
-SOURCES = (*SPLIT, *SHARED)
+BUCKETED_SOURCES = (*SPLIT, *SHARED)
 BLOCK_ROWS = 1 << 16
 """Rows that are added up together."""
 CACHED = 6
@@ -50,8 +47,8 @@ def bucket_of(sticky: Ids, seed: int) -> Ints:
 class Block:
     """Rows added up by (pane, source, bucket), one group each, in that order.
 
-    ``key``: index in ``SOURCES`` × ``BUCKETS`` + bucket. ``delta_s``, ``latency``: the values, group by group, as many
-    as the counts beside them say. ``probes``: pane, key, query, runs of λ groups.
+    ``key``: index in ``BUCKETED_SOURCES`` × ``BUCKETS`` + bucket. ``delta_s``, ``latency``: the values, group by group,
+    as many as the counts beside them say. ``probes``: pane, key, query, runs of λ groups.
     """
 
     pane: Ints

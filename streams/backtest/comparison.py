@@ -60,7 +60,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Window:
+class ComparedWindow:
     """One window of one unit, as A and B judge it. A side is None where that manifest said nothing and went on.
 
     A window in which a side freezes before its end stands there twice, once for the freeze.
@@ -81,7 +81,7 @@ class Window:
         return self.a is not None and self.b is not None and (self.a.verdict, self.a.at) == (self.b.verdict, self.b.at)
 
 
-def counted(windows: Iterable[Window]) -> int:
+def counted(windows: Iterable[ComparedWindow]) -> int:
     """How many windows there are, those that stand there twice counted once."""
     return len({(window.unit, window.start) for window in windows})
 
@@ -180,7 +180,7 @@ class SideBySide:
         self._shadows: dict[str, Shadow] = {}
         self.decisions: Callable[[Decision], None] = lambda _: None
 
-    def step(self, partial: Partial) -> Iterator[Window]:
+    def step(self, partial: Partial) -> Iterator[ComparedWindow]:
         """Take in a partial; give the windows that end with it."""
         self._closed[partial.partition] = partial.pane + 1
         if partial.units or partial.dead_letters or partial.records:
@@ -217,7 +217,7 @@ class SideBySide:
             for ramp in self._machines.values():
                 ramp.unit.window.read(partition, partial.records, partial.dead_letters)
 
-    def _close(self, name: str, ramp: Machine, end: int) -> Iterator[Window]:
+    def _close(self, name: str, ramp: Machine, end: int) -> Iterator[ComparedWindow]:
         shadow, window, cut = self._shadows.get(name), ramp.unit.window, ramp.unit.cut
         weight = 0.0 if ramp.unit.latched else ramp.stages[ramp.unit.stage]
         theirs = shadow.look(ramp.unit, end, ramp.regions) if shadow else None
@@ -232,7 +232,7 @@ class SideBySide:
         stops = theirs is not None and theirs is shadow.stopped
         if not cut and (ours is not None or (theirs is not None and (over or not stops))):
             a, b = Side.of(ours) if ours else None, Side.of(theirs) if theirs else None
-            yield Window(name, window.start, window.end, weight, a, b, self._differences(name, a, b))
+            yield ComparedWindow(name, window.start, window.end, weight, a, b, self._differences(name, a, b))
         if over or (ours is not None and ours.verdict == "abort"):
             shadow.stopped = None
         if ours is not None and ours.verdict == "promote":
@@ -286,7 +286,7 @@ def compare(
     clockwork: Clockwork,
     progress: Callable[[int], None] = lambda _: None,
     decisions: Callable[[Decision], None] = lambda _: None,
-) -> Iterator[Window]:
+) -> Iterator[ComparedWindow]:
     """Every window that A decides in the files, with what B says to it; units of flags that B lacks are left out.
 
     ``b``: flags as ``placed`` gives them. ``decisions`` is told each decision of A, which is what a replay gives.

@@ -12,22 +12,20 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tidegate.gates.arrays import Floats, Ints
 from tidegate.gates.bounds import quantile_ranks
 from tidegate.gates.metrics import rate_surely_over
-from tidegate.gates.rules import SLACK
 from tidegate.gates.sequential import COST_LEAST, Levels
 from tidegate.gates.stage import StageEvidence
 from tidegate.gates.sums import COVERAGE_BITS, HIGH_BITS, LOW_BITS
 from tidegate.gates.unit import Unit
 from tidegate.gates.window import LABELS, SERVED, Arm
-from tidegate.schemas.manifest import Flag
-from tidegate.streams.backtest.arms import Bools, Floats, Groups, Split
-from tidegate.streams.backtest.buckets import AT, SOURCES
+from tidegate.schemas.manifest import SLACK, Flag
+from tidegate.streams.backtest.arms import Bools, Groups, Split
+from tidegate.streams.backtest.buckets import AT, BUCKETED_SOURCES
 
 ROWS_MAX = 1 << 24
 """A quantile that so many rows do not bound is not bounded here."""
-
-Ints = NDArray[np.int64]
 
 
 @dataclass
@@ -81,7 +79,7 @@ def looks(split: Split, flag: Flag, unit: Unit, past: Recorded) -> Iterator[int]
 
 def _suspects(split: Split, flag: Flag, unit: Unit, past: Recorded) -> Bools:
     panes = split.span.plain.panes
-    labels = [SOURCES.index(name) for name in LABELS.values() if name in SOURCES]
+    labels = [BUCKETED_SOURCES.index(name) for name in LABELS.values() if name in BUCKETED_SOURCES]
     if unit.evidence.left_out or set(labels) & set(split.span.plain.present):
         # What then counts is not what was counted here.
         return np.ones(panes, np.bool_)
@@ -115,7 +113,7 @@ class _Asked:
     def rates(self) -> Bools:
         """Errors, tool failures, coverage and λ."""
         found = np.zeros(self.panes, np.bool_)
-        served = [s for s in self.split.canary if SOURCES[s] in SERVED]
+        served = [s for s in self.split.canary if BUCKETED_SOURCES[s] in SERVED]
         rows = sum((self.split.canary[s] for s in served), np.zeros((self.panes, len(AT)), np.int64))
         total = self.canary.total
         requests, calls = rows[:, AT["requests"]] + total("requests"), rows[:, AT["tool_calls"]] + total("tool_calls")
@@ -155,7 +153,7 @@ class _Asked:
                 for source in present:
                     found |= self._drifts("delta_s", [source], q, limit)
         for limit in self._limits("latency_p95_uplift_max", ""):
-            found |= self._drifts("latency", [s for s in present if SOURCES[s] in SERVED], 0.95, limit)
+            found |= self._drifts("latency", [s for s in present if BUCKETED_SOURCES[s] in SERVED], 0.95, limit)
         return found
 
     def _drifts(self, metric: str, sources: Sequence[int], q: float, limit: float) -> Bools:
@@ -175,7 +173,11 @@ class _Asked:
         )
         pinned = self.unit.pinned is not None
         if pinned:
-            held = [self.baseline.sources[SOURCES[s]] for s in sources if SOURCES[s] in self.baseline.sources]
+            held = [
+                self.baseline.sources[BUCKETED_SOURCES[s]]
+                for s in sources
+                if BUCKETED_SOURCES[s] in self.baseline.sources
+            ]
             digests = [sums.delta_s if metric == "delta_s" else sums.latency for sums in held]
             lines = [line for digest in digests if (line := digest.quantile(q)) is not None]
             if not lines:
@@ -214,7 +216,7 @@ class _Asked:
             fixed = arm == 1 and self.unit.pinned is not None
             cost, good = np.zeros(self.panes), np.zeros(self.panes)
             for source in groups.present if not fixed else ():
-                if SOURCES[source] in SERVED:
+                if BUCKETED_SOURCES[source] in SERVED:
                     mine = groups.belongs(source, chosen)
                     high, low = (groups.counters[mine, AT[f"cost_{part}"]] for part in ("high", "low"))
                     each = high / (1 << HIGH_BITS) + low / (1 << (HIGH_BITS + LOW_BITS))
@@ -228,7 +230,7 @@ class _Asked:
 
 
 def _counters(arm: Arm, source: int) -> "_Known":
-    return _Known(arm, SOURCES[source])
+    return _Known(arm, BUCKETED_SOURCES[source])
 
 
 @dataclass(frozen=True)

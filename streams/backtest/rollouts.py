@@ -21,13 +21,13 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.timeline import Timeline
-from tidegate.streams.backtest.arms import Effect, Groups, Span, Split
+from tidegate.streams.backtest.arms import Effect, EffectSpan, Groups, Split
 from tidegate.streams.backtest.buckets import (
     AT,
     BLOCK_ROWS,
+    BUCKETED_SOURCES,
     BUCKETS,
     CACHED,
-    SOURCES,
     SPLIT,
     Block,
     Rows,
@@ -72,7 +72,9 @@ class BaselineHistory:
             self._cells = table.cells
             units = {unit: i for i, unit in enumerate(dict.fromkeys(unit for unit, _, _ in table.cells))}
             found = [
-                (units[unit], SOURCES.index(source) * BUCKETS) if arm == "baseline" and source in SOURCES else (-1, -1)
+                (units[unit], BUCKETED_SOURCES.index(source) * BUCKETS)
+                if arm == "baseline" and source in BUCKETED_SOURCES
+                else (-1, -1)
                 for unit, arm, source in table.cells
             ]
             self._unit, self._key = np.array(found, np.int64).reshape(-1, 2).T
@@ -136,14 +138,14 @@ class BaselineHistory:
         self._file.seek(at)
         return Block.load(self._file.read(size))
 
-    def _span(self, unit: str, start: int, end: int) -> "Span":
+    def _span(self, unit: str, start: int, end: int) -> "EffectSpan":
         low, high = start // self.pane_ms, end // self.pane_ms
         parts = [
             (number, self.block(at, size))
             for number, (first, last, at, size) in enumerate(self._index[unit])
             if first < high and last >= low
         ]
-        return Span(Groups.of(parts, low, high), self.seed)
+        return EffectSpan(Groups.of(parts, low, high), self.seed)
 
 
 class BucketedPartition(SourcePartition):

@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaConnectionError
 
 from tidegate.schemas.decision import Command, Weights, command_from_bytes
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import EventError, SignatureError, TopicError
 from tidegate.schemas.seal import verify_record
 from tidegate.schemas.signed import TrustedKeys
@@ -147,7 +147,7 @@ class ControlConsumer:
                     "%s is passed over: seq %d of %s after seq %d, yet later in time; was the worker's state reset?",
                     where,
                     command.seq,
-                    cut(command.key),
+                    quoted(command.key),
                     before.seq,
                 )
         return fresh

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError, SettingsError
 from tidegate.schemas.manifest import Flag
 from tidegate.streams.backtest.arms import read_effect
-from tidegate.streams.backtest.comparison import Difference, Side, Window, compare, counted, placed
+from tidegate.streams.backtest.comparison import ComparedWindow, Difference, Side, compare, counted, placed
 from tidegate.streams.commands.options import LogFile, bars, lateness_option, pane_option
 from tidegate.streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
 from tidegate.streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
@@ -109,7 +109,11 @@ def command(
 
 
 def _show_comparison(
-    console: Console, manifests: Sequence[Path], windows: Sequence[Window], notes: Sequence[str], out: Path | None
+    console: Console,
+    manifests: Sequence[Path],
+    windows: Sequence[ComparedWindow],
+    notes: Sequence[str],
+    out: Path | None,
 ) -> None:
     _tell_comparison(console, manifests, windows, notes)
     if out is not None:
@@ -175,7 +179,7 @@ def difference_words(difference: Difference) -> str:
 
 
 def _tell_comparison(
-    console: Console, manifests: Sequence[Path], windows: Sequence[Window], notes: Sequence[str]
+    console: Console, manifests: Sequence[Path], windows: Sequence[ComparedWindow], notes: Sequence[str]
 ) -> None:
     if not windows:
         raise InputError("the events close no window of a flag that both manifests have; end the log with a tick")
@@ -195,7 +199,7 @@ def _tell_comparison(
         span = f"{moment(first.start)} – {moment(last.end, day + '%H:%M:%S')}"
         count = f"  {len(group)} windows" if len(group) > 1 else ""
         table.add_row(
-            Text(cut(first.unit)[1:-1]),
+            Text(quoted(first.unit)[1:-1]),
             span + count,
             percent(first.weight),
             _said(first.a, first.end),
@@ -206,10 +210,10 @@ def _tell_comparison(
     console.print(summary(windows), markup=False)
 
 
-def _runs(windows: Sequence[Window]) -> list[list[Window]]:
+def _runs(windows: Sequence[ComparedWindow]) -> list[list[ComparedWindow]]:
     """Windows in the order of units and time; neighbours in which both say the same thing together."""
 
-    def key(indexed: tuple[int, Window]) -> object:
+    def key(indexed: tuple[int, ComparedWindow]) -> object:
         at, window = indexed
         if window.differences or not window.same or window.a is None:
             return at
@@ -219,7 +223,7 @@ def _runs(windows: Sequence[Window]) -> list[list[Window]]:
     return [[window for _, window in group] for _, group in groupby(enumerate(ordered), key)]
 
 
-def _why(window: Window) -> list[str]:
+def _why(window: ComparedWindow) -> list[str]:
     lines = [difference_words(difference) for difference in window.differences]
     if not lines and not window.same:
         sides = (("A", window.a), ("B", window.b))
@@ -227,7 +231,7 @@ def _why(window: Window) -> list[str]:
     return lines
 
 
-def summary(windows: Sequence[Window]) -> str:
+def summary(windows: Sequence[ComparedWindow]) -> str:
     """How many windows are judged the same, and what the others turn from and into."""
     differ = [window for window in windows if not window.same]
     of, apart = counted(windows), counted(differ)
@@ -239,7 +243,7 @@ def summary(windows: Sequence[Window]) -> str:
     return f"{many(of, 'window')}: the same in {of - apart:,}, not in {apart:,} ({told})"
 
 
-def _turn(window: Window) -> str:
+def _turn(window: ComparedWindow) -> str:
     a, b = window.a, window.b
     if a is not None and b is not None and a.verdict == b.verdict:
         return f"{a.verdict}, {'sooner' if b.at < a.at else 'later'} under B"
@@ -253,7 +257,7 @@ def _said(side: Side | None, end: int) -> Text:
     return Text(side.verdict + early, style=VERDICT_STYLE.get(side.verdict, ""))
 
 
-def _builtins(window: Window) -> dict[str, Any]:
+def _builtins(window: ComparedWindow) -> dict[str, Any]:
     def side(of: Side | None) -> dict[str, Any] | None:
         return None if of is None else {"verdict": of.verdict, "reasons": of.reasons, "decided_at": of.at}
 

@@ -34,7 +34,7 @@ from tidegate.streams.report.terminal import (
     order,
     outcome,
     plain_gates,
-    problems,
+    problem_lines,
     state_bar,
 )
 from tidegate.streams.settings import Settings, load_settings
@@ -46,9 +46,11 @@ from tidegate.streams.simulation.service import Simulation, Site, read_trace
 PACKAGE = Path(__file__).parents[2]
 ROOT = PACKAGE.parent
 # As a user would type them, where the demo runs in the source folder.
-EXAMPLES = Path("examples") if Path("examples").resolve() == (PACKAGE / "examples").resolve() else PACKAGE / "examples"
-TRACE = EXAMPLES / "data" / "azure_llm_conv_2023.csv.gz"
-MANIFEST = EXAMPLES / "manifest.yml"
+EXAMPLES_FOLDER = (
+    Path("examples") if Path("examples").resolve() == (PACKAGE / "examples").resolve() else PACKAGE / "examples"
+)
+TRACE = EXAMPLES_FOLDER / "data" / "azure_llm_conv_2023.csv.gz"
+DEMO_MANIFEST = EXAMPLES_FOLDER / "manifest.yml"
 CITATION = (
     "Trace: Azure LLM inference traces 2023 (conversation), © Microsoft, CC BY 4.0; Patel et al., "
     '"Splitwise: Efficient Generative LLM Inference Using Phase Splitting", ISCA 2024. '
@@ -57,7 +59,7 @@ CITATION = (
 READY_SECONDS = 60.0
 DECISION_SECONDS = 60.0
 """A busy machine makes the demo slow, not another story; a worker that ends is noticed at once."""
-STOP_SECONDS = 10.0
+WORKER_STOP_SECONDS = 10.0
 FRAME_SECONDS = 0.25
 AFTERMATH_MS = 60_000
 """Event time that is shown after the last decision, so that its command is seen at work."""
@@ -119,7 +121,7 @@ def command(scenario: str, broker: str | None, out: Path, speed: float, seed: in
         out.mkdir(parents=True, exist_ok=True)
         (out / "worker.log").write_bytes(b"")
         manifest = out / "manifest.yml"
-        manifest.write_text(SCENARIOS[scenario].manifest(MANIFEST.read_text(encoding="utf-8")), encoding="utf-8")
+        manifest.write_text(SCENARIOS[scenario].manifest(DEMO_MANIFEST.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out: {error.filename}: {error.strerror}") from None
     given = SETTINGS | {"manifest": str(manifest)}
@@ -147,7 +149,7 @@ def _worker_environment(given: Mapping[str, str]) -> dict[str, str]:
     return env | {f"TIDEGATE_{name.upper()}": value for name, value in given.items()}
 
 
-class Worker:
+class WorkerProcess:
     """The worker's process; it never outlives the demo."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
@@ -173,7 +175,7 @@ class Worker:
         if self._process.returncode is None:
             self._process.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+                await asyncio.wait_for(self._process.wait(), WORKER_STOP_SECONDS)
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
@@ -185,7 +187,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def running_worker(given: Mapping[str, str], log: Path) -> AsyncIterator[Worker]:
+async def running_worker(given: Mapping[str, str], log: Path) -> AsyncIterator[WorkerProcess]:
     """A worker with its log in a file, stopped at the end."""
     with log.open("wb") as lines:
         process = await asyncio.create_subprocess_exec(
@@ -197,7 +199,7 @@ async def running_worker(given: Mapping[str, str], log: Path) -> AsyncIterator[W
             # Ctrl-C is for the demo, which then stops its worker.
             start_new_session=True,
         )
-    worker = Worker(process, log)
+    worker = WorkerProcess(process, log)
     try:
         yield worker
     finally:
@@ -274,7 +276,7 @@ class Demo:
             if own_topics:
                 await self._delete_topics()
 
-    async def _play(self, worker: Worker) -> None:
+    async def _play(self, worker: WorkerProcess) -> None:
         """Run the simulation against the worker, showing it."""
         with self.console.status("starting the worker") if self.console.is_terminal else nullcontext():
             await worker.ready()
@@ -348,7 +350,7 @@ class Demo:
             return
         self.decisions.append(what)
         self.standings.follow(what)
-        self._note([where.append(outcome(what)), *(Text(f"  {line}", style="yellow") for line in problems(what))])
+        self._note([where.append(outcome(what)), *(Text(f"  {line}", style="yellow") for line in problem_lines(what))])
         if not self.console.is_terminal and what.gates:
             self.console.print(f"  {plain_gates(what)}", soft_wrap=True)
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from tidegate.gates.power import kind_gates
 from tidegate.schemas.catalogue import ENDED_WINDOW, REVISION, VERDICTS, causes
 from tidegate.schemas.decision import Decision, Exemplar, Forecast, GateResult, RuleResult, decision_from_bytes
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import EventError, InputError, TopicError
 from tidegate.schemas.times import iso
 from tidegate.streams.commands.options import LogFile
@@ -51,7 +51,7 @@ def command(decision: str, decisions: Path | None, broker: str | None) -> None:
         raise InputError("--decisions and --broker are two places to look in: give one of them")
     digits = re.fullmatch(r"(?:sha256:)?([0-9a-f]{8,64})", decision.lower())
     if digits is None and (decisions is not None or broker is not None or _short_id(decision)):
-        raise InputError(f"{cut(decision)} is no decision_id: give {LEAST_DIGITS} to 64 of its hex digits")
+        raise InputError(f"{quoted(decision)} is no decision_id: give {LEAST_DIGITS} to 64 of its hex digits")
     if digits is None:
         found = _only(decision)
     elif broker is not None:
@@ -78,7 +78,7 @@ def _only(name: str) -> Decision:
             content = file.read()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{cut(name)} is no decision_id, and as a file: {reason}") from None
+        raise InputError(f"{quoted(name)} is no decision_id, and as a file: {reason}") from None
     try:
         # It may stand on several lines, as other tools write it.
         return decision_from_bytes(content)
@@ -201,11 +201,12 @@ def _why(decision: Decision) -> Iterator[str]:
     """Sentences; one that starts with a space belongs to the one before."""
     by = decision.operation
     if by is not None:
-        yield f"{cut(by.actor)} ordered it at {iso(by.ts)}: {cut(by.reason)}"
+        yield f"{quoted(by.actor)} ordered it at {iso(by.ts)}: {quoted(by.reason)}"
     freeze = decision.change_freeze
     if freeze is not None:
-        who = f", by {cut(freeze.by)}" if freeze.by else ""
-        yield f"all gates pass, but a change freeze holds promotes until {iso(freeze.end)}{who}: {cut(freeze.reason)}"
+        who = f", by {quoted(freeze.by)}" if freeze.by else ""
+        until = iso(freeze.end)
+        yield f"all gates pass, but a change freeze holds promotes until {until}{who}: {quoted(freeze.reason)}"
     yield from _reasons(decision)
     if "latched" in decision.reasons or "rearm" in decision.reasons:
         return
@@ -435,7 +436,8 @@ def _exemplars(decision: Decision, name: str, told: set[tuple[Exemplar, ...]]) -
         return
     told.add(found)
     for one in found:
-        yield f" {_value(name, one.value)} in event {cut(one.event_id)}, partition {one.partition}, offset {one.offset}"
+        value, event = _value(name, one.value), quoted(one.event_id)
+        yield f" {value} in event {event}, partition {one.partition}, offset {one.offset}"
 
 
 def _value(name: str, value: float) -> str:

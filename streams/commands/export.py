@@ -19,7 +19,7 @@ from tidegate.streams.dumps.records import End, dump_line
 from tidegate.streams.kafka.history import Extent, History
 from tidegate.streams.settings import load_settings
 
-MANIFEST = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 
 
 @click.command()
@@ -68,7 +68,7 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
             "to": None if end is None else iso(end),
             "topics": entries,
         }
-        with _Replaced(out / MANIFEST) as target:
+        with _Replaced(out / MANIFEST_FILE) as target:
             target.write(json.dumps(described, indent=2).encode() + b"\n")
     except OSError as error:
         raise InputError(f"--out: {error.filename or out}: {error.strerror or error}") from None

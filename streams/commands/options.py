@@ -26,7 +26,7 @@ class Time(click.ParamType):
             raise SettingsError(f"{_named(param)}: {error}") from None
 
 
-class Duration(click.ParamType):
+class DurationType(click.ParamType):
     """A length of time, as ms: 500ms, 90s, 15m, 1h or 1d."""
 
     name = "duration"
@@ -59,16 +59,16 @@ def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int |
 
 
 pane_option = click.option(
-    "--pane", type=Duration(), callback=_not_zero, help="length of a pane; otherwise TIDEGATE_PANE, 10s"
+    "--pane", type=DurationType(), callback=_not_zero, help="length of a pane; otherwise TIDEGATE_PANE, 10s"
 )
 """Milliseconds, or None."""
 lateness_option = click.option(
-    "--lateness", type=Duration(), help="wait for stragglers; otherwise TIDEGATE_LATENESS, 10s"
+    "--lateness", type=DurationType(), help="wait for stragglers; otherwise TIDEGATE_LATENESS, 10s"
 )
 """Milliseconds, or None."""
 wait_option = click.option(
     "--wait",
-    type=Duration(),
+    type=DurationType(),
     default="10s",
     show_default=True,
     help="how long to wait for the decisions; 0s: not at all",

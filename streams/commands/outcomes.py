@@ -10,12 +10,12 @@ from typing import IO
 import click
 import msgspec
 
+from tidegate.gates.recorder import Outcome
 from tidegate.gates.remarks import probes_wanted
 from tidegate.schemas.correction import Correction
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.timeline import Timeline
 from tidegate.streams.audit.compare import by_unit
-from tidegate.streams.engine.gate_partition import Outcome
 from tidegate.streams.engine.tally import Tally
 from tidegate.streams.report.text import many, plain
 

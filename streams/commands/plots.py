@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.manifest import LESS_IS_LOOSER
 from tidegate.schemas.times import shaped
-from tidegate.streams.backtest.comparison import Side, Window, counted
+from tidegate.streams.backtest.comparison import ComparedWindow, Side, counted
 from tidegate.streams.commands.rehearsal import DAY, Rehearsal
 from tidegate.streams.report.terminal import percent
 from tidegate.streams.report.text import many, number, plain
@@ -113,13 +113,13 @@ def _attribute(value: object) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else html.escape(str(value))
 
 
-def comparison_svg(windows: Sequence[Window], names: Sequence[str]) -> str:
+def comparison_svg(windows: Sequence[ComparedWindow], names: Sequence[str]) -> str:
     """Both manifests' verdicts over time, and below them the metric that decides between the two, unit by unit."""
     canvas = Canvas()
     canvas.text(LEFT, 34, "What B would have decided where A decided", 18, font_weight="600")
     for at, letter, colour, name in ((LEFT, "A", A_COLOUR, names[0]), (LEFT + 400, "B", B_COLOUR, names[1])):
         canvas.text(at, 56, letter, 13, colour, font_weight="700")
-        canvas.text(at + 16, 56, cut(name)[1:-1], 13, FAINT)
+        canvas.text(at + 16, 56, quoted(name)[1:-1], 13, FAINT)
     words = dict.fromkeys(word_of(side) for window in windows for side in (window.a, window.b))
     x = float(LEFT)
     for word in sorted(words, key=list(COLOURS).index):
@@ -137,18 +137,18 @@ def comparison_svg(windows: Sequence[Window], names: Sequence[str]) -> str:
     return canvas.svg()
 
 
-def _place(window: Window) -> tuple[str, int]:
+def _place(window: ComparedWindow) -> tuple[str, int]:
     return window.unit, window.start
 
 
-def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[Window]) -> None:
+def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[ComparedWindow]) -> None:
     top, start, end = canvas.height, windows[0].start, max(window.end for window in windows)
 
     def x(ts: float) -> float:
         return LEFT + (RIGHT - LEFT) * (ts - start) / max(end - start, 1)
 
     differ = counted(window for window in windows if not window.same)
-    canvas.text(LEFT, top + 16, cut(unit)[1:-1], 14, font_weight="600")
+    canvas.text(LEFT, top + 16, quoted(unit)[1:-1], 14, font_weight="600")
     told = f"{many(counted(windows), 'window')}, {f'{differ:,} differ' if differ else 'no difference'}"
     canvas.text(RIGHT, top + 16, told, 12, FAINT, text_anchor="end")
     weight: float | None = None
@@ -169,7 +169,9 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[Window]) -> None:
     canvas.height = bottom + 56
 
 
-def _draw_verdict(canvas: Canvas, x: Callable[[float], float], y: float, window: Window, side: Side | None) -> None:
+def _draw_verdict(
+    canvas: Canvas, x: Callable[[float], float], y: float, window: ComparedWindow, side: Side | None
+) -> None:
     """A window in its verdict's colour; what lies before an early end was still open."""
     word, left, right = word_of(side), x(window.start), x(window.end)
     right = max(right - (1.5 if right - left > 6 else 0.0), left + 0.5)
@@ -182,7 +184,7 @@ def _draw_verdict(canvas: Canvas, x: Callable[[float], float], y: float, window:
         canvas.text((left + right) / 2, y + 16, word, 12, colour, text_anchor="middle")
 
 
-def deciding(windows: Sequence[Window]) -> str | None:
+def deciding(windows: Sequence[ComparedWindow]) -> str | None:
     """The gate or rule on which A and B part most often; else the gate that came closest to A's limit."""
     parted = Counter(d.name for w in windows for d in w.differences if d.limits != (None, None))
     measured = [(count, name) for name, count in parted.items() if _series(windows, name)]
@@ -198,7 +200,7 @@ def deciding(windows: Sequence[Window]) -> str | None:
     return max(nearest, key=lambda name: nearest[name]) if nearest else None
 
 
-def _series(windows: Sequence[Window], name: str) -> list[tuple[Window, int, float]]:
+def _series(windows: Sequence[ComparedWindow], name: str) -> list[tuple[ComparedWindow, int, float]]:
     """Window, moment and value of a gate or rule, wherever it is known."""
     found = []
     for window in windows:
@@ -221,14 +223,14 @@ def _of(side: Side | None, name: str) -> tuple[float | None, float | bool | None
     return None, None
 
 
-def _limit_of(windows: Sequence[Window], name: str, letter: str) -> float | None:
+def _limit_of(windows: Sequence[ComparedWindow], name: str, letter: str) -> float | None:
     sides = [window.a if letter == "A" else window.b for window in windows]
     limits = [limit for side in sides if (limit := _of(side, name)[1]) is not None]
     return float(limits[-1]) if limits else None
 
 
 def _draw_metric(
-    canvas: Canvas, x: Callable[[float], float], top: float, height: float, name: str, windows: Sequence[Window]
+    canvas: Canvas, x: Callable[[float], float], top: float, height: float, name: str, windows: Sequence[ComparedWindow]
 ) -> None:
     series = _series(windows, name)
     limits = {letter: _limit_of(windows, name, letter) for letter in "AB"}
@@ -264,7 +266,7 @@ def _draw_metric(
             at -= 7 * len(words) + 16
 
 
-def _point(window: Window, name: str) -> str:
+def _point(window: ComparedWindow, name: str) -> str:
     """The colour of a value that fails under one of the manifests, under both or under none."""
     a, b = (_breaks(side, name) for side in (window.a, window.b))
     return BOTH_COLOUR if a and b else A_COLOUR if a else B_COLOUR if b else "#52606d"
@@ -342,8 +344,8 @@ def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal) -> None:
     def y(share: float) -> float:
         return top + height * (1 - share)
 
-    canvas.text(LEFT, top - 12, cut(rehearsal.unit)[1:-1], 14, font_weight="600")
-    told = f"{cut(rehearsal.manifest.name)[1:-1]}, {many(rehearsal.healthy.passed.of, 'rollout')}"
+    canvas.text(LEFT, top - 12, quoted(rehearsal.unit)[1:-1], 14, font_weight="600")
+    told = f"{quoted(rehearsal.manifest.name)[1:-1]}, {many(rehearsal.healthy.passed.of, 'rollout')}"
     canvas.text(RIGHT, top - 12, told, 12, FAINT, text_anchor="end")
     canvas.add("rect", x=LEFT, y=top, width=RIGHT - LEFT, height=height, fill="#fafbfc", stroke=GRID)
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):

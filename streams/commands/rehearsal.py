@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.schemas.clockwork import Clockwork
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.manifest import Flag
 from tidegate.streams.backtest.arms import Effect
@@ -73,7 +73,7 @@ class Rehearsal:
         """Print the rates and lifetimes."""
         stages, healthy = self.flag.ramp_stages, self.healthy
         shares = ", ".join(f"{buckets_for(stage)} ({percent(stage)})" for stage in stages)
-        console.print(Text(f"{cut(self.unit)[1:-1]} under {self.manifest}", style="bold"))
+        console.print(Text(f"{quoted(self.unit)[1:-1]} under {self.manifest}", style="bold"))
         console.print(
             f"{many(healthy.passed.of, 'sham rollout')} on {number(self.days)} days of the baseline, "
             f"{many(self.requests, 'request')}, from {many(self.moments, 'moment')}; "

@@ -19,7 +19,7 @@ from tidegate.schemas.load import read_manifest
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.times import iso
 from tidegate.streams.commands.options import Time
-from tidegate.streams.report.terminal import order, outcome, percent, plain_gates, problems
+from tidegate.streams.report.terminal import order, outcome, percent, plain_gates, problem_lines
 from tidegate.streams.settings import load_settings
 from tidegate.streams.simulation.closed_loop import ClosedLoop, latest_start
 from tidegate.streams.simulation.scenarios import SCENARIOS, told_scenarios
@@ -82,7 +82,7 @@ def command(
     def tell(what: Decision | Command | str) -> None:
         if isinstance(what, Decision):
             console.print(named(what, outcome(what)))
-            for line in filter(None, (plain_gates(what), *problems(what))):
+            for line in filter(None, (plain_gates(what), *problem_lines(what))):
                 console.print(Text(f"    {line}", style="dim"))
         else:
             console.print(named(what, order(what)) if isinstance(what, Command) else Text(what, style="yellow"))

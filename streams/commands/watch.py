@@ -23,7 +23,7 @@ from tidegate.streams.report.terminal import (
     outcome,
     percent,
     plain_gates,
-    problems,
+    problem_lines,
     state,
     verdict,
 )
@@ -90,7 +90,7 @@ class _Board:
             said = Text(f"{iso(decision.decided_at)}\n").append(verdict(decision))
             if decision.operation is not None:
                 said.append(f"\nby {plain(decision.operation.actor)}: {plain(decision.operation.reason)}")
-            for problem in problems(decision):
+            for problem in problem_lines(decision):
                 said.append(f"\n{problem}", style="yellow")
             for ending in endings(decision):
                 said.append(f"\n{ending}", style="dim")
@@ -163,5 +163,5 @@ async def _say_commands(console: Console, board: _Board, commands: ControlConsum
 
 def _say(console: Console, decision: Decision) -> None:
     console.print(Text(f"{plain(decision.key)}  ").append(outcome(decision)))
-    for line in filter(None, (plain_gates(decision), *problems(decision), *endings(decision))):
+    for line in filter(None, (plain_gates(decision), *problem_lines(decision), *endings(decision))):
         console.print(f"    {line}", highlight=False, markup=False)

@@ -14,7 +14,7 @@ SUFFIX = ".parquet"
 MAGIC = b"PAR1"
 BATCH = 4096
 
-Row = tuple[Any, ...]
+DumpRow = tuple[Any, ...]
 """Partition, offset, timestamp and value of a record, its ``since``, its headers if they were asked for, and
 ``end``: see ``dumps.End``."""
 Dense = Sequence[tuple[ConsumerRecord, int | None]]
@@ -67,7 +67,7 @@ def is_parquet(path: Path) -> bool:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def read(path: Path, *, headers: bool = False) -> Iterator[Row]:
+def read(path: Path, *, headers: bool = False) -> Iterator[DumpRow]:
     """The rows of a dump; ``headers``: with those too. Raises InputError, naming the file, if it is none."""
     arrow, parquet = require()
     wanted = ["partition", "offset", "timestamp", "value"]

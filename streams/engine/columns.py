@@ -43,7 +43,6 @@ _LEAN = frozenset(
 )
 LEAN_AGAIN = 64
 """Runs after one with other fields before the small struct is tried again."""
-_ROW_COUNTERS = ("cost_rows", "cost_high", "cost_low", "coverage_rows", "coverage_sum")
 
 
 def _wire_struct(*, lean: bool) -> type[Any]:

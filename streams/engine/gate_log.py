@@ -19,7 +19,7 @@ from tidegate.streams.engine.stamped import StampedCodec
 class Loss(msgspec.Struct, array_like=True, frozen=True):
     """Records that a topic deleted before they were read, and the panes of a source partition that they may be of.
 
-    ``first``: of the panes, ``end``: the one after the last; ``UNKNOWN`` until a record behind the loss tells.
+    ``first``: of the panes, ``end``: the one after the last; ``UNTOLD`` until a record behind the loss tells.
     """
 
     lost: LostRange
@@ -27,7 +27,7 @@ class Loss(msgspec.Struct, array_like=True, frozen=True):
     end: int
 
 
-UNKNOWN = NEVER
+UNTOLD = NEVER
 """The end of a loss that no record has told yet."""
 
 

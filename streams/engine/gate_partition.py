@@ -15,13 +15,14 @@ import msgspec
 from tidegate.gates.codec import StateCodec, in_parts
 from tidegate.gates.kinds import machine
 from tidegate.gates.machine import Machine
+from tidegate.gates.recorder import Outcome
 from tidegate.gates.regions import Regions
 from tidegate.gates.unit import Unit, begin, dormant, first_weight
 from tidegate.gates.window import LostRange
 from tidegate.schemas.canonical import canonical
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.correction import Correction
-from tidegate.schemas.decision import Command, Decision, OperationBy
+from tidegate.schemas.decision import OperationBy
 from tidegate.schemas.errors import HoleError, StateError
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.timeline import Revision, Timeline
@@ -29,8 +30,6 @@ from tidegate.streams.engine.gate_log import Loss, Order, Partial, _waiting, _wi
 from tidegate.streams.engine.runs import NEVER, Position
 from tidegate.streams.engine.slices import Slices, only, whole
 from tidegate.streams.engine.stamped import StampedCodec
-
-Outcome = tuple[Decision, Command | None]
 
 
 class Kill(msgspec.Struct, array_like=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from tidegate.gates.recorder import Outcome
 from tidegate.gates.window import PaneUnit
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.correction import Correction
@@ -10,7 +11,7 @@ from tidegate.schemas.timeline import Timeline
 from tidegate.schemas.times import iso
 from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.gate_log import Order, partial_codec, split
-from tidegate.streams.engine.gate_partition import GatePartition, Outcome, all_switches
+from tidegate.streams.engine.gate_partition import GatePartition, all_switches
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.engine.source_partition import SourcePartition
 from tidegate.streams.engine.tally import Tally

@@ -4,7 +4,6 @@ The state is a function of the records in offset order: not of the clock, nor of
 runs, nor of restarts. ``step`` says what to send on; the caller sends it and then saves ``dump``.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,11 +19,12 @@ from tidegate.gates.codec import in_parts
 from tidegate.gates.labels import ROW
 from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, WORST, Sums, Worst, cost_parts, square_parts, worst_rows
 from tidegate.gates.window import CLIENT, LABELS, REQUEST_SOURCES, Detail, LostRange, PaneUnit
+from tidegate.schemas.assignment import bucket
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import HoleError, StateError
 from tidegate.streams.engine.columns import Columns, decode, whose
 from tidegate.streams.engine.event_classes import EventClasses, LeftOut, hash_of
-from tidegate.streams.engine.gate_log import UNKNOWN, Loss, Partial, unit_codec
+from tidegate.streams.engine.gate_log import UNTOLD, Loss, Partial, unit_codec
 from tidegate.streams.engine.runs import NEVER, Position, Run
 from tidegate.streams.engine.slices import Slices, only, whole
 from tidegate.streams.engine.stamped import StampedCodec
@@ -276,16 +276,14 @@ class SourcePartition:
         """Go on at offset ``following``, without the records before it: they may be of any pane that is not closed."""
         state = self._state
         lost = LostRange("telemetry", state.partition, self.next, following)
-        state.losses.append(Loss(lost, state.closed, UNKNOWN))
+        state.losses.append(Loss(lost, state.closed, UNTOLD))
         state.next = following
 
     def _end_losses(self, ts: int) -> None:
         """What came before a record of ``ts`` ms may be as far ahead of it as records may be behind each other."""
         state = self._state
         end = (max(ts, state.largest_ts) + state.lateness_ms) // state.pane_ms + 1
-        state.losses = [
-            msgspec.structs.replace(loss, end=end) if loss.end == UNKNOWN else loss for loss in state.losses
-        ]
+        state.losses = [msgspec.structs.replace(loss, end=end) if loss.end == UNTOLD else loss for loss in state.losses]
 
     def _step(self, first: int, values: Sequence[bytes | None], timestamps: Sequence[int] | None) -> Slices[Step]:
         state, table = self._state, self._table
@@ -572,7 +570,7 @@ class SourcePartition:
         unit, arm, _ = self._table.cells[cell]
         weights = np.array(self._table.weights[cell])
         flag = unit.split("|", 1)[0]
-        buckets = np.array([bucket_of(flag, columns.events[i].sticky_id) for i in rows.tolist()])
+        buckets = np.array([bucket(flag, columns.events[i].sticky_id) for i in rows.tolist()])
         wrong = (buckets[:, None] >= weights) if arm == "canary" else (buckets[:, None] < weights)
         seen.details().misplace(arm, wrong.sum(axis=0).tolist())
 
@@ -611,10 +609,10 @@ class SourcePartition:
             if tool.idempotency_key is not None and tool.effect_id is not None:
                 detail.effects.add(hash_of(tool.idempotency_key), hash_of(tool.effect_id))
             if tool.write and tool.idempotency_key is None:
-                detail.unfenced.add(partition, offset, cut(tool.name))
+                detail.unfenced.add(partition, offset, shortened(tool.name))
         for (name, _), count in calls.items():
             if count >= TOOL_LOOP:
-                detail.tool_loops.add(partition, offset, cut(name))
+                detail.tool_loops.add(partition, offset, shortened(name))
 
     def _note_pins(self, sums: Sums, pins: Ints, offset: Ints, pane: int) -> None:
         if (pins == pins[0]).all():
@@ -681,12 +679,7 @@ def _portions(values: Sequence[bytes | None], start: int, most: Callable[[], int
         at = end
 
 
-def bucket_of(flag: str, sticky_id: str) -> float:
-    """Where in [0, 1) assignment by hash puts a sticky id."""
-    return int.from_bytes(hashlib.sha256(f"{flag}:{sticky_id}".encode()).digest()[:8], "big") / 2**64
-
-
-def cut(text: str) -> str:
+def shortened(text: str) -> str:
     """A name as findings show it."""
     return text[:100]
 

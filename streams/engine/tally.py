@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.times import iso
 from tidegate.streams.engine.event_classes import LeftOut
 from tidegate.streams.engine.gate_log import Partial
@@ -17,8 +17,8 @@ def unknown_flags(left: LeftOut) -> str:
     """Flags that no manifest names, those of the most events first, in words."""
     named = sorted(left.unknown.items(), key=lambda item: (-item[1], item[0]))
     if len(named) == 1 and not left.unnamed:
-        return f"a flag that the manifest does not name ({cut(named[0][0])})"
-    shown = [f"{cut(name)} {count:,}" for name, count in named[:FLAGS_SHOWN]]
+        return f"a flag that the manifest does not name ({quoted(named[0][0])})"
+    shown = [f"{quoted(name)} {count:,}" for name, count in named[:FLAGS_SHOWN]]
     others = left.unknown_flag - sum(count for _, count in named[:FLAGS_SHOWN])
     shown += [f"others {others:,}"] if others else []
     return f"flags that the manifest does not name ({', '.join(shown)})"

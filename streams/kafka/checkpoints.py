@@ -32,7 +32,7 @@ READ_SECONDS = 60
 FETCH_WAIT_MS = 20
 """Of a fetch of what is there; one that waits longer holds up the next, from another place."""
 
-Send = Callable[[bytes, bytes], Awaitable[Awaitable[RecordMetadata]]]
+SendCheckpoint = Callable[[bytes, bytes], Awaitable[Awaitable[RecordMetadata]]]
 """Send (key, value) to the checkpoint partition; awaiting the result's result confirms it."""
 
 
@@ -59,7 +59,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Closing)
 
 
-async def write(send: Send, state: bytes, turn: int, generation: int) -> Awaitable[RecordMetadata]:
+async def write(send: SendCheckpoint, state: bytes, turn: int, generation: int) -> Awaitable[RecordMetadata]:
     """Write a checkpoint; awaiting the result confirms it.
 
     ``turn`` counts checkpoints and ``generation`` is the group's, in which the writer was given the partition: chunks

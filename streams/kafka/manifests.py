@@ -9,7 +9,7 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from tidegate.schemas.canonical import canonical
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError, ManifestError, Refusal
 from tidegate.schemas.load import load_manifest
 from tidegate.schemas.signed import PrivateKey, TrustedKeys, is_signed, open_signed, read_trusted, sign
@@ -78,7 +78,7 @@ def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys,
         )
     both = [name for name in found.retire if name in manifest.flags]
     if both:
-        raise Refusal(f"it retires {cut(both[0])}, which its manifest names; leave one of the two out")
+        raise Refusal(f"it retires {quoted(both[0])}, which its manifest names; leave one of the two out")
     return Revision(found.revision, found.effective_from, manifest.flags, signer, tuple(found.retire))
 
 

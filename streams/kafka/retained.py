@@ -26,7 +26,7 @@ INDEX, PARTS = 0, 1
 """The partitions of the topic."""
 PART_BYTES = 512 * 1024
 
-Send = Callable[[int, bytes], Awaitable[Awaitable[RecordMetadata]]]
+SendRetained = Callable[[int, bytes], Awaitable[Awaitable[RecordMetadata]]]
 """Send a value to a partition of the topic; awaiting the result's result confirms it."""
 
 
@@ -43,7 +43,7 @@ class Shape(msgspec.Struct, array_like=True, frozen=True):
     lateness_ms: int
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True):
+class RetainedEntry(msgspec.Struct, array_like=True, frozen=True):
     """A retained checkpoint, as the index has it. ``parts``: the offsets of the state's parts; ``sha256``: of all."""
 
     agent: Agent
@@ -55,10 +55,10 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Entry)
+_decoder = msgspec.msgpack.Decoder(RetainedEntry)
 
 
-async def retain(send: Send, entry: Entry, state: bytes) -> None:
+async def retain(send: SendRetained, entry: RetainedEntry, state: bytes) -> None:
     """Write a state that ``entry`` tells of, first its parts. A crash in between leaves parts that nobody asks for."""
     starts = range(0, max(len(state), 1), PART_BYTES)
     parts = [await send(PARTS, state[at : at + PART_BYTES]) for at in starts]
@@ -71,8 +71,8 @@ async def retain(send: Send, entry: Entry, state: bytes) -> None:
 class ResumePoint:
     """A checkpoint of every gate and of every source partition; None: nothing was done before, begin at offset 0."""
 
-    gates: Sequence[Entry | None]
-    windows: Sequence[Entry | None]
+    gates: Sequence[RetainedEntry | None]
+    windows: Sequence[RetainedEntry | None]
 
     @property
     def closed(self) -> int:
@@ -89,8 +89,8 @@ class ResumePoint:
 class Retained:
     """The retained checkpoints by gate and by source partition. ``firsts``: the telemetry's first offsets there are."""
 
-    gates: Sequence[Sequence[Entry]]
-    windows: Sequence[Sequence[Entry]]
+    gates: Sequence[Sequence[RetainedEntry]]
+    windows: Sequence[Sequence[RetainedEntry]]
     firsts: Sequence[int]
 
     @classmethod
@@ -109,7 +109,7 @@ class Retained:
             _furthest(entry for entry in entries if its_fits(entry.mark))
             for entries, its_fits in zip(self.gates, fits, strict=True)
         ]
-        windows: list[Entry | None] = []
+        windows: list[RetainedEntry | None] = []
         for partition, (entries, first) in enumerate(zip(self.windows, self.firsts, strict=True)):
             known = min(NEVER if gate is None else gate.mark.closed[partition] for gate in gates)
             older = (entry for entry in entries if entry.mark.closed[0] <= known and entry.mark.next >= first)
@@ -129,7 +129,7 @@ class Retained:
         return self.latest([lambda mark: min(mark.closed) <= time] * len(self.gates))
 
 
-def _furthest(entries: Iterable[Entry]) -> Entry | None:
+def _furthest(entries: Iterable[RetainedEntry]) -> RetainedEntry | None:
     return max(entries, key=lambda entry: entry.mark.next, default=None)
 
 
@@ -147,7 +147,7 @@ def find(
             "the workers' TIDEGATE_APPLICATION_ID"
         )
         return Retained.none(firsts)
-    extent, entries, garbage = history.extent(topic), list[Entry](), 0
+    extent, entries, garbage = history.extent(topic), list[RetainedEntry](), 0
     first_part = extent.kept.get(PARTS, (0, 0))[0]
     for run in history.read(extent.only(INDEX)):
         for record in run:
@@ -171,7 +171,7 @@ def find(
             f"{_told(found - {own})}, not {_told({own})}; give their --pane, --lateness, TIDEGATE_TOPIC_PREFIX and "
             "TIDEGATE_APPLICATION_ID"
         )
-    by_place: dict[tuple[str, int], list[Entry]] = defaultdict(list)
+    by_place: dict[tuple[str, int], list[RetainedEntry]] = defaultdict(list)
     for entry in entries:
         by_place[entry.agent, entry.partition].append(entry)
     gates, windows = (
@@ -195,7 +195,7 @@ def load(history: History, settings: Settings, cut: ResumePoint) -> tuple[list[b
     return gates, windows
 
 
-def _state(history: History, topic: str, entry: Entry) -> bytes:
+def _state(history: History, topic: str, entry: RetainedEntry) -> bytes:
     wanted, values = set(entry.parts), dict[int, bytes]()
     bounds = {PARTS: (min(wanted), max(wanted) + 1)}
     for run in history.read(Extent(topic, bounds, bounds)):

@@ -77,7 +77,7 @@ def limit(gate: GateResult) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class UnitRow:
     """A gate, or a rule that stands for one, as it is shown. ``judged``: the flag's verdict depends on it.
 
     ``bound``, ``rule_out``: how far the value may still be off, and what that has to exclude; empty where no evidence
@@ -97,7 +97,7 @@ class Row:
     judged: bool
 
 
-def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[Row]:
+def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[UnitRow]:
     """A safety guard's rules, then the gates; ``only_judged``: without those that the flag does not decide on."""
     judged = kind_gates(decision.kind)
     rows = [_rule_row(rule) for rule in decision.abort_rules if rule.kind.startswith("reason_")]
@@ -107,16 +107,16 @@ def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[Row]:
         status = gate.status.replace("_", " ") if decides else "not judged"
         style = GATE_STYLE[gate.status] if decides else "dim"
         shown = observed(gate), _bound(gate), limit(gate), _ruled_out(gate), _along(decision, gate)
-        rows.append(Row(plain(gate.gate), *shown, *counts, status, style, decides))
+        rows.append(UnitRow(plain(gate.gate), *shown, *counts, status, style, decides))
     return [row for row in rows if row.judged or not only_judged]
 
 
-def _rule_row(rule: RuleResult) -> Row:
+def _rule_row(rule: RuleResult) -> UnitRow:
     seen, most, share = rule.observed, rule.value or 0.0, rule.kind.endswith("_rate_over")
     shown = "?" if seen is None else f"{100 * seen:.2f} %" if share else f"{seen:g}"
     allowed = f"≤ {percent(most) if share else f'{most:g}'}"
     status, style = ("fired", "bold red") if rule.fired else ("pass", "green")
-    return Row(plain(rule.kind), shown, "", allowed, "", "", rule.n, None, status, style, judged=True)
+    return UnitRow(plain(rule.kind), shown, "", allowed, "", "", rule.n, None, status, style, judged=True)
 
 
 def _bound(gate: GateResult) -> str:
@@ -199,7 +199,7 @@ def outcome(decision: Decision) -> Text:
     return Text(f"{window}{early}  {where}  ").append(verdict(decision))
 
 
-def problems(decision: Decision) -> list[str]:
+def problem_lines(decision: Decision) -> list[str]:
     """One line for each evidence problem, with what was seen."""
     return [problem_words(found) for found in decision.evidence_problems]
 

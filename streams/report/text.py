@@ -7,7 +7,7 @@ from typing import Any
 
 from tidegate.schemas.catalogue import causes, settled_by, span_of
 from tidegate.schemas.decision import Decision, Problem
-from tidegate.schemas.document import cut
+from tidegate.schemas.document import quoted
 from tidegate.schemas.times import iso, readable
 
 
@@ -85,7 +85,7 @@ def _too_few(seen: dict[str, Any]) -> str:
 
 
 def _drift(seen: dict[str, Any]) -> str:
-    old, new, first = cut(seen["old"]), cut(seen["new"]), seen["first"]
+    old, new, first = quoted(seen["old"]), quoted(seen["new"]), seen["first"]
     pin = f"{plain(seen['pin'])} of the {plain(seen['arm'])}"
     kind = seen.get("kind")
     said = f"{pin} is {new}, the manifest says {old}" if kind == "against_manifest" else f"{pin} was {old}, now {new}"
@@ -97,7 +97,7 @@ def _drift(seen: dict[str, Any]) -> str:
 def _no_baseline(seen: dict[str, Any]) -> str:
     if "pins" not in seen:
         return "the baseline has no requests"
-    mixed = "; ".join(f"{plain(pin)} {', '.join(map(cut, values))}" for pin, values in seen["pins"].items())
+    mixed = "; ".join(f"{plain(pin)} {', '.join(map(quoted, values))}" for pin, values in seen["pins"].items())
     return f"the baseline ran with more than one value of a pin: {mixed}"
 
 
@@ -122,7 +122,7 @@ def _unfenced(seen: dict[str, Any]) -> str:
 
 def _first_tool(seen: dict[str, Any]) -> str:
     first = seen["first"][0]
-    return f", first of tool {cut(first['tool'])} at {place(first)}"
+    return f", first of tool {quoted(first['tool'])} at {place(first)}"
 
 
 def _storm(seen: dict[str, Any]) -> str:
@@ -147,7 +147,7 @@ def _ratio(seen: dict[str, Any]) -> str:
 
 
 def _caches(seen: dict[str, Any]) -> str:
-    some = ", ".join(cut(one["namespace"]) for one in seen["first"])
+    some = ", ".join(quoted(one["namespace"]) for one in seen["first"])
     return f"{many(seen['namespaces'], 'cache namespace')} used under two sets of pins: {some}"
 
 
@@ -185,7 +185,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "sample_ratio_mismatch": _ratio,
     "region_divergence": lambda seen: (
         "regions run under different manifests: "
-        + "; ".join(f"{cut(region)} {', '.join(map(plain, found))}" for region, found in seen["regions"].items())
+        + "; ".join(f"{quoted(region)} {', '.join(map(plain, found))}" for region, found in seen["regions"].items())
         + (f"; {seen['of']:,} regions in all" if "of" in seen else "")
     ),
     "window_unstable": _unstable,
@@ -205,4 +205,4 @@ def _shown(value: Any, depth: int = 3) -> str:
         return "(" + ", ".join(f"{plain(name)} {_shown(one, depth - 1)}" for name, one in value.items()) + ")"
     if isinstance(value, list):
         return ", ".join(_shown(one, depth - 1) for one in value)
-    return cut(value) if isinstance(value, str) else json.dumps(value)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)

@@ -211,7 +211,7 @@ def one_cache(event: TelemetryEvent, flag: Flag) -> Events:
     yield replace(event, cache_namespace="answers", cache_hit=False)
 
 
-def rate_limited(event: TelemetryEvent, flag: Flag) -> Events:
+def meets_rate_limits(event: TelemetryEvent, flag: Flag) -> Events:
     """The provider answers 429 at first."""
     yield replace(event, rate_limited=True, attempts=2)
 
@@ -409,7 +409,7 @@ SCENARIOS: dict[str, Scenario] = {
     "rate-limit-storm": _problem(
         "rate_limit_storm",
         "the step to 25 % is too much for the canary's quota: 429s, until the quota is raised",
-        Change(rate_limited, share=0.2, arm="canary"),
+        Change(meets_rate_limits, share=0.2, arm="canary"),
     ),
     "tool-loop": _problem(
         "tool_loop",

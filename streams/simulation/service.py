@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from hashlib import sha256
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from tidegate.gates.unit import first_weight
+from tidegate.schemas.assignment import bucket
 from tidegate.schemas.catalogue import VERDICTS
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Command, Decision
@@ -40,7 +40,7 @@ RUNS = [(question, run) for run in product(PARAPHRASES, SEEDS) for question in r
 """The gold set in the order it is asked: every question once before any is asked again."""
 PROBED_SHARE = 0.75
 """Part of a window in which it is asked, so that labels of all of it come before the end."""
-NEVER = 2**62
+FAR_FUTURE = 2**62
 
 LATENCY_MS, LATENCY_MS_PER_TOKEN, LATENCY_CV = 240.0, 0.01, 0.08
 """Time to first token: a fixed part, a little for the prompt, and noise of 8 %."""
@@ -127,9 +127,7 @@ class Router:
         return (command for command in reversed(self._commands.get(unit, [])) if command.effective_from <= ts)
 
 
-@cache
-def _bucket(flag: str, sticky_id: str) -> float:
-    return int.from_bytes(sha256(f"{flag}:{sticky_id}".encode()).digest()[:8], "big") / 2**64
+_bucket = cache(bucket)
 
 
 @dataclass
@@ -198,7 +196,7 @@ class Simulation:
     def due(self) -> int:
         """When the next decision on a window is needed, ms; a kill switch has no windows."""
         if self.flag.kind == "kill_switch":
-            return NEVER
+            return FAR_FUTURE
         return min(site.window[1] for site in self._by_number) + self._clockwork.lateness_ms
 
     def weight(self, site: Site) -> float:

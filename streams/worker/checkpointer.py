@@ -9,7 +9,7 @@ from aiokafka.structs import RecordMetadata
 from faust.types import TP
 
 from tidegate.streams.kafka import checkpoints
-from tidegate.streams.kafka.retained import Agent, Entry, retain
+from tidegate.streams.kafka.retained import Agent, RetainedEntry, retain
 from tidegate.streams.kafka.turns import result_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ class Checkpointer:
             self.worker.metrics.saved(self.agent, self.tp.partition, written)
             # 5. A copy for auditors, once in each span of event time. A crash here: this span may have none.
             if span is not None and span != self.span:
-                await retain(self._send_retained, Entry(self.agent, self.tp.partition, self.worker.shape, mark), state)
+                await retain(
+                    self._send_retained, RetainedEntry(self.agent, self.tp.partition, self.worker.shape, mark), state
+                )
                 self.span, written = span, 2 * written
             self.pause = max(self.worker.settings.checkpoint_every / 1000, written / WRITE_BYTES_PER_SECOND)
             # 6. The group's offset is for dashboards; nothing reads it back.

@@ -9,7 +9,7 @@ import pytest
 
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, healthy_pane, tick
-from tidegate.streams.backtest.comparison import Side, Window
+from tidegate.streams.backtest.comparison import ComparedWindow, Side
 from tidegate.streams.commands.backtest import summary
 from tidegate.streams.commands.plots import UNITS_SHOWN, comparison_svg, deciding, round_numbers
 
@@ -171,12 +171,12 @@ class TestMistakes:
         assert "has no progressive rollout" in told(None, "--aa", 2)
 
 
-def window(unit: str, start: int, verdict: str, b: str | None = None, at: int | None = None) -> Window:
+def window(unit: str, start: int, verdict: str, b: str | None = None, at: int | None = None) -> ComparedWindow:
     def side(said: str, moment: int) -> Side:
         return Side(said, ["x"], moment, [], [], [])
 
     end = start + 1000
-    return Window(unit, start, end, 0.1, side(verdict, end), side(b or verdict, at or end), [])
+    return ComparedWindow(unit, start, end, 0.1, side(verdict, end), side(b or verdict, at or end), [])
 
 
 class TestPlot:

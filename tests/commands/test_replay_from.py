@@ -24,7 +24,7 @@ from tidegate.streams.engine.runs import Position
 from tidegate.streams.engine.source_partition import SourcePartition
 from tidegate.streams.kafka import retained
 from tidegate.streams.kafka.history import Extent
-from tidegate.streams.kafka.retained import Entry, ResumePoint, Retained, Shape
+from tidegate.streams.kafka.retained import ResumePoint, Retained, RetainedEntry, Shape
 
 CLOCK = Clockwork(10_000, 10_000, "t")
 KILL = Operation(actor="Ada", flag="f", kind="kill", reason="bad", ts=95_000)
@@ -57,7 +57,7 @@ def test_the_first_time_that_is_named_is_one_that_is_taken(killed: bool) -> None
 def test_a_replay_of_everything_reads_no_checkpoint() -> None:
     """So nothing that stands there can keep it from being made."""
     history: Any = Topics()
-    history.retain(Entry("gate", 0, Shape("foreign", 9, 9, 1, 1), Position(0, (1,))), b"state")
+    history.retain(RetainedEntry("gate", 0, Shape("foreign", 9, 9, 1, 1), Position(0, (1,))), b"state")
     assert _kept(history, SETTINGS, None).nothing == ResumePoint([None], [None])
     with pytest.raises(TopicError, match="foreign"):
         _kept(history, SETTINGS, 1_000)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands.invoke import tidegate
 from tidegate.streams.commands import SUBCOMMANDS, cli
-from tidegate.streams.commands.options import Duration, Time
+from tidegate.streams.commands.options import DurationType, Time
 
 MOMENTS = ["1700000000000", "2023-11-14T22:13:20Z", "2023-11-14T23:13:20+01:00", "20231114", "now", "now-2h", "now+10m"]
 NO_MOMENTS = ["9007199254740000", "1700000000", "5", "20261340", "soon", "now-2", "2100-01-01", "-1"]
@@ -26,7 +26,7 @@ def options() -> Iterator[tuple[str, click.Option]]:
 
 
 TIMES = [(name, one.opts[0]) for name, one in options() if isinstance(one.type, Time)]
-DURATIONS = [(name, one.opts[0]) for name, one in options() if isinstance(one.type, Duration)]
+DURATIONS = [(name, one.opts[0]) for name, one in options() if isinstance(one.type, DurationType)]
 
 
 def test_every_option_that_is_called_like_a_moment_takes_one() -> None:

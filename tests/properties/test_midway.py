@@ -34,7 +34,7 @@ from tidegate.streams.engine.gate_partition import GatePartition, switches
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.engine.source_partition import SourcePartition
 from tidegate.streams.kafka.history import Extent
-from tidegate.streams.kafka.retained import Agent, Entry, ResumePoint, Retained, Shape
+from tidegate.streams.kafka.retained import Agent, ResumePoint, Retained, RetainedEntry, Shape
 from tidegate.streams.settings import load_settings
 
 PANE = 10_000
@@ -197,7 +197,10 @@ class Live:
         self.table = EventClasses(self.timeline)
         self.windows = [SourcePartition.fresh(p, CLOCKWORK, self.table) for p in range(PARTITIONS)]
         self.deciders = [self._fresh(gate) for gate in range(gates)]
-        self.kept: tuple[list[list[Entry]], list[list[Entry]]] = ([[] for _ in range(gates)], [[], [], []])
+        self.kept: tuple[list[list[RetainedEntry]], list[list[RetainedEntry]]] = (
+            [[] for _ in range(gates)],
+            [[], [], []],
+        )
         self.blobs: list[bytes] = []
         self.now = START
         self._run()
@@ -281,11 +284,11 @@ class Live:
                 self.commands += [] if command is None else [command.to_bytes()]
             self.corrections |= {c.to_bytes(): c.corrected_at for c in state.take_corrections()}
 
-    def _keep(self, agent: Agent, states: Sequence[Any], places: list[list[Entry]]) -> None:
+    def _keep(self, agent: Agent, states: Sequence[Any], places: list[list[RetainedEntry]]) -> None:
         number = self.rng.randrange(len(states))
         state = states[number]
         if state.watermark is not None:
-            places[number].append(Entry(agent, number, self.shape, state.mark, (len(self.blobs),)))
+            places[number].append(RetainedEntry(agent, number, self.shape, state.mark, (len(self.blobs),)))
             self.blobs.append(state.dump())
 
     def _crash(self, alive: set[int]) -> None:
@@ -331,7 +334,7 @@ class Live:
         marks = [None if gate is None else gate.mark for gate in cut.gates]
         place_orders(asked.past, history, load_settings(), marks, print)
 
-    def load(self, places: Sequence[Entry | None]) -> list[bytes | None]:
+    def load(self, places: Sequence[RetainedEntry | None]) -> list[bytes | None]:
         return [None if place is None else self.blobs[place.parts[0]] for place in places]
 
     def runs(self, positions: dict[int, int], rng: random.Random) -> Iterator[list[Any]]:

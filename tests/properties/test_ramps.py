@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from tests.gates.build import flag
 from tidegate.gates.metrics import ArmMetrics
-from tidegate.gates.rules import SLACK
 from tidegate.gates.sequential import Levels, Sequential
 from tidegate.gates.staged import StagedRamp
 from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, Sums, cost_parts, square_parts
@@ -16,6 +15,7 @@ from tidegate.gates.unit import begin
 from tidegate.gates.window import Arm, PaneUnit
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Decision
+from tidegate.schemas.manifest import SLACK
 
 Floats = NDArray[np.float64]
 FLAG = flag("policy: {evidence: sequential}\nwindow: {length: 15m}")

@@ -11,7 +11,7 @@ import pytest
 from tests.gates.build import CLOCKWORK, flag
 from tidegate.gates.arrays import Ints
 from tidegate.gates.metrics import rate_surely_over
-from tidegate.gates.sequential import Levels, Share
+from tidegate.gates.sequential import Levels, Proportion
 from tidegate.gates.stage import StageEvidence
 from tidegate.gates.staged import StagedRamp
 from tidegate.gates.sums import COUNTERS, Sums
@@ -37,7 +37,7 @@ def ends(rate: float, seed: int) -> tuple[int, int]:
 
     def said(bad: int, n: int) -> str:
         if (bad, n) not in known:
-            share = Share(float(bad), float(n))
+            share = Proportion(float(bad), float(n))
             over = share.exceeds(limit, LEVELS.stop("error_rate_max"))
             clear = bad <= limit * n and share.excludes(value, LEVELS.promote)
             known[bad, n] = "stop" if over else "promote" if clear else ""

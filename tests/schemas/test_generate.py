@@ -15,7 +15,7 @@ from tidegate.schemas import event, generate
 from tidegate.schemas.decision import command_from_bytes, decision_from_bytes, seal_decision
 from tidegate.schemas.errors import EventError
 from tidegate.schemas.load import load_manifest
-from tidegate.schemas.signed import Kind, PrivateKey, sign
+from tidegate.schemas.signed import DocumentKind, PrivateKey, sign
 
 
 def validator(name: str) -> Any:
@@ -177,7 +177,7 @@ class TestAsyncApi:
 
     def test_a_signed_document_has_the_form_that_is_described(self) -> None:
         key = PrivateKey.generate()
-        kinds: dict[Kind, str] = {"manifest": "manifests", "operation": "operations"}
+        kinds: dict[DocumentKind, str] = {"manifest": "manifests", "operation": "operations"}
         for kind, name in kinds.items():
             pattern = self.document["components"]["messages"][name]["payload"]["pattern"]
             assert re.match(pattern, sign(kind, "acme.prod/gates", b"{}", key).decode())

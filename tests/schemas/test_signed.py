@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 from tidegate.schemas.errors import InputError, SignatureError
 from tidegate.schemas.signed import (
     MAX_BYTES,
-    Kind,
+    DocumentKind,
     PrivateKey,
     is_signed,
     key_id,
@@ -46,7 +46,7 @@ def test_the_form_is_the_documented_one() -> None:
 
 @pytest.mark.parametrize("payload", [PAYLOAD, b"", b"\n\n", bytes(1000)])
 @pytest.mark.parametrize("kind", ["manifest", "operation"])
-def test_what_was_signed_opens_with_the_key_s_id(kind: Kind, payload: bytes) -> None:
+def test_what_was_signed_opens_with_the_key_s_id(kind: DocumentKind, payload: bytes) -> None:
     assert open_signed(sign(kind, HERE, payload, KEY), kind, HERE, TRUSTED) == (payload, "139e3940e64b5491")
 
 
@@ -60,7 +60,7 @@ def test_a_document_of_one_kind_is_none_of_another() -> None:
 
 @pytest.mark.parametrize("kind", ["manifest", "operation"])
 @pytest.mark.parametrize("there", ["staging/tidegate", "tidegate/blue", "tidegate/tidegate2", "a/b"])
-def test_a_document_of_one_deployment_is_none_of_another(kind: Kind, there: str) -> None:
+def test_a_document_of_one_deployment_is_none_of_another(kind: DocumentKind, there: str) -> None:
     """Neither as it is, nor with the deployment rewritten."""
     document = sign(kind, there, PAYLOAD, KEY)
     said = f"signed for the deployment {there}, and this is {HERE} .*sign it for this one"

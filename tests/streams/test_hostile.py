@@ -54,7 +54,7 @@ from tidegate.streams.dumps.log import read_record
 from tidegate.streams.dumps.records import dump_line
 from tidegate.streams.engine.pipeline import Pipeline
 from tidegate.streams.engine.runs import Run
-from tidegate.streams.report.terminal import gates_table, order, outcome, plain_gates, problems
+from tidegate.streams.report.terminal import gates_table, order, outcome, plain_gates, problem_lines
 from tidegate.streams.settings import load_settings
 from tidegate.streams.worker.app import FORWARD_BYTES, FORWARD_CUT, Worker
 from tidegate.streams.worker.fetch import FetchedRun
@@ -332,7 +332,7 @@ def test_nothing_that_is_shown_of_them_is_a_control_character(
     board = watch._Board(None)
     for decision, command in decided:
         assert shows_text("\n".join(line.plain for line in explain(decision)))
-        assert shows_text(on_a_terminal(outcome(decision), gates_table(decision), *problems(decision)))
+        assert shows_text(on_a_terminal(outcome(decision), gates_table(decision), *problem_lines(decision)))
         assert board.take(decision.to_bytes()) is not None
         if command is not None:
             assert shows_text(on_a_terminal(order(command)))
@@ -374,7 +374,7 @@ def test_records_that_no_worker_wrote_are_shown_as_text() -> None:
             forged = decision_from_bytes(value)
             board = watch._Board(None)
             assert board.take(value) is not None
-            said = on_a_terminal(outcome(forged), gates_table(forged), *problems(forged), board.table())
+            said = on_a_terminal(outcome(forged), gates_table(forged), *problem_lines(forged), board.table())
             assert shows_text(said), said
             assert plain_gates(forged).isprintable()
             shown += 1

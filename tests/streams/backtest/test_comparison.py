@@ -22,8 +22,8 @@ from tidegate.streams.audit import replay as reading
 from tidegate.streams.audit.replay import replay
 from tidegate.streams.backtest import rollouts as module
 from tidegate.streams.backtest.arms import Effect, Groups, read_effect
-from tidegate.streams.backtest.buckets import BUCKETS, SOURCES, bucket_of, mixed
-from tidegate.streams.backtest.comparison import Window, compare, placed
+from tidegate.streams.backtest.buckets import BUCKETED_SOURCES, BUCKETS, bucket_of, mixed
+from tidegate.streams.backtest.comparison import ComparedWindow, compare, placed
 from tidegate.streams.backtest.looks import looks
 from tidegate.streams.backtest.rollouts import (
     WINDOWS_MAX,
@@ -67,13 +67,13 @@ def log(path: Path, panes: dict[int, dict[str, Any]], count: int) -> Path:
     return path
 
 
-def compared(path: Path, a: str, b: str) -> list[Window]:
+def compared(path: Path, a: str, b: str) -> list[ComparedWindow]:
     ours, theirs = flags(a), flags(b)
     theirs = {name: placed(flag, ours[name])[0] for name, flag in theirs.items()}
     return list(compare([path], ours, theirs, 1, CLOCKWORK))
 
 
-def verdicts(windows: list[Window]) -> list[tuple[str | None, str | None]]:
+def verdicts(windows: list[ComparedWindow]) -> list[tuple[str | None, str | None]]:
     return [(w.a.verdict if w.a else None, w.b.verdict if w.b else None) for w in windows]
 
 
@@ -539,7 +539,7 @@ class TestHistory:
         with closing(aggregate([path], flags(), 1, CLOCKWORK, seed)) as history:
             for unit in units:
                 arms = [partial.units[unit].arms.get("baseline") for partial in partials if unit in partial.units]
-                for at, source in enumerate(SOURCES):
+                for at, source in enumerate(BUCKETED_SOURCES):
                     sums = [arm.sources[source] for arm in arms if arm and source in arm.sources]
                     if sums:
                         self.same(history.span(unit, NOON - 10**6, NOON + 10**7).plain, at, sums)
@@ -549,7 +549,7 @@ class TestHistory:
         for counter in COUNTERS:
             if counter not in {part for carried in CARRIES for part in carried}:
                 assert total[COUNTERS.index(counter)] == sum(one[counter] for one in sums), counter
-        mine = groups.arm(np.ones(BUCKETS, np.bool_)).sources[SOURCES[source]]
+        mine = groups.arm(np.ones(BUCKETS, np.bool_)).sources[BUCKETED_SOURCES[source]]
         whole = Sums()
         for one in sums:
             whole.merge(one)

@@ -362,7 +362,7 @@ def test_a_real_broker_keeps_what_was_written() -> None:
         settings = load_settings(broker=servers, fetch_wait=50)
         async with AIOKafkaProducer(**settings.kafka) as producer:
 
-            def send(partition: int) -> checkpoints.Send:
+            def send(partition: int) -> checkpoints.SendCheckpoint:
                 return lambda key, value: producer.send(TOPIC, value, key=key, partition=partition)
 
             await _confirmed(checkpoints.write(send(0), large[0], 1, 0))

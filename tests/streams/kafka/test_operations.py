@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, RAMP, event, healthy_pane, tick, written
+from tidegate.gates.recorder import Outcome
 from tidegate.schemas.decision import Command, Decision, OperationBy
 from tidegate.schemas.errors import HoleError
 from tidegate.schemas.load import load_manifest
@@ -22,7 +23,7 @@ from tidegate.schemas.timeline import Revision, Timeline
 from tidegate.streams.audit.recorded import read_orders
 from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.gate_log import Order, is_order, order_codec, order_key, partial_codec
-from tidegate.streams.engine.gate_partition import GatePartition, Outcome, switches
+from tidegate.streams.engine.gate_partition import GatePartition, switches
 from tidegate.streams.engine.pipeline import Pipeline
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.engine.source_partition import SourcePartition

@@ -13,7 +13,7 @@ from tidegate.schemas.errors import TopicError
 from tidegate.streams.engine.runs import NEVER, Position
 from tidegate.streams.kafka import retained
 from tidegate.streams.kafka.history import Extent
-from tidegate.streams.kafka.retained import INDEX, PARTS, Entry, ResumePoint, Retained, Shape, find, load
+from tidegate.streams.kafka.retained import INDEX, PARTS, ResumePoint, Retained, RetainedEntry, Shape, find, load
 from tidegate.streams.settings import load_settings
 
 SETTINGS = load_settings()
@@ -21,12 +21,12 @@ PART = 8
 SHAPE = Shape("tidegate.telemetry", 1, 1, 10_000, 10_000)
 
 
-def gate(next_: int, *closed: int, operations_next: int = 0) -> Entry:
-    return Entry("gate", 0, SHAPE, Position(next_, closed, operations_next))
+def gate(next_: int, *closed: int, operations_next: int = 0) -> RetainedEntry:
+    return RetainedEntry("gate", 0, SHAPE, Position(next_, closed, operations_next))
 
 
-def window(next_: int, closed: int) -> Entry:
-    return Entry("window", 0, SHAPE, Position(next_, (closed,)))
+def window(next_: int, closed: int) -> RetainedEntry:
+    return RetainedEntry("window", 0, SHAPE, Position(next_, (closed,)))
 
 
 KEPT = Retained(
@@ -116,7 +116,7 @@ class Topics:
                 if first <= offset < end
             ]
 
-    def retain(self, entry: Entry, state: bytes) -> None:
+    def retain(self, entry: RetainedEntry, state: bytes) -> None:
         """As a worker does."""
         asyncio.run(retained.retain(lambda partition, value: self.logs[partition].send(b"", value), entry, state))
 

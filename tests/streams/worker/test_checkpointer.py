@@ -10,7 +10,7 @@ from faust.types import TP
 from tidegate.streams.engine.runs import Position
 from tidegate.streams.engine.slices import Slices
 from tidegate.streams.kafka import checkpoints
-from tidegate.streams.kafka.retained import Entry, Shape
+from tidegate.streams.kafka.retained import RetainedEntry, Shape
 from tidegate.streams.worker import checkpointer as keeper
 from tidegate.streams.worker.checkpointer import Checkpointer
 from tidegate.streams.worker.health import Metrics
@@ -90,7 +90,7 @@ def test_the_first_checkpoint_in_a_span_of_time_is_retained(monkeypatch: pytest.
     """But not one of a span that a restart begins in."""
     retained: list[int] = []
 
-    async def noted(send: Any, entry: Entry, state: bytes) -> None:
+    async def noted(send: Any, entry: RetainedEntry, state: bytes) -> None:
         retained.append(entry.mark.next)
 
     monkeypatch.setattr(keeper, "retain", noted)
