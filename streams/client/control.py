@@ -15,8 +15,8 @@ from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import EventError, SignatureError, TopicError
 from tidegate.schemas.seal import verify_record
 from tidegate.schemas.signed import TrustedKeys
-from tidegate.streams.client.patience import RETRY_SECONDS, STALL_SECONDS, Outage
 from tidegate.streams.kafka.connect import why
+from tidegate.streams.kafka.patience import RETRY_SECONDS, STALL_SECONDS, Outage
 from tidegate.streams.kafka.tail import tail
 from tidegate.streams.settings import Settings, load_settings
 

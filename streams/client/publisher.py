@@ -26,8 +26,8 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from tidegate.schemas.errors import EventError
 from tidegate.schemas.event import TelemetryEvent, encode, parse
-from tidegate.streams.client.patience import RETRY_SECONDS, STALL_SECONDS, Outage, PatientProducer, hold_back
 from tidegate.streams.kafka.connect import why
+from tidegate.streams.kafka.patience import RETRY_SECONDS, STALL_SECONDS, Outage, PatientProducer, hold_back
 from tidegate.streams.settings import Settings, load_settings
 
 log = logging.getLogger("tidegate.publisher")

@@ -9,8 +9,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from tidegate.schemas.errors import AccessError, TopicError
-from tidegate.streams.client.patience import RETRY_MS, RETRY_SECONDS, Outage
 from tidegate.streams.kafka.connect import why
+from tidegate.streams.kafka.patience import RETRY_MS, RETRY_SECONDS, Outage
 from tidegate.streams.kafka.reader import reader
 from tidegate.streams.settings import Settings
 

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 
-from tidegate.streams.client.patience import pace
+from tidegate.streams.kafka.patience import pace
 from tidegate.streams.settings import Settings
 
 log = structlog.get_logger("tidegate")

@@ -8,9 +8,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from tidegate.schemas.errors import TopicError
-from tidegate.streams.client.patience import RETRY_MS, hold_back
 from tidegate.streams.kafka.connect import why
 from tidegate.streams.kafka.follow import stop
+from tidegate.streams.kafka.patience import RETRY_MS, hold_back
 from tidegate.streams.kafka.reader import reader
 from tidegate.streams.settings import Settings
 

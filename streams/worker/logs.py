@@ -2,32 +2,11 @@
 
 import logging
 import sys
-import time
 
 import structlog
 
+from tidegate.streams.kafka.patience import Once
 from tidegate.streams.settings import Settings
-
-QUIET_SECONDS = 10.0
-"""How often a library may say the same."""
-
-
-class Once(logging.Filter):
-    """Passes what a library says over and over every ``QUIET_SECONDS``; aiokafka does so a thousand times a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[tuple[str, str], float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is shown."""
-        if record.name == "tidegate":
-            return True
-        key, now = (record.name, str(record.msg)), time.monotonic()
-        if now - self._said.get(key, -QUIET_SECONDS) < QUIET_SECONDS:
-            return False
-        self._said[key] = now
-        return True
 
 
 def configure(settings: Settings) -> None:

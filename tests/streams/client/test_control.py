@@ -14,7 +14,7 @@ from tidegate.schemas.decision import Command, Weights
 from tidegate.schemas.seal import Headers, sign_record
 from tidegate.schemas.signed import key_id
 from tidegate.streams.client.control import ControlConsumer
-from tidegate.streams.client.patience import STALL_SECONDS
+from tidegate.streams.kafka.patience import STALL_SECONDS
 from tidegate.streams.settings import Settings, load_settings
 from tidegate.streams.simulation.embedded_broker import embedded, embedded_broker
 

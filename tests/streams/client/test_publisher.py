@@ -15,9 +15,10 @@ from aiokafka import ConsumerRecord
 from tests.streams.leaders import without_leaders
 from tidegate.schemas.errors import EventError
 from tidegate.schemas.event import TelemetryEvent
-from tidegate.streams.client import patience, publisher
+from tidegate.streams.client import publisher
 from tidegate.streams.client.publisher import TelemetryPublisher
 from tidegate.streams.dumps.log import partition_of
+from tidegate.streams.kafka import patience
 from tidegate.streams.kafka.tail import tail
 from tidegate.streams.settings import Settings, load_settings
 from tidegate.streams.simulation.embedded_broker import embedded, embedded_broker

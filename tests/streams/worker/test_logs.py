@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
+from tidegate.streams.kafka import patience
 from tidegate.streams.settings import load_settings
 from tidegate.streams.worker import logs
 
@@ -76,7 +77,7 @@ def test_what_a_library_says_over_and_over_is_shown_once_in_a_while(
     """aiokafka says a thousand times a second that a broker is away; our own lines are all shown."""
     said = Said(capsys)
     library, now = logging.getLogger("aiokafka.client"), [100.0]
-    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for second in range(25):
         now[0] = 100.0 + second
         library.error("no connection to %s", second)

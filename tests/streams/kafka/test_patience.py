@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tidegate.streams.client import patience
-from tidegate.streams.client.patience import Outage, hold_back
-from tidegate.streams.worker import logs
+from tidegate.streams.kafka import patience
+from tidegate.streams.kafka.patience import Outage, hold_back
 
 
 class Clock:
@@ -15,10 +14,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_000.0
-        for module in (logs, patience):
-            monkeypatch.setattr(
-                module, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now + 1_700_000_000)
-            )
+        times = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now + 1_700_000_000)
+        monkeypatch.setattr(patience, "time", times)
 
 
 def test_an_outage_is_told_at_once_then_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +62,7 @@ def test_the_clients_say_the_same_once_in_ten_seconds_whatever_handlers_a_servic
 ) -> None:
     """Those of the library alone: the service's own lines are all shown."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr(patience, "_once", logs.Once())
+    monkeypatch.setattr(patience, "_once", patience.Once())
     hold_back()
     hold_back()
     with caplog.at_level(logging.WARNING):

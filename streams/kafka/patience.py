@@ -12,7 +12,6 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
 
 from tidegate.streams.settings import Settings
-from tidegate.streams.worker.logs import QUIET_SECONDS, Once
 
 RETRY_SECONDS = 1.0
 """How long a client waits before it tries the same again; the library's own 0.1 s writes sixty lines a second."""
@@ -26,6 +25,29 @@ ANSWER_SECONDS = 10.0
 STALL_SECONDS = 5.0
 """Nothing is heard for this long although something is due: that is an outage, and is said."""
 BATCH_BYTES = 128 << 10
+
+
+QUIET_SECONDS = 10.0
+"""How often a library may say the same."""
+
+
+class Once(logging.Filter):
+    """Passes what a library says over and over every ``QUIET_SECONDS``; aiokafka does so a thousand times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        if record.name == "tidegate":
+            return True
+        key, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._said.get(key, -QUIET_SECONDS) < QUIET_SECONDS:
+            return False
+        self._said[key] = now
+        return True
+
 
 _once = Once()
 
