@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tidegate.schemas.errors import SettingsError
 from tidegate.streams.settings import Settings, load_settings
 
-README = Path(__file__).parents[2] / "README.md"
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 OPENS, HIDDEN = "hunter2", "hunter2 or so"
 """The password of the key below, and one that opens nothing."""
 
@@ -306,7 +306,7 @@ def test_settings_are_frozen() -> None:
 
 def test_the_readme_names_every_setting_and_no_other() -> None:
     """Also those that are no one's first choice; ``_NAME`` after a full name stands for the prefix and ``NAME``."""
-    table = README.read_text().split("\n## Settings\n", 1)[1].split("\n## ", 1)[0]
+    table = OPERATING.read_text().split("\n## Settings\n", 1)[1].split("\n## ", 1)[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `TIDEGATE_")]
     named = [name.removeprefix("TIDEGATE_").removeprefix("_") for c in cells for name in re.findall(r"`([A-Z_]+)`", c)]
     fields = {name.upper() for name in Settings.model_fields}
