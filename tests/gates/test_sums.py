@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import tidegate.gates.sums
 from tests.gates.build import PINNED, Event, healthy, ids, probes, requests, seen, sums_of
+from tidegate.gates import samples
 from tidegate.gates.codec import StateCodec
 from tidegate.gates.samples import IdSample, shared
 from tidegate.gates.sums import CONVERGED, COUNTERS, FLIPPED, PIN_SETS_CAP, Sums, complete, cost_parts, flipped
@@ -188,7 +188,7 @@ def test_two_samples_share_the_ids_that_are_in_both() -> None:
 
 def test_a_thinned_sample_answers_exactly_for_the_ids_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the cap the ids below 2^(64-level) are followed, whatever the order of arrival."""
-    monkeypatch.setattr(tidegate.gates.sums, "SAMPLE_CAP", 64)
+    monkeypatch.setattr(samples, "SAMPLE_CAP", 64)
     names = [f"u{i}" for i in range(1_000)]
     forward, backward = IdSample(), IdSample()
     forward.add(ids(names))
@@ -211,7 +211,7 @@ def test_a_thinned_sample_says_its_level_before_and_after_its_ids_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The level belongs to the ids: in a dump, in a merge and in a comparison, also just after an addition."""
-    monkeypatch.setattr(tidegate.gates.sums, "SAMPLE_CAP", 64)
+    monkeypatch.setattr(samples, "SAMPLE_CAP", 64)
 
     def fresh() -> IdSample:
         sample = IdSample()
@@ -232,7 +232,7 @@ def test_a_thinned_sample_says_its_level_before_and_after_its_ids_are_asked_for(
 
 def test_of_two_samples_the_coarser_level_holds_whichever_takes_up_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thinned sample that takes up a whole one still follows one id in 2^level, not all of the new ones."""
-    monkeypatch.setattr(tidegate.gates.sums, "SAMPLE_CAP", 64)
+    monkeypatch.setattr(samples, "SAMPLE_CAP", 64)
     thinned, whole = IdSample(), IdSample()
     thinned.add(ids(f"u{i}" for i in range(1_000)))
     level = thinned.level
@@ -247,7 +247,7 @@ def test_of_two_samples_the_coarser_level_holds_whichever_takes_up_the_other(mon
 
 def test_a_sample_survives_being_written_down_and_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dump and load at any point change nothing of what follows."""
-    monkeypatch.setattr(tidegate.gates.sums, "SAMPLE_CAP", 64)
+    monkeypatch.setattr(samples, "SAMPLE_CAP", 64)
     plain, restored = IdSample(), IdSample()
     for at in range(0, 600, 17):
         some = ids(f"u{i}" for i in range(at, at + 17))

@@ -30,9 +30,9 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Command, Decision
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.timeline import Timeline
-from tidegate.streams.audit import replay as module
 from tidegate.streams.audit.compare import by_unit, first_difference
 from tidegate.streams.audit.replay import replay
+from tidegate.streams.dumps import log as module
 from tidegate.streams.dumps.log import Record, count_partitions, partition_of, read_lines, read_record
 from tidegate.streams.engine.pipeline import Pipeline
 from tidegate.streams.engine.runs import Run

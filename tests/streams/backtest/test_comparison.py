@@ -18,7 +18,6 @@ from tidegate.schemas.decision import Decision
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.timeline import Timeline
-from tidegate.streams.audit import replay as reading
 from tidegate.streams.audit.replay import replay
 from tidegate.streams.backtest import rollouts as module
 from tidegate.streams.backtest.arms import Effect, Groups, read_effect
@@ -40,6 +39,7 @@ from tidegate.streams.backtest.rollouts import (
     sham_rollout,
     starts,
 )
+from tidegate.streams.dumps import log as reading
 from tidegate.streams.dumps.log import read_lines
 from tidegate.streams.engine.event_classes import hash_of
 from tidegate.streams.engine.pipeline import Pipeline

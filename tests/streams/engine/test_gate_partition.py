@@ -32,7 +32,7 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Command, Decision
 from tidegate.schemas.errors import HoleError, StateError
 from tidegate.schemas.timeline import Timeline
-from tidegate.streams.engine import gate_partition as windows
+from tidegate.streams.engine import gate_log
 from tidegate.streams.engine.gate_log import Partial, gate_of, partial_codec, pieces, split
 from tidegate.streams.engine.gate_partition import GatePartition
 from tidegate.streams.engine.pipeline import Pipeline
@@ -493,7 +493,7 @@ def test_a_partial_in_pieces_is_the_partial(monkeypatch: pytest.MonkeyPatch) -> 
     whole = GatePartition.fresh(0, 1, 1, CLOCKWORK, timeline)
     expected = [d.to_bytes() for i, p in enumerate(partials) for d, _ in whole.step(i, _copy(p))]
     for size in (1, 2_000, 20_000):
-        monkeypatch.setattr(windows, "PIECE_BYTES", size)
+        monkeypatch.setattr(gate_log, "PIECE_BYTES", size)
         rnd, log = random.Random(size), list[bytes]()
         for partial in partials:
             sent = list(pieces(_copy(partial)))

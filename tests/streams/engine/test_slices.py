@@ -279,7 +279,7 @@ def test_records_that_differ_in_everything_cost_no_more_the_more_there_were(monk
         return before(count)
 
     before = event_classes._badness
-    monkeypatch.setattr(columns, "_badness", badness)
+    monkeypatch.setattr(event_classes, "_badness", badness)
     state = fresh()
     costs = []
     for turn in range(20):
@@ -315,7 +315,7 @@ def test_a_partition_that_catches_up_is_not_held_up_by_what_has_waited_for_it() 
 
 
 def test_pieces_are_as_large_as_they_may_be_and_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "PIECE_BYTES", 3_000)
+    monkeypatch.setattr(gate_log, "PIECE_BYTES", 3_000)
     sent = partials(40)
     assert max(map(len, sent)) <= 3_000 + 100
     assert sum(map(len, sent)) / len(sent) > 1_500
