@@ -96,9 +96,8 @@ class Checkpointer:
             self.worker.metrics.saved(self.agent, self.tp.partition, written)
             # 5. A copy for auditors, once in each span of event time. A crash here: this span may have none.
             if span is not None and span != self.span:
-                await retain(
-                    self._send_retained, RetainedEntry(self.agent, self.tp.partition, self.worker.shape, mark), state
-                )
+                entry = RetainedEntry(self.agent, self.tp.partition, self.worker.shape, mark)
+                await retain(self._send_retained, entry, state)
                 self.span, written = span, 2 * written
             self.pause = max(self.worker.settings.checkpoint_every / 1000, written / WRITE_BYTES_PER_SECOND)
             # 6. The group's offset is for dashboards; nothing reads it back.

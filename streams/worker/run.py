@@ -8,6 +8,7 @@ import structlog
 
 from tidegate.streams.kafka.turns import Collector
 from tidegate.streams.worker.app import Worker
+from tidegate.streams.worker.transport import FAUST
 
 log = structlog.get_logger("tidegate")
 
@@ -20,6 +21,8 @@ def _give_up() -> None:
 
 
 class _Runner(faust.Worker):
+    logger = FAUST
+
     def _flag_as_shutdown_by_signal(self) -> None:
         super()._flag_as_shutdown_by_signal()
         # A broker that is gone would hold the stop up; what is not saved is read again.

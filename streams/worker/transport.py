@@ -1,6 +1,7 @@
 """What Faust has no setting for: a consumer that reads on from checkpoints, and a producer that waits outages out."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("tidegate")
 
+FAUST = logging.getLogger("faust")
+"""Whose words these services speak: Faust would name the logger after this module, and it would pass for our own."""
+
 
 class IdempotentProducer(Producer):
     """Faust's producer, whose batches are retried for as long as a broker is away and never leave a hole behind them.
 
     Without idempotence a batch that is given up does not stop the ones after it.
     """
+
+    logger = FAUST
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"enable_idempotence": True}
@@ -49,6 +55,8 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
     """Faust's consumer, reading on from the checkpoints instead of from committed offsets."""
 
     class Thread(AIOKafkaConsumerThread):
+        logger = FAUST
+
         def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
             consumer = super()._create_worker_consumer(transport)
             # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
@@ -77,6 +85,8 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
             return await super()._fetch_records(consumer, now or active_partitions, *more, **options)
 
     class CheckpointConsumer(Consumer):
+        logger = FAUST
+
         def _new_consumer_thread(self) -> Thread:
             return Thread(self, loop=self.loop, beacon=self.beacon)
 

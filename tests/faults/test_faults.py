@@ -93,11 +93,11 @@ BUGS: dict[str, tuple[Any, ...]] = {
     "3: chunks of another writer overwritten": (checkpoints, "write", ("generation % WRITERS", "0")),
     "3: half-written chunks read": (checkpoints, "_newest", ('if key.startswith(b"state/")', "if True")),
     "4: counted before it is confirmed": (Checkpointer, "_save", ("await confirmed\n", "pass\n")),
-    "5: a copy that is further than its entry": (Checkpointer, "_save", ("mark), state)", "mark), self.state.dump())")),
+    "5: a copy that is further than its entry": (Checkpointer, "_save", ("entry, state)", "entry, self.state.dump())")),
     "5: an entry that is further than its copy": (
         Checkpointer,
         "_save",
-        ("shape, mark), state)", "shape, self.state.mark), state)"),
+        ("shape, mark)", "shape, self.state.mark)"),
     ),
     "6: position published before the state is saved": (
         Checkpointer,
