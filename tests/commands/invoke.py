@@ -1,7 +1,6 @@
 """The command line as a user meets it, in this process."""
 
 import io
-import logging
 import re
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -33,13 +32,8 @@ class Done:
 def tidegate(*arguments: object) -> Done:
     """Run ``tidegate`` with these arguments."""
     out, err = io.StringIO(), io.StringIO()
-    clients = logging.getLogger("aiokafka")
-    level = clients.level
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-    finally:
-        clients.setLevel(level)
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
     code = ended.value.code or 0
     assert isinstance(code, int)
     done = Done(code, out.getvalue(), err.getvalue())

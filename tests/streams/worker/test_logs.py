@@ -37,15 +37,8 @@ HOSTILE = [
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Logging is the process's own: what a test sets is taken back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in ("tidegate", "aiokafka")}
+    """So is structlog's configuration."""
     yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
     structlog.reset_defaults()
 
 
