@@ -20,7 +20,16 @@ demo: $(RUNTIME) ## a rollout from start to end (SCENARIO=healthy|quality-gate|r
 	@$(BIN)/tidegate demo $(if $(SCENARIO),--scenario $(SCENARIO)) $(ARGS)
 
 test: $(TOOLS) ## all tests (ARGS="-k ramp" picks some)
+ifdef ARGS
 	@$(BIN)/pytest $(ARGS)
+else
+	@# Tests on a real Kafka mostly wait for it: the others run beside them, and report first.
+	@log=$$(mktemp); $(BIN)/pytest tests/integration >$$log 2>&1 & kafka=$$!; \
+		trap 'kill $$kafka; rm -f $$log; exit 130' INT TERM; \
+		$(BIN)/pytest --ignore=tests/integration; rest=$$?; \
+		wait $$kafka; real=$$?; cat $$log; rm -f $$log; \
+		exit $$((rest ? rest : real))
+endif
 
 simulate-faults: $(TOOLS) ## deployments with faults by seed (SEEDS=10000, FIRST=0)
 	@$(BIN)/python -m tests.faults $(or $(SEEDS),10000) $(or $(FIRST),0)
