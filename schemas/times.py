@@ -8,6 +8,8 @@ from tidegate.schemas.document import quoted
 from tidegate.schemas.event import MAX_TS, MIN_TS
 from tidegate.schemas.manifest import parse_duration
 
+DAY = 86_400_000
+"""ms."""
 FORMS = "write 2026-01-31T12:00:00Z (UTC without a zone), 20260131, ms since the epoch, now, now-2h or now+10m"
 TIME_FIELDS = frozenset({"ts", "start", "end", "decided_at", "effective_from", "changed_at", "corrected_at", "since"})
 """Fields of records that are moments, ms."""

@@ -8,7 +8,7 @@ from bench.evidence.report import past_first
 from bench.evidence.traffic import BAD, HEALTHY
 from bench.evidence.trials import Results
 from tidegate.streams.backtest.rollouts import Rate
-from tidegate.streams.commands.plots import FAINT, GRID, INK, LEFT, WIDE, Canvas
+from tidegate.streams.report.svg import FAINT, GRID, INK, LEFT, WIDE, Canvas
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from rich.text import Text
 from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError, SettingsError
 from tidegate.schemas.manifest import Flag
+from tidegate.schemas.times import DAY
 from tidegate.streams.backtest.arms import read_effect
 from tidegate.streams.backtest.comparison import ComparedWindow, Difference, Side, compare, counted, placed
 from tidegate.streams.commands.options import LogFile, bars, lateness_option, pane_option
-from tidegate.streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, moment, value_text, word_of
-from tidegate.streams.commands.rehearsal import DAY, Log, Rehearsal, rehearsals, tell_limits
+from tidegate.streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, value_text, word_of
+from tidegate.streams.commands.rehearsal import Log, Rehearsal, rehearsals, tell_limits
 from tidegate.streams.dumps.log import count_partitions
 from tidegate.streams.kafka.manifests import load_trusted, read_files
+from tidegate.streams.report.svg import moment
 from tidegate.streams.report.terminal import VERDICT_STYLE, percent
 from tidegate.streams.report.text import many, plain
 from tidegate.streams.settings import load_settings

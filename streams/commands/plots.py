@@ -1,19 +1,29 @@
 """The plots of a backtest, as SVG."""
 
-import html
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any
 
 from tidegate.schemas.document import quoted
 from tidegate.schemas.manifest import LESS_IS_LOOSER
-from tidegate.schemas.times import shaped
 from tidegate.streams.backtest.comparison import ComparedWindow, Side, counted
-from tidegate.streams.commands.rehearsal import DAY, Rehearsal
+from tidegate.streams.commands.rehearsal import Rehearsal
+from tidegate.streams.report.svg import (
+    COLOURS,
+    CURVES,
+    DARK_TEXT,
+    FAINT,
+    GRID,
+    INK,
+    LEFT,
+    RIGHT,
+    Canvas,
+    draw_times,
+    round_numbers,
+    spread,
+)
 from tidegate.streams.report.terminal import percent
-from tidegate.streams.report.text import many, number, plain
+from tidegate.streams.report.text import many, number
 
 _SHARES = ("latency", "error", "tool", "cost", "lambda_flip", "reason_failure")
 _CHANGES = ("delta_s", "latency", "cost")
@@ -46,71 +56,8 @@ def word_of(side: Side | None) -> str:
     return side.verdict if side else "goes on"
 
 
-def moment(ts: int, shape: str = "%m-%d %H:%M:%S") -> str:
-    """A moment of event time, UTC."""
-    return shaped(ts, shape)
-
-
-COLOURS = {
-    "promote": "#2f9e62",
-    "pass": "#2f9e62",
-    "open": "#2f9e62",
-    "restore": "#2f9e62",
-    "rearm": "#2f9e62",
-    "hold": "#e3b341",
-    "freeze": "#e8833a",
-    "degrade": "#e8833a",
-    "fallback": "#e8833a",
-    "close": "#c8372d",
-    "rollback": "#c8372d",
-    "abort": "#8f1d1d",
-    "kill": "#8f1d1d",
-    "retire": "#8f1d1d",
-    "goes on": "#dbe1e8",
-}
-DARK_TEXT = ("hold", "goes on")
-A_COLOUR, B_COLOUR, BOTH_COLOUR, INK, FAINT, GRID = "#1f6fb2", "#8b3fb0", "#c8372d", "#1f2933", "#6b7785", "#e4e8ed"
-CURVES = ("#c8372d", "#1f6fb2", "#2f9e62", "#e8833a", "#8b3fb0", "#0f8b8d", "#b5651d", "#5b6470")
-WIDE, LEFT, RIGHT = 1180, 120, 1010
-"""Width of the plot, and where its axes run from and to."""
+A_COLOUR, B_COLOUR, BOTH_COLOUR = "#1f6fb2", "#8b3fb0", "#c8372d"
 UNITS_SHOWN = 12
-_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
-_DAYS = (1, 2, 7, 14, 30, 90, 365)
-
-
-class Canvas:
-    """An SVG document that grows downwards."""
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self.height = 0.0
-
-    def add(self, tag: str, text: str | None = None, **attributes: object) -> None:
-        """An element; an underscore in an attribute's name is a hyphen."""
-        shown = " ".join(f'{name.replace("_", "-")}="{_attribute(value)}"' for name, value in attributes.items())
-        inner = "" if text is None else html.escape(plain(text))
-        self._parts.append(f"<{tag} {shown}>{inner}</{tag}>" if text is not None else f"<{tag} {shown}/>")
-
-    def text(self, x: float, y: float, text: str, size: int = 12, fill: str = INK, **more: Any) -> None:
-        """Words with their base line at ``y``."""
-        self.add("text", text, x=x, y=y, font_size=size, fill=fill, **more)
-
-    def line(self, x1: float, y1: float, x2: float, y2: float, stroke: str, **more: Any) -> None:
-        """A straight line."""
-        self.add("line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=stroke, **more)
-
-    def svg(self) -> str:
-        """The document."""
-        height = round(self.height)
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {height}" width="{WIDE}" height="{height}" '
-            'font-family="Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif">\n'
-            f'<rect width="{WIDE}" height="{height}" fill="#ffffff"/>\n' + "\n".join(self._parts) + "\n</svg>\n"
-        )
-
-
-def _attribute(value: object) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else html.escape(str(value))
 
 
 def comparison_svg(windows: Sequence[ComparedWindow], names: Sequence[str]) -> str:
@@ -165,7 +112,7 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[ComparedWindow]) -> 
     if name is not None:
         _draw_metric(canvas, x, top + 132, 150, name, windows)
         bottom = top + 282
-    _draw_times(canvas, x, start, end, top + 40, bottom)
+    draw_times(canvas, x, start, end, bottom)
     canvas.height = bottom + 56
 
 
@@ -272,14 +219,6 @@ def _point(window: ComparedWindow, name: str) -> str:
     return BOTH_COLOUR if a and b else A_COLOUR if a else B_COLOUR if b else "#52606d"
 
 
-def round_numbers(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers between two, ``about`` as many as asked for."""
-    rough = (high - low) / about
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough)
-    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
 def _breaks(side: Side | None, name: str) -> bool:
     """Whether a side failed a gate or fired a rule."""
     gates = [gate.status == "fail" for gate in side.gates if gate.gate == name] if side else []
@@ -304,22 +243,10 @@ def _draw_limits(
     if len(drawn) == 2 and limits["A"] == limits["B"]:
         drawn = [("A and B", INK, drawn[0][2])]
     drawn.sort(key=lambda one: y(one[2]))
-    places = _spread([max(y(limit) + 4, top + 10) for *_, limit in drawn], 15, top + height)
+    places = spread([max(y(limit) + 4, top + 10) for *_, limit in drawn], 15, top + height)
     for (letter, colour, limit), place in zip(drawn, places, strict=True):
         canvas.line(LEFT, y(limit), RIGHT, y(limit), colour, stroke_width=1.5, stroke_dasharray="6 4")
         canvas.text(RIGHT + 8, place, f"{letter} {limit_text(name, limit)}", 12, colour, font_weight="600")
-
-
-def _draw_times(canvas: Canvas, x: Callable[[float], float], start: int, end: int, top: float, bottom: float) -> None:
-    steps = [1000 * step for step in _STEPS] + [DAY * days for days in _DAYS]
-    step = next((step for step in steps if (end - start) / step <= 9), (end - start) // 8 + 1)
-    shape = "%m-%d" if step >= DAY else "%H:%M" if step >= 60_000 else "%H:%M:%S"
-    for ts in range(-(-start // step) * step, end + 1, step):
-        canvas.line(x(ts), bottom, x(ts), bottom + 5, FAINT)
-        canvas.text(x(ts), bottom + 19, moment(ts, shape), 11, FAINT, text_anchor="middle")
-    canvas.line(LEFT, bottom, RIGHT, bottom, FAINT)
-    canvas.text(LEFT - 8, bottom + 19, moment(start, "%Y-%m-%d"), 11, FAINT, text_anchor="end")
-    canvas.text(RIGHT + 8, bottom + 19, "UTC", 11, FAINT)
 
 
 def lifetimes_svg(found: Sequence[Rehearsal]) -> str:
@@ -365,17 +292,6 @@ def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal) -> None:
         share = 1 - life.missed.value
         ends.append((y(share) + 4, effect.text if effect else "no regression", colour))
     ends.sort()
-    for place, (_, text, colour) in zip(_spread([at for at, *_ in ends], 15, y(0) + 2), ends, strict=True):
+    for place, (_, text, colour) in zip(spread([at for at, *_ in ends], 15, y(0) + 2), ends, strict=True):
         canvas.text(RIGHT + 8, place, text, 12, colour, font_weight="600")
     canvas.height = top + height + 44
-
-
-def _spread(places: Sequence[float], room: float, last: float) -> list[float]:
-    """Rising places moved as little as it takes to stand ``room`` apart, none below ``last``."""
-    found: list[float] = []
-    for place in places:
-        found.append(max(place, found[-1] + room) if found else place)
-    for at in range(len(found) - 1, -1, -1):
-        last = found[at] = min(found[at], last)
-        last -= room
-    return found

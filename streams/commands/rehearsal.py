@@ -14,6 +14,7 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.manifest import Flag
+from tidegate.schemas.times import DAY
 from tidegate.streams.backtest.arms import Effect
 from tidegate.streams.backtest.buckets import BUCKETS
 from tidegate.streams.backtest.rollouts import (
@@ -30,8 +31,6 @@ from tidegate.streams.backtest.rollouts import (
 )
 from tidegate.streams.report.terminal import percent
 from tidegate.streams.report.text import many, number
-
-DAY = 86_400_000
 
 
 @dataclass(frozen=True)

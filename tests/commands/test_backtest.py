@@ -11,7 +11,8 @@ from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, healthy_pane, tick
 from tidegate.streams.backtest.comparison import ComparedWindow, Side
 from tidegate.streams.commands.backtest import summary
-from tidegate.streams.commands.plots import UNITS_SHOWN, comparison_svg, deciding, round_numbers
+from tidegate.streams.commands.plots import UNITS_SHOWN, comparison_svg, deciding
+from tidegate.streams.report.svg import round_numbers
 
 MANIFEST = """
 flags:
