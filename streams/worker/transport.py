@@ -15,6 +15,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, P
 from faust.types import TP
 
 from tidegate.schemas.errors import SettingsError
+from tidegate.streams.kafka.patience import pace
 from tidegate.streams.kafka.reader import COMMITTED
 from tidegate.streams.settings import Settings
 from tidegate.streams.worker.seat import Seat, watched
@@ -39,6 +40,11 @@ class IdempotentProducer(Producer):
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"enable_idempotence": True}
 
+    def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
+        producer = super()._new_producer(transactional_id)
+        pace(producer.client)
+        return producer
+
     async def send(self, topic: str, *message: Any, **options: Any) -> Awaitable[RecordMetadata]:
         """Schedule a record; where there is no room for it, wait until there is."""
         while True:
@@ -62,6 +68,7 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
             # Faust has no setting for it; a broker that sleeps the whole wait makes it the latency.
             consumer._fetch_max_wait_ms = worker.settings.fetch_wait
             consumer._isolation_level = COMMITTED
+            pace(consumer._client)
             if worker.settings.instance_id is not None:
                 seat = Seat(worker.settings.session_timeout / 1000)
                 consumer._client.send = watched(consumer._client.send, seat, self._unseated)

@@ -8,11 +8,66 @@ from typing import Any
 import pytest
 from aiokafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError, TopicAuthorizationFailedError
 from faust.exceptions import ProducerSendError
-from faust.transport.drivers.aiokafka import Consumer, Producer
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
 
+from tidegate.streams.kafka import patience
 from tidegate.streams.worker.transport import IdempotentProducer, consumer_of
 
 SENT: Any = object()
+
+
+class Client:
+    """A client of a partition without a leader: it asks where that is as fast as it may."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.send = None
+
+    def force_metadata_update(self) -> "asyncio.Future[bool]":
+        """Ask, and be told that nobody knows."""
+        self.asked += 1
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        answer.set_result(False)
+        return answer
+
+
+def asked_of(make: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often a client asks in an instant in which it would ask a hundred times; ``make``: who has the client."""
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: 1_000.0))
+    client = Client()
+
+    async def run() -> None:
+        make(client)
+        for _ in range(100):
+            client.force_metadata_update()
+
+    asyncio.run(run())
+    return client.asked
+
+
+def test_a_consumer_whose_partition_has_no_leader_asks_for_it_no_faster_than_it_is_worth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker: Any = SimpleNamespace(settings=SimpleNamespace(fetch_wait=50, instance_id=None))
+
+    def make(client: Client) -> None:
+        made = SimpleNamespace(_client=client)
+        monkeypatch.setattr(AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: made)
+        monkeypatch.setattr(AIOKafkaConsumerThread, "__init__", lambda *_, **__: None)
+        consumer: Any = SimpleNamespace(loop=None, beacon=None)
+        thread: Any = consumer_of(worker)._new_consumer_thread(consumer)
+        assert thread._create_worker_consumer(None) is made
+
+    assert asked_of(make, monkeypatch) == patience.BURST
+
+
+def test_a_producer_whose_partition_has_no_leader_does_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(client: Client) -> None:
+        made = SimpleNamespace(client=client)
+        monkeypatch.setattr(Producer, "_new_producer", lambda *_, **__: made)
+        assert IdempotentProducer.__new__(IdempotentProducer)._new_producer() is made
+
+    assert asked_of(make, monkeypatch) == patience.BURST
 
 
 def send(monkeypatch: pytest.MonkeyPatch, *errors: KafkaError) -> tuple[Awaitable[Any], list[tuple[Any, ...]]]:
