@@ -22,17 +22,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaTimeoutError
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec  # type: ignore[attr-defined]
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.structs import TopicPartition
 
 from tests.integration.broker import REPLICAS, BrokerUnavailable, LocalBroker, LocalCluster
 from tests.integration.test_worker import MANIFEST, PARTITIONS, telemetry
 from tests.integration.workers import WorkerProcess, dump, written
 from tidegate.schemas.correction import Correction
+from tidegate.schemas.errors import NoBrokerError
 from tidegate.schemas.event import encode
 from tidegate.schemas.load import load_manifest
 from tidegate.schemas.timeline import Timeline
@@ -40,8 +41,10 @@ from tidegate.streams.audit.compare import by_unit, first_difference
 from tidegate.streams.audit.replay import replay
 from tidegate.streams.client.publisher import TelemetryPublisher
 from tidegate.streams.kafka.tail import tail
-from tidegate.streams.kafka.topics import create_topics
+from tidegate.streams.kafka.topics import connect, create_topics
 from tidegate.streams.settings import Settings, load_settings
+
+T = TypeVar("T")
 
 FULL_SECONDS = 60.0
 """How long a broker may take to end when its disk is full."""
@@ -281,17 +284,37 @@ class Deployment:
 
     def ends(self) -> dict[int, int]:
         """The end of each telemetry partition now."""
-        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
-        wanted = {TopicPartition(self.settings.telemetry_topic, p): OffsetSpec.latest() for p in range(self.partitions)}  # type: ignore[no-untyped-call]
-        return {tp.partition: one.result(5).offset for tp, one in admin.list_offsets(wanted).items()}
+
+        async def ask() -> dict[int, int]:
+            async with AIOKafkaConsumer(**self.settings.kafka) as consumer:
+                return {tp.partition: end for tp, end in (await consumer.end_offsets(self._telemetry())).items()}
+
+        return asyncio.run(ask())
 
     def saved(self) -> dict[int, int]:
         """Where the workers' checkpoints of the telemetry stand."""
-        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
-        wanted = [TopicPartition(self.settings.telemetry_topic, p) for p in range(self.partitions)]
-        group = self.settings.application_id
-        found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, wanted)])[group].result(5)
-        return {tp.partition: tp.offset for tp in found.topic_partitions}
+
+        async def ask(admin: AIOKafkaAdminClient) -> dict[int, int]:
+            group = self.settings.application_id
+            found = await admin.list_consumer_group_offsets(group, partitions=self._telemetry())
+            return {tp.partition: position.offset for tp, position in found.items()}
+
+        return self.administered(ask)
+
+    def administered(self, what: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
+        """What an administrator's request gives. Raises KafkaError."""
+
+        async def ask() -> T:
+            admin = await connect(self.settings)
+            try:
+                return await what(admin)
+            finally:
+                await admin.close()
+
+        return asyncio.run(ask())
+
+    def _telemetry(self) -> list[TopicPartition]:
+        return [TopicPartition(self.settings.telemetry_topic, p) for p in range(self.partitions)]
 
     def recover(self) -> float:
         """Seconds until everything that is written now is in a checkpoint."""
@@ -320,7 +343,7 @@ def _answered(ask: Callable[[], dict[int, int]]) -> dict[int, int]:
     while True:
         try:
             return ask()
-        except (KafkaException, TimeoutError):
+        except (KafkaError, NoBrokerError, TimeoutError):
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.1)
@@ -408,10 +431,8 @@ def broker_gone(seconds: float) -> Fault:
 
 def checkpoints_deleted(deployment: Deployment, rnd: random.Random) -> None:
     """Someone deletes both checkpoint topics."""
-    admin = AdminClient({"bootstrap.servers": deployment.broker.bootstrap, "log_level": 0})
     names = [deployment.settings.window_checkpoints_topic, deployment.settings.gate_checkpoints_topic]
-    for one in admin.delete_topics(names, operation_timeout=30).values():
-        one.result(30)
+    deployment.administered(lambda admin: admin.delete_topics(names, timeout_ms=30_000))
 
 
 def leader_killed(deployment: Deployment, rnd: random.Random) -> None:
@@ -597,10 +618,8 @@ def digest(records: list[dict[str, list[bytes]]]) -> str:
 
 def add_partition(deployment: Deployment) -> None:
     """A fifth partition for the telemetry: every worker ends, says why, and does so again when it is started."""
-    admin = AdminClient({"bootstrap.servers": deployment.broker.bootstrap, "log_level": 0})
-    topic = deployment.settings.telemetry_topic
-    for one in admin.create_partitions([NewPartitions(topic, deployment.partitions + 1)]).values():
-        one.result(30)
+    more = {deployment.settings.telemetry_topic: NewPartitions(deployment.partitions + 1)}
+    deployment.administered(lambda admin: admin.create_partitions(more))
 
 
 LONG: dict[str, tuple[Sequence[tuple[str, Fault]], dict[str, object]]] = {
