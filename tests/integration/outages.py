@@ -322,7 +322,7 @@ class Deployment:
         wanted = _answered(self.ends)
         while True:
             saved = _answered(self.saved)
-            if all(saved[p] >= end for p, end in wanted.items()):
+            if all(saved.get(p, -1) >= end for p, end in wanted.items()):
                 return time.monotonic() - started
             if time.monotonic() - started > PATIENCE_SECONDS:
                 raise AssertionError(f"not recovered: saved {saved}, written {wanted}\n{self.tails()}")
