@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "rearm": "start a flag from its first stage again",
     "export": "dump the topics to files, with a manifest of offsets and digests",
     "topics": "create or check the topics",
+    "report": "write a rollout as one HTML file, for who has to answer for it",
     "explain": "say in words what was decided and why",
     "verify": "check the chain of decisions and their commands",
     "watch": "show decisions and commands as they come",

@@ -95,7 +95,7 @@ class OutcomeWriter:
     """
 
     def __init__(
-        self, out: Path, commands: Path | None, corrections: Path | None, *, keep: bool, after: int | None = None
+        self, out: Path | None, commands: Path | None, corrections: Path | None, *, keep: bool, after: int | None = None
     ) -> None:
         self._files = Output(out), Output(commands), Output(corrections)
         self._keep, self.after = keep, After(after)

@@ -114,8 +114,8 @@ def command(
         raise InputError("--from, --to and --compare without a file need --broker")
     settings = load_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
-    timeline = _timeline(manifests, settings, trusted)
-    ordered = _operations(operations, settings, trusted) if operations else []
+    timeline = timeline_from(manifests, settings, trusted)
+    ordered = operations_from(operations, settings, trusted) if operations else []
     with bars() as progress, made:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)
@@ -137,13 +137,28 @@ def _from_topics(
     made: OutcomeWriter,
     compare: Path | None,
 ) -> None:
+    again, timeline = decide_topics(settings, manifests, start, end, made)
+    made.tell(again.tally, timeline)
+    if compare == _TOPICS:
+        _conclude(again.difference(made.decisions, made.orders), "the topics")
+    elif compare is not None:
+        _compare(made, compare)
+
+
+def decide_topics(
+    settings: Settings, manifests: tuple[Path, ...], start: int | None, end: int | None, made: OutcomeWriter
+) -> tuple[TopicReplay, Timeline]:
+    """Decide from the topics once more; says on standard output what of them is not there any more.
+
+    Raises InputError where there are no revisions to decide by.
+    """
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     if trusted is None and not manifests:
         raise InputError("the revisions in the topic are signed: give --trusted-keys, or a --manifest")
     with History(settings) as history:
         kept = _kept(history, settings, start)
         if manifests:
-            timeline = _timeline(manifests, settings, trusted)
+            timeline = timeline_from(manifests, settings, trusted)
         else:
             assert trusted is not None  # noqa: S101 - checked above
             timeline = past.read_timeline(history.records(settings.manifests_topic), settings, trusted)
@@ -172,11 +187,7 @@ def _from_topics(
             deciding = progress.add_task("deciding", total=rest.size)
             advance = partial(progress.advance, deciding)
             made.take(again.decide(history.read(rest), advance))
-    made.tell(again.tally, timeline)
-    if compare == _TOPICS:
-        _conclude(again.difference(made.decisions, made.orders), "the topics")
-    elif compare is not None:
-        _compare(made, compare)
+    return again, timeline
 
 
 def _kept(history: History, settings: Settings, start: int | None) -> retained.Retained:
@@ -236,7 +247,7 @@ def _reached(cut: retained.ResumePoint, asked: ReplayRequest) -> int:
     return max(asked.reached(n, count)(gate.mark) for n, gate in enumerate(cut.gates) if gate is not None)
 
 
-def _timeline(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:
+def timeline_from(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:
     """From a YAML file, signed revisions, or a dump of the manifests topic."""
     if len(paths) == 1 and dumps.is_dump(paths[0]):
         if trusted is None:
@@ -245,7 +256,7 @@ def _timeline(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | 
     return read_files(paths, settings, trusted)
 
 
-def _operations(path: Path, settings: Settings, trusted: TrustedKeys | None) -> list[Operation]:
+def operations_from(path: Path, settings: Settings, trusted: TrustedKeys | None) -> list[Operation]:
     """From NDJSON, or from a dump of the operations topic, of which only those count that workers would take."""
     if dumps.is_dump(path):
         return list(_counted(dumps.records(path), settings, trusted, str(path)))

@@ -60,8 +60,8 @@ def command(
     trusted = load_trusted(trusted_keys) if trusted_keys is not None else None
     if broker is None:
         audit = Audit(commands=bool(commands), from_middle=from_middle)
-        read = partial(_from_files, trusted=trusted is not None)
-        said = _take(audit, (read("decision", decisions), read("command", commands)), trusted, signed_since)
+        read = partial(placed_in_files, trusted=trusted is not None)
+        said = audit_records(audit, (read("decision", decisions), read("command", commands)), trusted, signed_since)
         _tell(audit.report(), ", ".join(map(str, decisions)), with_commands=bool(commands))
         if said:
             click.echo(said)
@@ -70,9 +70,9 @@ def command(
         raise InputError("--broker and files are two places to read from: give one of them")
     settings = load_settings(broker=broker)
     audit = Audit(from_middle=from_middle, compacted=True)
-    decided, ordered = asyncio.run(_read_topics(settings))
-    placed = _from_topic("decision", decided), _from_topic("command", ordered)
-    said = _take(audit, placed, trusted, signed_since)
+    decided, ordered = asyncio.run(read_decided(settings))
+    placed = placed_in_topic("decision", decided), placed_in_topic("command", ordered)
+    said = audit_records(audit, placed, trusted, signed_since)
     _tell(audit.report(), settings.decisions_topic, with_commands=True)
     signed = f"{said}; " if said else ""
     click.echo(
@@ -81,7 +81,7 @@ def command(
     )
 
 
-def _from_files(kind: Kind, paths: Sequence[Path], *, trusted: bool) -> Iterator[Placed]:
+def placed_in_files(kind: Kind, paths: Sequence[Path], *, trusted: bool) -> Iterator[Placed]:
     """The records of files. Raises InputError for one without headers where signatures are looked at."""
     for path in paths:
         for number, record in read_records(path, headers=trusted):
@@ -95,13 +95,14 @@ def _from_files(kind: Kind, paths: Sequence[Path], *, trusted: bool) -> Iterator
             yield Placed(f"{path}:{number}", kind, record.partition, record.timestamp, record.value, record.headers)
 
 
-def _from_topic(kind: Kind, records: Sequence[ConsumerRecord]) -> Iterator[Placed]:
+def placed_in_topic(kind: Kind, records: Sequence[ConsumerRecord]) -> Iterator[Placed]:
+    """Give the records of a topic with their places."""
     for record in records:
         where = f"{record.topic}-{record.partition} offset {record.offset}"
         yield Placed(where, kind, record.partition, record.timestamp, record.value, record.headers)
 
 
-async def _read_topics(settings: Settings) -> tuple[list[ConsumerRecord], list[ConsumerRecord]]:
+async def read_decided(settings: Settings) -> tuple[list[ConsumerRecord], list[ConsumerRecord]]:
     """The records of both topics, to an end at which neither had more: a worker may be writing."""
     topic = settings.decisions_topic
     try:
@@ -117,7 +118,7 @@ async def _read_topics(settings: Settings) -> tuple[list[ConsumerRecord], list[C
     return decided, ordered
 
 
-def _take(
+def audit_records(
     audit: Audit,
     placed: Sequence[Iterator[Placed]],
     trusted: TrustedKeys | None,

@@ -107,7 +107,7 @@ def _why(decision: Decision) -> Iterator[str]:
     for rule in decision.abort_rules:
         # A quality gate does not consult soft rules.
         if rule.fired and (rule.severity == "hard" or decision.kind != "quality_gated"):
-            yield _rule(decision, rule)
+            yield rule_words(decision, rule)
             yield from _exemplars(decision, rule.kind, told)
     for problem in decision.evidence_problems:
         yield problem_words(problem)
@@ -118,7 +118,7 @@ def _why(decision: Decision) -> Iterator[str]:
     for gate in judged:
         by_status.setdefault(gate.status, []).append(gate)
     for gate in [*by_status.get("fail", ()), *by_status.get("waived", ())]:
-        yield _gate(decision, gate)
+        yield gate_words(decision, gate)
         yield from _exemplars(decision, gate.gate, told)
     undecided = by_status.get("undecided", [])
     if VERDICTS[decision.verdict].ended:
@@ -135,7 +135,7 @@ def _why(decision: Decision) -> Iterator[str]:
         yield from _forecast(decision, decision.forecast)
     passed = [*by_status.get("pass", ()), *by_status.get("not_applicable", ())]
     if decision.verdict in _GREEN or decision.kind == "cost_guard":
-        yield from (_gate(decision, gate) for gate in passed)
+        yield from (gate_words(decision, gate) for gate in passed)
     elif len(passed) < len(judged):
         if passed:
             yield f"the other {len(passed)} gates pass" if len(passed) > 1 else "the other gate passes"
@@ -187,7 +187,8 @@ _NAMES = {
 }
 
 
-def _gate(decision: Decision, gate: GateResult) -> str:
+def gate_words(decision: Decision, gate: GateResult) -> str:
+    """Say what a gate saw and what it is held against."""
     limit = gate.threshold
     if gate.status == "not_applicable":
         return "no tools were called in either arm"
@@ -306,7 +307,8 @@ _RULES = {
 _PLAIN_RULES = ("delta_s_p95_over", "coverage_under")
 
 
-def _rule(decision: Decision, rule: RuleResult) -> str:
+def rule_words(decision: Decision, rule: RuleResult) -> str:
+    """Say that an abort rule fired, and on what."""
     name = f"{rule.severity} rule {plain(rule.kind)} fired"
     if rule.kind == "pins_drifted":
         return f"{name}: {many(int(rule.observed or 0), 'pin has', 'pins have')} drifted"

@@ -35,10 +35,11 @@ _DAYS = (1, 2, 7, 14, 30, 90, 365)
 
 
 class Canvas:
-    """An SVG document that grows downwards."""
+    """An SVG document that grows downwards; ``title``: what it shows, for who cannot see it."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDE, title: str = "") -> None:
         self._parts: list[str] = []
+        self._width, self._title = width, title
         self.height = 0.0
 
     def add(self, tag: str, text: str | None = None, **attributes: object) -> None:
@@ -57,11 +58,12 @@ class Canvas:
 
     def svg(self) -> str:
         """Return the document."""
-        height = round(self.height)
+        width, height = self._width, round(self.height)
+        label = f' role="img" aria-label="{html.escape(plain(self._title))}"' if self._title else ""
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {height}" width="{WIDE}" height="{height}" '
-            'font-family="Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif">\n'
-            f'<rect width="{WIDE}" height="{height}" fill="#ffffff"/>\n' + "\n".join(self._parts) + "\n</svg>\n"
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+            f'font-family="Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"{label}>\n'
+            f'<rect width="{width}" height="{height}" fill="#ffffff"/>\n' + "\n".join(self._parts) + "\n</svg>\n"
         )
 
 
@@ -82,17 +84,25 @@ def round_numbers(low: float, high: float, about: int = 4) -> list[float]:
     return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def draw_times(canvas: Canvas, x: Callable[[float], float], start: int, end: int, bottom: float) -> None:
-    """Draw a time axis at ``bottom``, UTC."""
+def draw_times(
+    canvas: Canvas,
+    x: Callable[[float], float],
+    start: int,
+    end: int,
+    bottom: float,
+    across: tuple[float, float] = (LEFT, RIGHT),
+    marks: int = 9,
+) -> None:
+    """Draw a time axis at ``bottom``, UTC, with at most ``marks`` of them."""
+    left, right = across
     steps = [1000 * step for step in _STEPS] + [DAY * days for days in _DAYS]
-    step = next((step for step in steps if (end - start) / step <= 9), (end - start) // 8 + 1)
+    step = next((step for step in steps if (end - start) / step <= marks), (end - start) // (marks - 1) + 1)
     shape = "%m-%d" if step >= DAY else "%H:%M" if step >= 60_000 else "%H:%M:%S"
     for ts in range(-(-start // step) * step, end + 1, step):
         canvas.line(x(ts), bottom, x(ts), bottom + 5, FAINT)
         canvas.text(x(ts), bottom + 19, moment(ts, shape), 11, FAINT, text_anchor="middle")
-    canvas.line(LEFT, bottom, RIGHT, bottom, FAINT)
-    canvas.text(LEFT - 8, bottom + 19, moment(start, "%Y-%m-%d"), 11, FAINT, text_anchor="end")
-    canvas.text(RIGHT + 8, bottom + 19, "UTC", 11, FAINT)
+    canvas.line(left, bottom, right, bottom, FAINT)
+    canvas.text(left, bottom + 34, f"{moment(start, '%Y-%m-%d')}, UTC", 11, FAINT, text_anchor="middle")
 
 
 def spread(places: Sequence[float], room: float, last: float) -> list[float]:
