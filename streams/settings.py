@@ -1,8 +1,10 @@
 """All settings, from the environment (prefix ``TIDEGATE_``), in one frozen object."""
 
+import logging
 import os
 import re
 import ssl
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import SettingsError
 from tidegate.schemas.manifest import parse_duration
+
+log = logging.getLogger("tidegate.settings")
 
 Milliseconds = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
 """Milliseconds, written ``10s``, ``15m``, ``500ms``."""
@@ -223,22 +227,39 @@ class Settings(BaseSettings):
 _NOT_OURS = re.compile(r"TIDEGATE_(TEST_\w+|(\w+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_\w+)?)")
 
 
-def _refuse_unknown() -> None:
-    """A misspelt variable would leave the default in force in silence."""
+_warned: set[str] = set()
+
+
+def _foreign() -> Iterator[tuple[str, str]]:
+    """Give each variable that has the prefix and is not a setting, with one line about it."""
     known = {f"TIDEGATE_{name.upper()}" for name in Settings.model_fields}
     for name in sorted(os.environ):
         upper = name.upper()
         if upper.startswith("TIDEGATE_") and upper not in known and not _NOT_OURS.fullmatch(upper):
             near = get_close_matches(upper, sorted(known), 1)
-            raise SettingsError(f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
+            yield name, f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def command_settings(**given: Any) -> Settings:
+    """Return the settings of a worker or another command, as ``load_settings`` does for a service.
+
+    Raises SettingsError also for a variable that is not a setting: misspelt, it would leave the default in force.
+    """
+    for _, fault in _foreign():
+        raise SettingsError(fault)
+    return load_settings(**given)
 
 
 def load_settings(**given: Any) -> Settings:
-    """Settings from the environment; ``given`` ones (None: not given) win.
+    """Return the settings from the environment; ``given`` ones (None: not given) win.
 
-    Raises SettingsError, one line, naming the variable.
+    A variable that has the prefix and is not a setting may be the service's own: it is warned of once. Raises
+    SettingsError, one line, naming the variable.
     """
-    _refuse_unknown()
+    for name, fault in _foreign():
+        if name not in _warned:
+            _warned.add(name)
+            log.warning("%s (ignored)", fault)
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tidegate.schemas.load import load_manifest, read_manifest
     from tidegate.streams.client.control import ControlConsumer
     from tidegate.streams.client.publisher import TelemetryPublisher
+    from tidegate.streams.client.threaded import SyncTelemetryPublisher
     from tidegate.streams.kafka.manifests import load_trusted
     from tidegate.streams.settings import Settings, load_settings
 
@@ -22,6 +23,7 @@ __all__ = [
     "ControlConsumer",
     "Decision",
     "Settings",
+    "SyncTelemetryPublisher",
     "TelemetryEvent",
     "TelemetryPublisher",
     "TidegateError",
@@ -43,6 +45,7 @@ _MODULES = {
     "schemas.load": ("load_manifest", "read_manifest"),
     "streams.client.control": ("ControlConsumer",),
     "streams.client.publisher": ("TelemetryPublisher",),
+    "streams.client.threaded": ("SyncTelemetryPublisher",),
     "streams.kafka.manifests": ("load_trusted",),
     "streams.settings": ("Settings", "load_settings"),
 }

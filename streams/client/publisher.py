@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,18 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import DefaultPartitioner
 
-from tidegate.schemas.errors import EventError
-from tidegate.schemas.event import TelemetryEvent, encode, parse
+from tidegate.schemas.event import TelemetryEvent
+from tidegate.streams.client.bound import Bindable
+from tidegate.streams.client.checking import Checked, Checker
 from tidegate.streams.kafka.connect import why
-from tidegate.streams.kafka.patience import RETRY_SECONDS, STALL_SECONDS, Outage, PatientProducer, hold_back
+from tidegate.streams.kafka.patience import (
+    RETRY_SECONDS,
+    SAY_SECONDS,
+    STALL_SECONDS,
+    Outage,
+    PatientProducer,
+    hold_back,
+)
 from tidegate.streams.settings import Settings, load_settings
 
 log = logging.getLogger("tidegate.publisher")
@@ -62,7 +69,7 @@ class _Lane:
         self.filled.set()
 
 
-class TelemetryPublisher:
+class TelemetryPublisher(Bindable):
     """Publishes telemetry from an asyncio service::
 
         async with TelemetryPublisher() as telemetry:
@@ -72,7 +79,7 @@ class TelemetryPublisher:
     be down at the start or go away for as long as it likes: events wait, and only once ``capacity`` of them do are
     new ones dropped. What does not get through is said at once and then once a minute. Every event is in exactly one
     counter: ``sent + failed + dropped + rejected + pending`` is the number of calls of ``publish``. Not thread-safe:
-    from another thread call ``loop.call_soon_threadsafe(telemetry.publish, event)``.
+    a service with threads takes ``SyncTelemetryPublisher``. ``bind`` fills in what is the same in every event.
 
     ``settings`` None: from the environment. ``capacity``: events that may wait or be under way. ``close_seconds``: how
     long closing waits for the rest, which fails after that. ``strict``: raise EventError for an event that is none,
@@ -88,6 +95,8 @@ class TelemetryPublisher:
         strict: bool = False,
     ) -> None:
         self._settings = settings or load_settings()
+        # What is wrong with certificates is better said here than in the background.
+        _ = self._settings.ssl_context
         self._topic = self._settings.telemetry_topic
         self._strict, self._close_seconds, self._capacity = strict, close_seconds, capacity
         self._queue: asyncio.Queue[_Event] = asyncio.Queue()
@@ -98,7 +107,8 @@ class TelemetryPublisher:
         self._producer: PatientProducer | None = None
         self._connecting = asyncio.Lock()
         self._connected, self._open = False, True
-        self._complaints: set[str] = set()
+        self._checker = Checker()
+        self._rejected_told, self._rejected_told_at = 0, time.monotonic()
         self._outage = Outage()
         self._heard_at = math.inf
         self._lost_before = 0
@@ -117,25 +127,32 @@ class TelemetryPublisher:
     def publish(self, event: TelemetryEvent | Mapping[str, Any]) -> bool:
         """Queue one event; whether it was taken. Never blocks, never raises unless ``strict``."""
         try:
-            value = encode(event)
-            # As the broker will stamp it: a `ts` in other units than ms lies far in the future.
-            checked = parse(value, timestamp=int(time.time() * 1000))
+            checked = self._checker.check(event)
         except Exception as error:
-            self.rejected += 1
             if self._strict:
+                self.rejected += 1
                 raise
-            self._complain(error)
+            self._reject(error)
             return False
         if not self._open or self.pending >= self._capacity:
-            self.dropped += 1
-            self._lost_why = f"{self._capacity} events wait already, see `capacity`"
+            self._drop()
             return False
-        key = None if checked.kind == "tick" or checked.sticky_id is None else checked.sticky_id.encode()
-        self._queue.put_nowait(_Event(key, value))
+        self._take(checked)
+        return True
+
+    def _reject(self, error: Exception) -> None:
+        self.rejected += 1
+        self._checker.complain(error)
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        self._lost_why = f"{self._capacity} events wait already, see `capacity`"
+
+    def _take(self, checked: Checked) -> None:
+        self._queue.put_nowait(_Event(checked.key, checked.value))
         if not self.pending:
             self._heard_at = time.monotonic()
         self._pend(1)
-        return True
 
     async def flush(self, seconds: float | None = None) -> bool:
         """Wait until nothing is pending; False if that takes longer than ``seconds``."""
@@ -288,6 +305,14 @@ class TelemetryPublisher:
                     log.warning("telemetry gets through again: lost %d %s", self._lost(), since)
                     self._lost_before = lost
             lost_before = lost
+            self._tell_rejected()
+
+    def _tell_rejected(self) -> None:
+        """Say once a minute how many events were not valid; what was wrong with them was said at their first."""
+        new, now = self.rejected - self._rejected_told, time.monotonic()
+        if new and now - self._rejected_told_at >= SAY_SECONDS:
+            log.warning("telemetry that is not valid is not published: %d events more, %d in all", new, self.rejected)
+            self._rejected_told, self._rejected_told_at = self.rejected, now
 
     def _silent(self) -> float:
         """Seconds for which nothing was confirmed although events wait."""
@@ -314,15 +339,6 @@ class TelemetryPublisher:
             self._settled.clear()
         else:
             self._settled.set()
-
-    def _complain(self, error: BaseException) -> None:
-        """Log the first error of each field, or of each kind."""
-        text = str(error)
-        field = re.search(r"`\$\.(\w+)", text) or re.search(r"`(\w+)`", text)
-        about = field[1] if field and isinstance(error, EventError) else type(error).__name__
-        if about not in self._complaints:
-            self._complaints.add(about)
-            log.warning("telemetry is not published (said once for `%s`): %s", about, text)
 
 
 def _kind(error: Exception) -> str:

@@ -27,7 +27,7 @@ from tidegate.streams.kafka.manifests import load_trusted, read_files
 from tidegate.streams.report.svg import moment
 from tidegate.streams.report.terminal import VERDICT_STYLE, percent
 from tidegate.streams.report.text import many, plain
-from tidegate.streams.settings import load_settings
+from tidegate.streams.settings import command_settings
 
 WIDTH = 150
 """Columns of the tables where there is no terminal to ask."""
@@ -84,7 +84,7 @@ def command(
     if len(manifests) > 2 or (aa is None and len(manifests) < 2):
         raise SettingsError(f"--manifest: given {many(len(manifests), 'time')}; give A and B, or with --aa only A")
     effects = [read_effect(text) for text in dict.fromkeys(regressions)]
-    settings = load_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
+    settings = command_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     flags = [read_files([path], settings, trusted).revisions[-1].flags for path in manifests]
     clockwork = settings.clockwork

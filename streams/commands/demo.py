@@ -37,7 +37,7 @@ from tidegate.streams.report.terminal import (
     problem_lines,
     state_bar,
 )
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 from tidegate.streams.simulation.closed_loop import ClosedLoop
 from tidegate.streams.simulation.embedded_broker import embedded_broker
 from tidegate.streams.simulation.scenarios import SCENARIOS, Scenario, told_scenarios, waits
@@ -127,7 +127,7 @@ def command(scenario: str, broker: str | None, out: Path, speed: float, seed: in
     given = SETTINGS | {"manifest": str(manifest)}
     with ExitStack() as stack:
         if broker is None:
-            shapes = {topic.name: topic.partitions for topic in topics(load_settings(**given | EMBEDDED))}
+            shapes = {topic.name: topic.partitions for topic in topics(command_settings(**given | EMBEDDED))}
             given |= EMBEDDED | {"broker": stack.enter_context(embedded_broker(shapes))}
         else:
             # Topics of its own: what is in the others would mix with the demo.
@@ -221,7 +221,7 @@ class Demo:
     standings: Standings = field(default_factory=Standings)
 
     def __post_init__(self) -> None:
-        self.settings = load_settings(**self.given)
+        self.settings = command_settings(**self.given)
         self.flags = read_manifest(self.out / "manifest.yml", pane_ms=self.settings.pane).flags
         self.flag: Flag = next(iter(self.flags.values()))
         trace = read_trace(TRACE)

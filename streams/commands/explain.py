@@ -22,7 +22,7 @@ from tidegate.streams.kafka.tail import tail
 from tidegate.streams.report.explanation import explanation
 from tidegate.streams.report.terminal import VERDICT_STYLE
 from tidegate.streams.report.text import plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 DEFAULT_FILE = Path("decisions.ndjson")
 LEAST_DIGITS = 8
@@ -50,7 +50,7 @@ def command(decision: str, decisions: Path | None, broker: str | None) -> None:
     if digits is None:
         found = _only(decision)
     elif broker is not None:
-        found = _in_topic(load_settings(broker=broker), digits[1])
+        found = _in_topic(command_settings(broker=broker), digits[1])
     else:
         path = decisions or DEFAULT_FILE
         found = _pick(values(path), digits[1], str(path))

@@ -17,7 +17,7 @@ from tidegate.streams.commands.options import Time, bars
 from tidegate.streams.dumps import parquet
 from tidegate.streams.dumps.records import End, dump_line
 from tidegate.streams.kafka.history import Extent, History
-from tidegate.streams.settings import load_settings
+from tidegate.streams.settings import command_settings
 
 MANIFEST_FILE = "manifest.json"
 
@@ -37,7 +37,7 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
     """
     if start is not None and end is not None and end <= start:
         raise InputError("--to: not after --from, so nothing would be dumped")
-    settings = load_settings(broker=broker)
+    settings = command_settings(broker=broker)
     write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (parquet.write, "parquet")
     if form == "parquet":
         parquet.require()

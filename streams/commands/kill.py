@@ -18,7 +18,7 @@ from tidegate.streams.commands.publish import send
 from tidegate.streams.kafka.manifests import load_trusted, read_file
 from tidegate.streams.kafka.tail import Tail, tail
 from tidegate.streams.report.text import plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 QUIET_SECONDS = 1.0
 """After this long without another region the order is taken to be carried out in all."""
@@ -50,7 +50,7 @@ def give_order(
     broker: str | None,
 ) -> None:
     """Write an operation, signed if there is a key, and show where it was carried out."""
-    settings = load_settings(broker=broker)
+    settings = command_settings(broker=broker)
     try:
         ordered = Operation(
             actor=actor or getpass.getuser(), flag=flag, kind=kind, reason=reason, ts=int(time.time() * 1000)

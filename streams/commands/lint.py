@@ -26,7 +26,7 @@ from tidegate.streams.engine.tally import Tally
 from tidegate.streams.kafka.manifests import read_files
 from tidegate.streams.report.terminal import percent
 from tidegate.streams.report.text import plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 _PER_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -59,7 +59,7 @@ def command(manifest: Path, pane: int | None, rate: float | None, strict: bool, 
     Exits with 2 and one line that names the place and the way out if the manifest is wrong; with --strict, with 1
     where a stage, or what the manifest says of a flag, can never decide.
     """
-    settings = load_settings(pane=pane)
+    settings = command_settings(pane=pane)
     pane_ms = settings.pane
     console = Console(soft_wrap=True, highlight=False)
     flags = read_manifest(manifest, pane_ms=pane_ms).flags

@@ -31,7 +31,7 @@ from tidegate.streams.kafka.manifests import (
 from tidegate.streams.kafka.tail import tail
 from tidegate.streams.report.terminal import Standings
 from tidegate.streams.report.text import plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 
 @click.command()
@@ -50,7 +50,7 @@ def command(
     to retire it, here or with `tidegate sign --retire`. Exits with 2 and the reason if it is refused. One that is there
     already is not written again.
     """
-    settings = load_settings(broker=broker, trusted_keys=trusted_keys)
+    settings = command_settings(broker=broker, trusted_keys=trusted_keys)
     if settings.trusted_keys is None:
         raise SettingsError("no trusted keys: give --trusted-keys FILE or set TIDEGATE_TRUSTED_KEYS")
     document, trusted = read_file(signed), load_trusted(settings.trusted_keys)

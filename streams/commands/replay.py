@@ -26,7 +26,7 @@ from tidegate.streams.kafka import retained
 from tidegate.streams.kafka.history import Extent, History
 from tidegate.streams.kafka.manifests import load_trusted, read_files
 from tidegate.streams.report.text import many, plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 _TOPICS = Path("/ the topics")
 """Stands for --compare without a file."""
@@ -105,14 +105,14 @@ def command(
             raise InputError("--broker reads the topics: leave out --events and --operations")
         if start is not None and end is not None and end <= start:
             raise InputError("--to: not after --from, so nothing would be decided")
-        settings = load_settings(broker=broker, trusted_keys=trusted_keys, pane=pane, lateness=lateness)
+        settings = command_settings(broker=broker, trusted_keys=trusted_keys, pane=pane, lateness=lateness)
         _from_topics(settings, manifests, start, end, made, compare)
         return
     if not paths or not manifests:
         raise InputError(f"{'--manifest' if paths else '--events'} is missing; or give --broker")
     if start is not None or end is not None or compare == _TOPICS:
         raise InputError("--from, --to and --compare without a file need --broker")
-    settings = load_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
+    settings = command_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     timeline = timeline_from(manifests, settings, trusted)
     ordered = operations_from(operations, settings, trusted) if operations else []

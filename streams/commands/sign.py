@@ -11,7 +11,7 @@ from tidegate.schemas.times import FromNow, iso
 from tidegate.streams.commands.options import Time
 from tidegate.streams.kafka.manifests import NUMBER_MAX, read_file, sign_revision
 from tidegate.streams.report.text import plain
-from tidegate.streams.settings import load_settings
+from tidegate.streams.settings import command_settings
 
 
 @click.command()
@@ -27,7 +27,7 @@ def command(manifest: Path, key: Path, revision: int, effective_from: int, retir
     It counts only in the deployment of TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID. A revision takes effect at
     the start of a pane (TIDEGATE_PANE); a time from now is rounded up to one.
     """
-    settings = load_settings()
+    settings = command_settings()
     pane_ms = settings.pane
     text = read_file(manifest)
     flags = load_manifest(text, pane_ms=pane_ms, name=str(manifest)).flags

@@ -20,7 +20,7 @@ from tidegate.schemas.manifest import Flag
 from tidegate.schemas.times import iso
 from tidegate.streams.commands.options import Time
 from tidegate.streams.report.terminal import order, outcome, percent, plain_gates, problem_lines
-from tidegate.streams.settings import load_settings
+from tidegate.streams.settings import command_settings
 from tidegate.streams.simulation.closed_loop import ClosedLoop, latest_start
 from tidegate.streams.simulation.scenarios import SCENARIOS, told_scenarios
 from tidegate.streams.simulation.service import Arrival, Simulation, read_trace
@@ -59,7 +59,7 @@ def command(
     window; a scenario of another kind of flag than the manifest's is refused. In kill-switch nothing happens but what
     you order with `tidegate kill`.
     """
-    settings = load_settings(broker=broker, manifest=manifest)
+    settings = command_settings(broker=broker, manifest=manifest)
     if settings.manifest is None:
         raise SettingsError("no manifest: give --manifest FILE or set TIDEGATE_MANIFEST, the same as the worker's")
     flag = _pick(read_manifest(settings.manifest, pane_ms=settings.pane).flags, flag_name)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tidegate.schemas.errors import NoBrokerError, TopicError
 from tidegate.streams.kafka.topics import check_topics, create_topics, topics
-from tidegate.streams.settings import load_settings
+from tidegate.streams.settings import command_settings
 
 
 @click.command()
@@ -20,7 +20,7 @@ def command(create: bool, broker: str | None) -> None:
     Partitions, replicas and retention come from TIDEGATE_PARTITIONS, TIDEGATE_GATE_PARTITIONS,
     TIDEGATE_REPLICATION_FACTOR and TIDEGATE_RETENTION. Exits with 1 if a topic is missing or would break results.
     """
-    settings = load_settings(broker=broker)
+    settings = command_settings(broker=broker)
     console = Console()
     if not console.is_terminal:
         console.width = 1_000

@@ -23,7 +23,7 @@ from tidegate.streams.dumps.log import read_records
 from tidegate.streams.kafka.manifests import load_trusted
 from tidegate.streams.kafka.tail import tail
 from tidegate.streams.report.text import many, plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 ROUNDS_MAX = 10
 
@@ -68,7 +68,7 @@ def command(
         return
     if decisions or commands:
         raise InputError("--broker and files are two places to read from: give one of them")
-    settings = load_settings(broker=broker)
+    settings = command_settings(broker=broker)
     audit = Audit(from_middle=from_middle, compacted=True)
     decided, ordered = asyncio.run(read_decided(settings))
     placed = placed_in_topic("decision", decided), placed_in_topic("command", ordered)

@@ -28,7 +28,7 @@ from tidegate.streams.report.terminal import (
     verdict,
 )
 from tidegate.streams.report.text import endings, plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 
 @click.command()
@@ -42,7 +42,7 @@ def command(broker: str | None, flag: str | None, once: bool) -> None:
     rest does not. Reads the decisions and control topics from the start, of the closed panes the last ones, and
     disturbs nobody. On a terminal a table that keeps itself up to date, else a line for each decision and command.
     """
-    settings = load_settings(broker=broker)
+    settings = command_settings(broker=broker)
     with suppress(KeyboardInterrupt):
         asyncio.run(_watch(settings, flag, once=once))
 

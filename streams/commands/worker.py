@@ -13,7 +13,7 @@ from tidegate.schemas.timeline import Timeline
 from tidegate.streams.kafka.checkpoints import check_layout
 from tidegate.streams.kafka.manifests import load_trusted, read_file, read_files, read_topic, tell
 from tidegate.streams.kafka.topics import check_group, check_topics, create_topics
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 from tidegate.streams.worker import logs
 from tidegate.streams.worker.health import Check, Metrics, serve
 
@@ -82,7 +82,7 @@ def command(manifest: Path | None, broker: str | None, accept_loss: bool | None)
     or killed at any time. Missing topics are made where the broker allows it. Without a manifest file it takes the
     signed revisions of the manifests topic, and waits for the first.
     """
-    settings = load_settings(manifest=manifest, broker=broker, accept_loss=accept_loss)
+    settings = command_settings(manifest=manifest, broker=broker, accept_loss=accept_loss)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     if trusted is None and not (settings.manifest and settings.unsigned_manifest):
         raise SettingsError(

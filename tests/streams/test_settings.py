@@ -11,8 +11,9 @@ import pytest
 import structlog
 from pydantic import ValidationError
 
+from tests.commands.invoke import tidegate
 from tidegate.schemas.errors import SettingsError
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings, load_settings
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 OPENS, HIDDEN = "hunter2", "hunter2 or so"
@@ -189,10 +190,32 @@ class TestRefusal:
         assert "10s" in refusal()
 
     @pytest.mark.parametrize("name", ["latenes", "pane_ms", "kafka_broker"])
-    def test_an_unknown_variable_is_one_line_that_names_it(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_command_refuses_an_unknown_variable_with_one_line_that_names_it(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A misspelt one would leave the default in force in silence."""
         environment(monkeypatch, **{name: "5s"})
-        assert f"TIDEGATE_{name.upper()}" in refusal()
+        with pytest.raises(SettingsError, match=f"^TIDEGATE_{name.upper()}: no such setting") as caught:
+            command_settings()
+        assert "\n" not in str(caught.value)
+
+    def test_a_worker_ends_at_an_unknown_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        environment(monkeypatch, latenes="5s")
+        done = tidegate("worker")
+        assert (done.code, done.line) == (
+            2,
+            "tidegate: TIDEGATE_LATENES: no such setting; did you mean TIDEGATE_LATENESS?",
+        )
+
+    def test_a_service_goes_on_with_an_unknown_variable_and_is_warned_once(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It may be its own."""
+        environment(monkeypatch, brokr="there:1")
+        monkeypatch.setattr("tidegate.streams.settings._warned", set())
+        with caplog.at_level(logging.WARNING):
+            assert load_settings() == load_settings() == Settings.model_construct()
+        assert caplog.messages == ["TIDEGATE_BROKR: no such setting; did you mean TIDEGATE_BROKER? (ignored)"]
 
     @pytest.mark.parametrize("name", ["test_broker", "service_host", "port_9464_tcp_addr"])
     def test_what_others_set_is_left_alone(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

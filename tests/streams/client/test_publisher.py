@@ -361,3 +361,25 @@ def test_a_client_that_breaks_is_replaced(settings: Settings) -> None:
         assert (telemetry.sent, telemetry.failed) == (3, 0)
 
     asyncio.run(run())
+
+
+def test_drops_and_rejected_events_are_logged_once_a_minute_with_their_numbers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also while the broker is there."""
+    monkeypatch.setattr(publisher, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(publisher, "SAY_SECONDS", 0.4)
+
+    async def run() -> None:
+        async with TelemetryPublisher(settings, capacity=10) as telemetry:
+            for n in range(25):
+                telemetry.publish(event(n))
+            for n in range(7):
+                telemetry.publish(event(n, cost=-1.0))
+            await asyncio.sleep(1.5)
+
+    with caplog.at_level(logging.WARNING, "tidegate.publisher"):
+        asyncio.run(run())
+    assert [line for line in caplog.messages if "lost 15" in line and "see `capacity`" in line]
+    said = [line for line in caplog.messages if "7 events more, 7 in all" in line]
+    assert len(said) == 1, caplog.messages
