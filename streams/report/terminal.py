@@ -7,36 +7,38 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.gates.power import kind_gates
-from tidegate.schemas.catalogue import engaged_after, engaged_under, retired_after
+from tidegate.schemas.catalogue import VERDICTS, engaged_after, engaged_under, retired_after
 from tidegate.schemas.decision import Command, Decision, GateResult, RuleResult
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.times import clock
 from tidegate.streams.report.text import plain, problem_words
 
+RED, AMBER, GREEN, TEAL, GREY = "#e42424", "#b45f06", "#008910", "#0080a0", "#767676"
+"""Colours that can be read on black and on white; none says what no word or sign says too."""
 GATE_STYLE = {
-    "pass": "green",
-    "fail": "bold red",
-    "undecided": "yellow",
-    "unknown": "yellow",
-    "waived": "cyan",
-    "not_applicable": "dim",
-    "off": "dim",
+    "pass": GREEN,
+    "fail": f"bold {RED}",
+    "undecided": AMBER,
+    "unknown": AMBER,
+    "waived": TEAL,
+    "not_applicable": GREY,
+    "off": GREY,
 }
 VERDICT_STYLE = {
-    "promote": "bold green",
-    "pass": "bold green",
-    "open": "bold green",
-    "restore": "bold green",
-    "rearm": "bold cyan",
-    "hold": "yellow",
-    "freeze": "bold yellow",
-    "degrade": "bold yellow",
-    "fallback": "bold yellow",
-    "close": "bold red",
-    "rollback": "bold red",
-    "abort": "bold red",
-    "kill": "bold red",
-    "retire": "bold red",
+    "promote": f"bold {GREEN}",
+    "pass": f"bold {GREEN}",
+    "open": f"bold {GREEN}",
+    "restore": f"bold {GREEN}",
+    "rearm": f"bold {TEAL}",
+    "hold": AMBER,
+    "freeze": f"bold {AMBER}",
+    "degrade": f"bold {AMBER}",
+    "fallback": f"bold {AMBER}",
+    "close": f"bold {RED}",
+    "rollback": f"bold {RED}",
+    "abort": f"bold {RED}",
+    "kill": f"bold {RED}",
+    "retire": f"bold {RED}",
 }
 STATES = {
     "quality_gated": ("closed", "open"),
@@ -105,7 +107,7 @@ def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[UnitRow]
         counts = gate.n_canary, gate.n_baseline
         decides = gate.gate in judged
         status = gate.status.replace("_", " ") if decides else "not judged"
-        style = GATE_STYLE[gate.status] if decides else "dim"
+        style = GATE_STYLE[gate.status] if decides else GREY
         shown = observed(gate), _bound(gate), limit(gate), _ruled_out(gate), _along(decision, gate)
         rows.append(UnitRow(plain(gate.gate), *shown, *counts, status, style, decides))
     return [row for row in rows if row.judged or not only_judged]
@@ -115,7 +117,7 @@ def _rule_row(rule: RuleResult) -> UnitRow:
     seen, most, share = rule.observed, rule.value or 0.0, rule.kind.endswith("_rate_over")
     shown = "?" if seen is None else f"{100 * seen:.2f} %" if share else f"{seen:g}"
     allowed = f"≤ {percent(most) if share else f'{most:g}'}"
-    status, style = ("fired", "bold red") if rule.fired else ("pass", "green")
+    status, style = ("fired", f"bold {RED}") if rule.fired else ("pass", GREEN)
     return UnitRow(plain(rule.kind), shown, "", allowed, "", "", rule.n, None, status, style, judged=True)
 
 
@@ -147,7 +149,7 @@ def _along(decision: Decision, gate: GateResult) -> str:
 
 def gates_table(decision: Decision) -> Table:
     """Every gate with its value, its limit and the rows it rests on."""
-    table = Table("gate", box=None, pad_edge=False, header_style="dim")
+    table = Table("gate", box=None, pad_edge=False, header_style=GREY)
     staged = decision.evidence is not None
     for title in ("observed", *(["bound"] * staged), "limit", *(["rule out"] * staged), "canary rows", "baseline rows"):
         table.add_column(title, justify="right")
@@ -162,7 +164,7 @@ def gates_table(decision: Decision) -> Table:
             f"{row.canary_rows:,}",
             "" if row.baseline_rows is None else f"{row.baseline_rows:,}",
             Text(f"{row.status} {row.along}".strip(), style=row.style),
-            style="" if row.judged else "dim",
+            style="" if row.judged else GREY,
         )
     return table
 
@@ -170,7 +172,7 @@ def gates_table(decision: Decision) -> Table:
 def verdict(decision: Decision) -> Text:
     """The verdict in its colour, with the reasons: of gates that are not known or settled yet that they are."""
     said = Text(decision.verdict, style=VERDICT_STYLE.get(decision.verdict, ""))
-    return said.append(f" ({'; '.join(_reasons(decision))})", style="dim")
+    return said.append(f" ({'; '.join(_reasons(decision))})", style=GREY)
 
 
 def _reasons(decision: Decision) -> Iterator[str]:
@@ -230,6 +232,7 @@ class Standings:
         self.last: dict[str, Decision] = {}
         self._engaged: dict[str, bool] = {}
         self._retired: set[str] = set()
+        self._stopped: dict[str, Decision] = {}
 
     def follow(self, decision: Decision) -> None:
         """Take in the next decision of a unit."""
@@ -240,6 +243,10 @@ class Standings:
             engaged = bool(engaged_under(engaged, last.kind, decision.kind, same_manifest=same))
         after = engaged_after(engaged, decision.verdict, decision.kind, reasons=decision.reasons, closed=closed)
         self.last[unit], self._engaged[unit] = decision, bool(after)
+        if VERDICTS[decision.verdict].ended:
+            self._stopped[unit] = decision
+        elif "latched" not in decision.reasons:
+            self._stopped.pop(unit, None)
         if retired_after(unit in self._retired, decision.verdict):
             self._retired.add(unit)
         else:
@@ -248,6 +255,10 @@ class Standings:
     def retired(self, unit: str) -> bool:
         """Whether a unit's flag has left the manifest."""
         return unit in self._retired
+
+    def stopped(self, unit: str) -> Decision | None:
+        """Return the decision that ended a unit's rollout, for as long as it stays ended."""
+        return self._stopped.get(unit)
 
     def engaged(self, unit: str) -> bool:
         """Whether a unit is engaged; one that nothing was decided of is not."""
@@ -266,8 +277,8 @@ def state_bar(flag: Flag, weight: float, *, engaged: bool, ended: bool = False) 
         at = flag.ramp_stages.index(weight) if weight in flag.ramp_stages and not ended else -1
     bar = Text()
     for number, name in enumerate(names):
-        bar.append((" ⇄ " if flag.kind in STATES else " → ") if number else "", style="dim")
-        bar.append(f"[{name}]" if number == at else name, "bold" if number == at else "dim")
+        bar.append((" ⇄ " if flag.kind in STATES else " → ") if number else "", style=GREY)
+        bar.append(f"[{name}]" if number == at else name, "bold" if number == at else GREY)
     filled = round(weight * BAR_WIDTH)
-    bar.append("   ").append("█" * filled, "green").append("░" * (BAR_WIDTH - filled), "blue")
+    bar.append("   ").append("█" * filled, GREEN).append("░" * (BAR_WIDTH - filled), TEAL)
     return bar.append(f"  canary {percent(weight)}")

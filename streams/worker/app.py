@@ -452,6 +452,7 @@ class Worker:
                 region=decision.region,
                 verdict=decision.verdict,
                 reasons=decision.reasons,
+                decision=decision.decision_id,
                 window_end=decision.window.end,
                 seq=command and command.seq,
             )
@@ -465,6 +466,7 @@ class Worker:
                 "corrected",
                 flag=correction.flag,
                 region=correction.region,
+                decision=correction.decision_id,
                 window_end=correction.window.end,
                 verdict=correction.said.verdict,
                 would_have_been=correction.corrected.verdict,

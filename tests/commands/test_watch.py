@@ -1,25 +1,39 @@
 """``tidegate watch`` shows what the topics hold."""
 
 import asyncio
-import io
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import TopicAuthorizationFailedError
 from click.testing import CliRunner
-from rich.console import Console
 
+from tests.commands.test_explain import ABORT, PROMOTE
 from tests.streams.events import NOON, PANE, RAMP, fresh, record, tick
 from tests.streams.kafka.test_operations import BOUNDARY, OTHER, Gate, kill, timeline
 from tests.streams.play import play
+from tests.streams.report.test_board import at
 from tidegate.schemas.decision import Command, Decision
-from tidegate.streams.commands.watch import _Board, command
+from tidegate.streams.commands.watch import command
 from tidegate.streams.engine.gate_log import pieces, split
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.kafka.tail import Tail
+from tidegate.streams.report.board import Board
 from tidegate.streams.settings import Settings, load_settings
 from tidegate.streams.simulation.embedded_broker import embedded_broker
+
+ESCAPES = re.compile(r"\x1b\[[?\d;]*[A-Za-z]")
+LEFT = "\x1b[?1049l"
+"""Ends the screen that a terminal shows instead of its lines."""
 
 
 @pytest.fixture
@@ -65,6 +79,7 @@ def test_once_shows_the_last_decision_of_each_unit_with_every_gate(settings: Set
     shown = watch(settings)
     first, gates, problem, ending, telemetry = shown.splitlines()
     assert first.startswith("prompt_pack_vNplus1|us-east-1 ")
+    assert first.endswith(f"[{pins.decisions[-1].decision_id.removeprefix('sha256:')[:8]}]")
     assert "hold (pins_drifted)" in first
     for gate in pins.decisions[-1].gates:
         assert gate.gate in gates
@@ -107,24 +122,21 @@ def test_without_a_right_to_read_the_closed_panes_the_rest_is_shown(
 def test_a_unit_whose_flag_has_left_the_manifest_is_shown_as_retired() -> None:
     """Also after a kill of it; back in the manifest it has a stage again."""
     gate = Gate(timeline(RAMP, (BOUNDARY, OTHER), (NOON + 6 * PANE, RAMP)))
-    board = _Board(None)
+    board = Board()
 
     def shown() -> str:
         for decision in gate.decisions:
-            board.take(decision.to_bytes())
+            board.take(decision)
         board.weights = {command.key: command.weights for command in gate.commands}
-        console = Console(width=200, record=True, file=io.StringIO())
-        console.print(board.table())
-        return console.export_text()
+        return "\n".join(line.plain for line in board.frame(200, None, NOON + 9 * PANE))
 
     gate.until(5)
-    assert "retire (retire)" in shown()
-    assert "retired, canary 0 %" in shown()
+    assert "– f: retired" in shown()
     gate.order(kill(ts=NOON + 5 * PANE))
-    assert "retired, canary" in shown()
+    assert "– f: killed" in shown()
     gate.until(9, first=6)
-    assert "retired" not in shown()
-    assert "stage 0, canary" in shown()
+    assert "–" not in shown().splitlines()[0]
+    assert "stage 0 at " in shown()
 
 
 def test_an_order_that_rests_on_no_window_is_one_line(settings: Settings) -> None:
@@ -136,6 +148,45 @@ def test_an_order_that_rests_on_no_window_is_one_line(settings: Settings) -> Non
     assert orders
     assert all("kill by " in line for line in orders)
     assert telemetry.startswith("telemetry: ")
+
+
+def test_on_a_terminal_a_key_chooses_the_unit_and_q_ends(settings: Settings) -> None:
+    """A screen of 80 × 24 with a line a unit; the terminal is left as it was."""
+    decisions = [at(ABORT, "worse"), at(PROMOTE, "better")]
+    asyncio.run(_write(settings, list(decisions)))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(theirs)
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "tidegate.streams.commands", "watch", "--broker", settings.broker],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "NO_COLOR": "1"},
+    )
+
+    def until(text: str) -> str:
+        """What is written until a text is, bare of escape sequences unless it is one."""
+        seen = b""
+        while text not in (shown := seen.decode(errors="replace")) and text not in ESCAPES.sub("", shown):
+            ready, _, _ = select.select([ours], [], [], 60)
+            assert ready, f"{text} is not written after {shown}"
+            seen += os.read(ours, 65_536)
+        return ESCAPES.sub("", shown)
+
+    try:
+        until("> ✗ worse/us-east-1")
+        os.write(ours, b"j")
+        until("> ✓ better/us-east-1")
+        os.write(ours, b"q")
+        until(LEFT)
+        assert watching.wait() == 0
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_once_without_decisions_says_so(settings: Settings) -> None:

@@ -13,8 +13,8 @@ from tidegate.schemas.load import load_manifest
 from tidegate.schemas.timeline import Revision, Timeline
 from tidegate.streams.audit.chain import read_link
 from tidegate.streams.audit.ledger import acting
-from tidegate.streams.commands.watch import _Board
 from tidegate.streams.engine.gate_log import Order
+from tidegate.streams.report.board import Board
 
 FLAG = """
 flags:
@@ -40,9 +40,9 @@ def revisions(texts: list[str], every: int) -> Timeline:
     )
 
 
-def lived(rng: random.Random, known: Timeline) -> tuple[Gate, _Board]:
+def lived(rng: random.Random, known: Timeline) -> tuple[Gate, Board]:
     """A unit's life: good and bad panes, operators' orders. What a watcher says is held against it throughout."""
-    gate, board = Gate(known), _Board(None)
+    gate, board = Gate(known), Board()
     for pane in range(PANES):
         bad: dict[str, Any] = rng.choice([{}, {}, {"cost": 0.1}, {"coverage": 0.1}, {"reason_status": "failed"}])
         reasons: dict[str, Any] = {"reason_status": "ok", "output_mode": "full"} | bad
@@ -50,7 +50,7 @@ def lived(rng: random.Random, known: Timeline) -> tuple[Gate, _Board]:
         if rng.random() < 0.1:
             decisions += gate.order(Order("f", by(rng.choice(["kill", "rearm"]), NOON + pane * PANE), pane))
         for decision in decisions:
-            board.take(decision.to_bytes())
+            board.take(decision)
         running = gate.state.ramps.get("f|")
         if running is not None and "f|" in board.decisions:
             unit = running.unit
@@ -81,11 +81,11 @@ def test_a_watcher_and_an_auditor_know_what_a_unit_is_engaged_in(seed: int) -> N
 
 def test_a_cost_guard_that_never_stepped_in_has_its_full_chain_after_a_revision() -> None:
     """The flag was a quality gate that was open; nobody was told that a guard had stepped in."""
-    gate, board = Gate(revisions(list(OPENED_THEN_COST_GUARD), 5)), _Board(None)
+    gate, board = Gate(revisions(list(OPENED_THEN_COST_GUARD), 5)), Board()
     for pane in range(14):
         gold = [event | {"source": "gold"} for event in healthy_pane(NOON + pane * PANE)]
         for decision in gate.telemetry(written(gold)):
-            board.take(decision.to_bytes())
+            board.take(decision)
     assert "open" in [decision.verdict for decision in gate.decisions]
     assert board.decisions["f|"].kind == "cost_guard"
     assert "fallback" not in [decision.verdict for decision in gate.decisions]

@@ -54,6 +54,7 @@ from tidegate.streams.dumps.log import read_record
 from tidegate.streams.dumps.records import dump_line
 from tidegate.streams.engine.pipeline import Pipeline
 from tidegate.streams.engine.runs import Run
+from tidegate.streams.report.board import Board, table
 from tidegate.streams.report.terminal import gates_table, order, outcome, plain_gates, problem_lines
 from tidegate.streams.settings import load_settings
 from tidegate.streams.worker.app import FORWARD_BYTES, FORWARD_CUT, Worker
@@ -329,14 +330,14 @@ def test_nothing_that_is_shown_of_them_is_a_control_character(
     decided: list[tuple[Decision, Command | None]],
 ) -> None:
     """In the demo's lines and tables, in watch's lines and table, in explanations, and where a kill is carried out."""
-    board = watch._Board(None)
+    board = Board()
     for decision, command in decided:
         assert shows_text("\n".join(line.plain for line in explain(decision)))
         assert shows_text(on_a_terminal(outcome(decision), gates_table(decision), *problem_lines(decision)))
-        assert board.take(decision.to_bytes()) is not None
+        assert board.take(decision)
         if command is not None:
             assert shows_text(on_a_terminal(order(command)))
-    assert shows_text(on_a_terminal(board.table()))
+    assert shows_text(on_a_terminal(table(board.frame(200, None, 0))))
     out = io.StringIO()
     for decision, _ in decided:
         watch._say(Console(file=out, soft_wrap=True), decision)
@@ -372,9 +373,11 @@ def test_records_that_no_worker_wrote_are_shown_as_text() -> None:
     for value in poisoned(decision.to_bytes(), TEXTS["ansi"]):
         with suppress(EventError):
             forged = decision_from_bytes(value)
-            board = watch._Board(None)
-            assert board.take(value) is not None
-            said = on_a_terminal(outcome(forged), gates_table(forged), *problem_lines(forged), board.table())
+            board = Board()
+            assert board.take(forged)
+            said = on_a_terminal(
+                outcome(forged), gates_table(forged), *problem_lines(forged), table(board.frame(200, None, 0))
+            )
             assert shows_text(said), said
             assert plain_gates(forged).isprintable()
             shown += 1
