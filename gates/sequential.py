@@ -33,6 +33,7 @@ from tidegate.gates.metrics import (
     uplift,
 )
 from tidegate.gates.rules import SOFT_GATES, Comparison, rounded
+from tidegate.schemas.catalogue import FLOORS
 from tidegate.schemas.decision import GateForecast, GateResult, RuleResult
 from tidegate.schemas.manifest import GATE_OF_RULE, RULED_OUT, SLACK, Flag
 
@@ -342,7 +343,7 @@ class Sequential(Comparison):
         if more is None:
             return lower, upper
         low, high = more.ends(limit, value, stop, promote)
-        if _floor(gate):
+        if gate in FLOORS:
             return lower, None if upper is None or high is None else max(upper, high)
         return None if lower is None or low is None else min(lower, low), upper
 
@@ -438,11 +439,11 @@ class Sequential(Comparison):
 
     def _within(self, result: GateResult) -> bool:
         limit, observed = _limit(result), result.observed or 0.0
-        return observed >= limit - SLACK if _floor(result.gate) else observed <= limit + SLACK
+        return observed >= limit - SLACK if result.gate in FLOORS else observed <= limit + SLACK
 
     def _short_of(self, result: GateResult, value: float) -> bool:
         observed = result.observed or 0.0
-        return observed >= value - SLACK if _floor(result.gate) else observed <= value + SLACK
+        return observed >= value - SLACK if result.gate in FLOORS else observed <= value + SLACK
 
     def rules(
         self, gates: Iterable[GateResult], alpha: float | None, more: Iterable[RuleResult] = ()
@@ -462,11 +463,6 @@ class Sequential(Comparison):
             return results
         own = self.own.hard_rules(self.levels.window)
         return [one if one.fired else other if other.fired else one for one, other in zip(results, own, strict=True)]
-
-
-def _floor(gate: str) -> bool:
-    """Whether a gate's limit is the least that passes."""
-    return gate in ("coverage_min", "tool_success_min", "lambda_convergent")
 
 
 def _limit(result: GateResult) -> float:

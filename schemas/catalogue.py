@@ -39,6 +39,8 @@ VERDICTS: Mapping[Verdict, Leaves] = {
     "restore": Leaves(False, "same"),
     "retire": Leaves(False, "none", ended=True),
 }
+FLOORS = frozenset({"coverage_min", "tool_success_min", "lambda_convergent"})
+"""Gates whose limit is the least that passes."""
 GUARDS = frozenset({"cost_guard", "safety_guard"})
 """Kinds that step in and out without changing weights, and that a revision does not make step out."""
 MANIFEST_REVISION = "manifest_revision"

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.gates.power import kind_gates
-from tidegate.schemas.catalogue import VERDICTS, engaged_after, engaged_under, retired_after
+from tidegate.schemas.catalogue import FLOORS, VERDICTS, engaged_after, engaged_under, retired_after
 from tidegate.schemas.decision import Command, Decision, GateResult, RuleResult
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.times import clock
@@ -47,7 +47,6 @@ STATES = {
     "kill_switch": ("on", "killed"),
 }
 """What a flag that is no ramp is at rest, and what it is once it is engaged."""
-_AT_LEAST = ("coverage_min", "tool_success_min")
 _SHARES = ("latency_p95_uplift_max", "error_rate_max", "tool_success_min", "cost_uplift_max")
 _CHANGES = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
 BAR_WIDTH = 40
@@ -74,7 +73,7 @@ def limit(gate: GateResult) -> str:
         return "off"
     if gate.gate == "lambda_convergent":
         return "all"
-    sign = "≥" if gate.gate in _AT_LEAST else "≤"
+    sign = "≥" if gate.gate in FLOORS else "≤"
     return f"{sign} {percent(gate.threshold) if gate.gate in _SHARES else gate.threshold}"
 
 
@@ -125,7 +124,7 @@ def _bound(gate: GateResult) -> str:
     """The end of the interval that has to exclude the value to rule out."""
     if gate.rule_out is None or gate.status == "off":
         return ""
-    end = gate.lower if gate.gate in (*_AT_LEAST, "lambda_convergent") else gate.upper
+    end = gate.lower if gate.gate in FLOORS else gate.upper
     # Of λ the share of flips, as its value to rule out is one.
     return "none" if end is None else _value(gate, 1 - end if gate.gate == "lambda_convergent" else end)
 

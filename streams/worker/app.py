@@ -106,6 +106,7 @@ class Worker:
         self.keepers: dict[TP, Checkpointer] = {}
         self.failed: Exception | None = None
         self.stopped = self._alive = False
+        self._began = time.monotonic()
         self.assigned = asyncio.Event()
         self.sources = {settings.telemetry_topic, settings.partials_topic}
         self._runner: web.AppRunner | None = None
@@ -221,9 +222,6 @@ class Worker:
             self.metrics.forget(self.keepers.pop(tp).agent, tp.partition)
         for keeper in self.keepers.values():
             self.metrics.own(keeper.agent, keeper.tp.partition)
-            self._show(keeper)
-            if keeper.agent == "gate":
-                self.metrics.weighed(keeper.tp.partition, keeper.state)
         self.assigned.set()
         log.info(
             "assigned",
@@ -393,6 +391,8 @@ class Worker:
         fetched: FetchedRun = event.value
         state: SourcePartition = keeper.state
         keeper.heard_at = time.monotonic()
+        if fetched.run.timestamps and fetched.run.timestamps[-1] >= 0:
+            keeper.written_at = fetched.run.timestamps[-1] / 1000
         if self.manifests is not None:
             # What is taken in now might be for a revision that this process slept through: a replay would differ.
             await self.manifests.refresh()
@@ -431,7 +431,7 @@ class Worker:
 
     async def _gate(self, keeper: Checkpointer, event: Any) -> None:
         state: GatePartition = keeper.state
-        offset = event.message.offset
+        offset, keeper.written_at = event.message.offset, event.message.timestamp
         try:
             if is_order(event.message.key):
                 outcomes = state.operate_slices(offset, order_codec.load(event.value))
@@ -439,13 +439,12 @@ class Worker:
                 outcomes = state.step_slices(offset, await result_of(partial_slices(event.value)))
         except StateError as error:
             raise StateError(f"{keeper.tp.topic}-{keeper.tp.partition} offset {offset}: {error}") from None
-        decided = False
         async for decision, command in paced(outcomes):
-            decided = True
             await self._publish(keeper, self.settings.decisions_topic, "decision", decision)
             if command is not None:
                 await self._publish(keeper, self.settings.control_topic, "command", command)
             self.metrics.decisions.labels(decision.verdict).inc()
+            self.metrics.units.decided(decision)
             log.info(
                 "decided",
                 flag=decision.flag,
@@ -456,8 +455,6 @@ class Worker:
                 window_end=decision.window.end,
                 seq=command and command.seq,
             )
-        if decided:
-            self.metrics.weighed(keeper.tp.partition, state)
         self.metrics.heard(state.take_labels())
         async for correction in paced(iter(state.take_corrections())):
             await self._publish(keeper, self.settings.corrections_topic, "correction", correction)
@@ -482,12 +479,11 @@ class Worker:
         await keeper.send(topic, record.key.encode(), value, keeper.tp.partition, headers)
 
     async def _idle(self) -> None:
-        """What has to happen although no record comes: late checkpoints, ticks, gauges."""
+        """What has to happen although no record comes: late checkpoints, ticks."""
         if self.failed or self.stopped:
             return
         for keeper in list(self.keepers.values()):
             keeper.maybe_save()
-            self._show(keeper)
         try:
             await self._tick()
         except KafkaError as error:
@@ -519,7 +515,7 @@ class Worker:
 
     async def _serve(self) -> None:
         host, port = self.settings.http_host, self.settings.http_port
-        self._runner = await serve(host, port, self.metrics, self._ready)
+        self._runner = await serve(host, port, self.metrics, self._ready, self._refresh)
         log.info("serving", address="http://{}:{}".format(*self._runner.addresses[0][:2]))
         await self.assigned.wait()
         if self.timeline.starts:
@@ -543,9 +539,24 @@ class Worker:
     def _in_force(self) -> bool:
         return self.timeline.index(int(time.time() * 1000)) >= 0
 
+    def _refresh(self) -> None:
+        """Bring the gauges up to now."""
+        silent = self.ordered.silent
+        self.metrics.broker_silent.set(time.monotonic() - self._began if silent is None else silent)
+        for keeper in self.keepers.values():
+            self._show(keeper)
+
     def _show(self, keeper: Checkpointer) -> None:
         state, partition = keeper.state, keeper.tp.partition
         self.metrics.reached(keeper.agent, partition, state.next, state.watermark)
+        if keeper.agent == "gate":
+            self.metrics.see(partition, state)
+        end = self.app.consumer.known_end(keeper.tp)  # type: ignore[attr-defined]  # our own
+        if end is not None:
+            behind = max(0, end - state.next)
+            written_at = time.time() if behind == 0 else keeper.written_at
+            age = None if written_at is None else max(0.0, time.time() - written_at)
+            self.metrics.behind(keeper.agent, partition, behind, age)
 
     async def _let_go(self, *_: Any, **__: Any) -> None:
         """Save what is about to move to other workers; Faust has every partition given back, and new ones told."""

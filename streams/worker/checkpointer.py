@@ -29,6 +29,8 @@ class Checkpointer:
         self.unconfirmed: list[Awaitable[Any]] = []
         self.saved_next = state.next
         self.saved_at = self.heard_at = time.monotonic()
+        # When the last record that was taken had been written, s of the epoch; None: none was yet.
+        self.written_at: float | None = None
         self.pause = worker.settings.checkpoint_every / 1000
         self.saving: asyncio.Task[None] | None = None
         self.turn, self.generation = turn, worker.app.consumer_generation_id

@@ -1,23 +1,24 @@
 """What a worker tells of itself: /livez, /readyz and Prometheus /metrics."""
 
+import asyncio
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from tidegate.schemas.errors import SettingsError
 from tidegate.streams.engine.gate_partition import GatePartition
 from tidegate.streams.engine.source_partition import Step
+from tidegate.streams.engine.stamped import VERSION
 from tidegate.streams.kafka.retained import Agent
+from tidegate.streams.worker.units import UnitGauges
 
 FLAGS_MAX = 100
 """Flags that no manifest names and that have a label of their own."""
-UNITS_MAX = 1_000
-"""Units whose weight has a label of its own: regions come from telemetry, and anybody may invent more of them."""
 
 
 class Check(NamedTuple):
@@ -41,9 +42,7 @@ class Metrics:
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     _owned: set[tuple[Agent, int]] = field(default_factory=set)
-    _units: dict[int, set[str]] = field(default_factory=dict)
     _unknown: set[str] = field(default_factory=set)
-    _unseen: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         r = self.registry
@@ -83,11 +82,20 @@ class Metrics:
         self.revision = Gauge("tidegate_manifest_revision", "the last revision that was taken", registry=r)
         self.watermark = Gauge("tidegate_watermark_ms", "event time reached, ms", ["agent", "partition"], registry=r)
         self.position = Gauge("tidegate_position", "next offset", ["agent", "partition"], registry=r)
-        self.canary_weight = Gauge("tidegate_canary_weight", "share of traffic", ["flag", "region"], registry=r)
-        self.retired = Gauge(
-            "tidegate_unit_retired", "1 where the flag has left the manifest", ["flag", "region"], registry=r
+        self.lag = Gauge("tidegate_lag_records", "records that are not read yet", ["agent", "partition"], registry=r)
+        self.lag_seconds = Gauge(
+            "tidegate_lag_seconds",
+            "age of the last record that was read, by its own timestamp; 0 where all are read",
+            ["agent", "partition"],
+            registry=r,
         )
-        self.unseen = Gauge("tidegate_units_without_weight", "units beyond those with a weight here", registry=r)
+        self.broker_silent = Gauge("tidegate_broker_silent_seconds", "since a broker last answered", registry=r)
+        self.units = UnitGauges()
+        r.register(self.units)
+        Info("tidegate_build", "what runs here", registry=r).info(
+            {"version": VERSION, "python": platform.python_version()}
+        )
+        ProcessCollector(registry=r)
 
     def stepped(self, step: Step) -> list[str]:
         """Count what records gave; the flags that no manifest names and that were not seen before."""
@@ -121,14 +129,12 @@ class Metrics:
     def forget(self, agent: Agent, partition: int) -> None:
         """Show nothing of a partition that has moved away, nor of the units of its gate."""
         self._owned.discard((agent, partition))
-        self.position.remove(agent, partition)
-        self.watermark.remove(agent, partition)
+        for gauge in (self.position, self.watermark, self.lag, self.lag_seconds):
+            gauge.remove(agent, partition)
         if all(other != agent for other, _ in self._owned):
             self.checkpoint_bytes.remove(agent)
         if agent == "gate":
-            self._hide(self._units.pop(partition, set()))
-            self._unseen.pop(partition, None)
-            self.unseen.set(sum(self._unseen.values()))
+            self.units.forget(partition)
 
     def reached(self, agent: Agent, partition: int, position: int, watermark: int | None) -> None:
         """Show how far a partition has come."""
@@ -137,42 +143,35 @@ class Metrics:
             if watermark is not None:
                 self.watermark.labels(agent, partition).set(watermark)
 
+    def behind(self, agent: Agent, partition: int, records: int, seconds: float | None) -> None:
+        """Show how much of a partition waits, and how old it is; None: not known."""
+        if (agent, partition) in self._owned:
+            self.lag.labels(agent, partition).set(records)
+            if seconds is not None:
+                self.lag_seconds.labels(agent, partition).set(seconds)
+
     def saved(self, agent: Agent, partition: int, size: int) -> None:
         """Count a checkpoint."""
         self.checkpoints.inc()
         if (agent, partition) in self._owned:
             self.checkpoint_bytes.labels(agent).set(size)
 
-    def weighed(self, partition: int, gate: GatePartition) -> None:
-        """Show the weights of a gate's units, and of no others of that gate."""
-        if ("gate", partition) not in self._owned:
-            return
-        shown = self._units.setdefault(partition, set())
-        gone = shown - gate.ramps.keys() - gate.retired.keys()
-        self._hide(gone)
-        shown -= gone
-        room, unseen = UNITS_MAX - sum(map(len, self._units.values())), 0
-        running = ((name, ramp.unit) for name, ramp in gate.ramps.items())
-        for name, unit in chain(running, gate.retired.items()):
-            if name not in shown:
-                if room <= 0:
-                    unseen += 1
-                    continue
-                room -= 1
-                shown.add(name)
-            self.canary_weight.labels(*name.split("|", 1)).set(unit.weight)
-            self.retired.labels(*name.split("|", 1)).set(name in gate.retired)
-        self._unseen[partition] = unseen
-        self.unseen.set(sum(self._unseen.values()))
-
-    def _hide(self, units: set[str]) -> None:
-        for name in units:
-            self.canary_weight.remove(*name.split("|", 1))
-            self.retired.remove(*name.split("|", 1))
+    def see(self, partition: int, gate: GatePartition) -> None:
+        """Show the units of a gate as they are now."""
+        if ("gate", partition) in self._owned:
+            self.units.see(partition, gate)
 
 
-async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapping[str, Check]]) -> web.AppRunner:
-    """Start the HTTP server; its address is in the runner's ``addresses``. ``ready``: what has to be well.
+async def serve(
+    host: str,
+    port: int,
+    metrics: Metrics,
+    ready: Callable[[], Mapping[str, Check]],
+    refresh: Callable[[], None] = lambda: None,
+) -> web.AppRunner:
+    """Start the HTTP server; its address is in the runner's ``addresses``.
+
+    ``ready``: what has to be well. ``refresh``: called before metrics are shown, to bring them up to date.
 
     Raises SettingsError if the address cannot be had.
     """
@@ -186,7 +185,10 @@ async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], Mapp
         return web.Response(text=lines, status=200 if all(check.well for check in checks.values()) else 503)
 
     async def show(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        refresh()
+        # In a thread: with a thousand units it takes a while, and heartbeats must not wait for it.
+        text = await asyncio.to_thread(generate_latest, metrics.registry)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.router.add_get("/livez", livez)

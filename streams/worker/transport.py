@@ -104,6 +104,16 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
                 await worker.fail(error)
                 raise
 
+        def known_end(self, tp: TP) -> int | None:
+            """The offset after a partition's last record, as the broker last said; None: it has not yet."""
+            consumer = self._thread._consumer
+            reading = consumer and consumer._subscription.subscription
+            places = reading and reading.assignment
+            if not places or tp not in places.tps:
+                return None
+            end: int | None = places.state_value(tp).highwater
+            return end
+
         async def seek_to_committed(self) -> Mapping[TP, int]:
             """After every assignment, with the flow stopped: load the states and seek to their positions."""
             positions = dict(await super().seek_to_committed())

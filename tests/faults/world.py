@@ -152,7 +152,7 @@ class World:
             stream.put(SimpleNamespace(message=SimpleNamespace(tp=tp, offset=run.next - 1, key=None), value=value))
             return
         for offset, record in enumerate(records, at):
-            message = SimpleNamespace(tp=tp, offset=offset, key=record.key)
+            message = SimpleNamespace(tp=tp, offset=offset, key=record.key, timestamp=record.timestamp / 1000)
             stream.put(SimpleNamespace(message=message, value=record.value))
 
     def _stall(self) -> None:

@@ -41,6 +41,7 @@ from tests.streams.events import (
     tick,
     written,
 )
+from tests.streams.worker.test_health import gate
 from tidegate.schemas.canonical import canonical
 from tidegate.schemas.decision import Command, Decision, OperationBy, command_from_bytes, decision_from_bytes
 from tidegate.schemas.errors import EventError
@@ -59,7 +60,8 @@ from tidegate.streams.report.terminal import gates_table, order, outcome, plain_
 from tidegate.streams.settings import load_settings
 from tidegate.streams.worker.app import FORWARD_BYTES, FORWARD_CUT, Worker
 from tidegate.streams.worker.fetch import FetchedRun
-from tidegate.streams.worker.health import UNITS_MAX, Metrics
+from tidegate.streams.worker.health import Metrics
+from tidegate.streams.worker.units import UNITS_MAX
 
 MEGABYTE = 1 << 20
 TEXTS = {
@@ -503,9 +505,8 @@ def test_labels_are_bounded_however_many_regions_come() -> None:
     metrics.own("gate", 0)
     regions = {f"f|{text}{n}": 0.5 for n in range(UNITS_MAX // 10) for text in (*SPELT, "a", "b", "c")}
     assert len(regions) > UNITS_MAX
-    ramps = {name: SimpleNamespace(unit=SimpleNamespace(weight=weight)) for name, weight in regions.items()}
     for _ in range(2):
-        metrics.weighed(0, SimpleNamespace(ramps=ramps, retired={}))  # type: ignore[arg-type]
+        metrics.see(0, gate(regions))
     families = {f.name: f for f in text_string_to_metric_families(generate_latest(metrics.registry).decode())}
     assert len(families["tidegate_canary_weight"].samples) == UNITS_MAX
     assert families["tidegate_units_without_weight"].samples[0].value == len(regions) - UNITS_MAX

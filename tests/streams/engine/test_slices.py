@@ -384,7 +384,8 @@ def test_a_worker_turns_to_others_between_any_two_units(work: Work, worker: Any,
 
     async def decide() -> None:
         for offset, (_, value) in enumerate(reading.sent):
-            await worker._gate(deciding, SimpleNamespace(value=value, message=SimpleNamespace(offset=offset, key=b"")))
+            message = SimpleNamespace(offset=offset, key=b"", timestamp=0.0)
+            await worker._gate(deciding, SimpleNamespace(value=value, message=message))
 
     beats_between(work, decide)
     assert 0 < work.most <= 3
@@ -468,7 +469,7 @@ def disturbed(worker: Any, monkeypatch: pytest.MonkeyPatch, turns_before: int, *
 
     async def all_entries() -> None:
         for offset, value in enumerate(entries):
-            message = SimpleNamespace(tp=keeper.tp, offset=offset, key=b"")
+            message = SimpleNamespace(tp=keeper.tp, offset=offset, key=b"", timestamp=0.0)
             await worker._guarded(worker._gate, SimpleNamespace(value=value, message=message))
 
     async def both() -> bool:

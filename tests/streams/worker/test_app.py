@@ -32,7 +32,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     async def crash(error: Exception) -> None:
         worker.crashed.append(error)
 
-    worker.app = SimpleNamespace(crash=crash)
+    worker.app = SimpleNamespace(crash=crash, consumer=SimpleNamespace(known_end=lambda _: None))
     still = SimpleNamespace(start=lambda: None, setLevel=lambda _: None)
     monkeypatch.setattr(app, "threading", SimpleNamespace(Timer=lambda *_: still))
     monkeypatch.setattr(app, "logging", SimpleNamespace(getLogger=lambda: still, CRITICAL=50))
@@ -97,6 +97,45 @@ def test_partitions_that_are_given_back_are_shown_until_they_are_saved(worker: A
     assert shown == [True]
     worker._show(keeper)
     assert samples() == []
+
+
+def test_what_waits_in_a_partition_is_shown_in_records_and_by_the_age_of_the_last_one_read(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while nothing is read: the numbers are of the moment in which they are asked for."""
+    now, ends, tp = [NOON / 1000], dict[TP, int](), TP("telemetry", 1)
+    monkeypatch.setattr(app, "time", SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0]))
+    worker.app.consumer.known_end, worker._began = ends.get, NOON / 1000 - 5
+    worker.ordered = SimpleNamespace(silent=None)
+    state = SimpleNamespace(next=5, watermark=NOON)
+    worker.keepers[tp] = keeper = SimpleNamespace(agent="window", tp=tp, state=state, written_at=None)
+    worker.metrics.own("window", 1)
+
+    def shown() -> list[float]:
+        worker._refresh()
+        families = {family.name: family.samples for family in worker.metrics.registry.collect()}
+        return [one.value for name in ("lag_records", "lag_seconds") for one in families[f"tidegate_{name}"]]
+
+    assert shown() == []
+    ends[tp] = 5
+    assert shown() == [0, 0]
+    ends[tp] = 9
+    assert shown() == [4, 0]
+    keeper.written_at = now[0] - 3
+    assert shown() == [4, 3]
+    now[0] += 60
+    assert shown() == [4, 63]
+    state.next = 9
+    assert shown() == [0, 0]
+
+
+def test_how_long_the_broker_is_silent_is_shown_from_the_start_on(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "time", SimpleNamespace(time=lambda: 0.0, monotonic=lambda: 100.0))
+    worker._began = 93.0
+    for silent, expected in ((None, 7.0), (0.2, 0.2), (40.0, 40.0)):
+        worker.ordered = SimpleNamespace(silent=silent)
+        worker._refresh()
+        assert worker.metrics.registry.get_sample_value("tidegate_broker_silent_seconds") == expected
 
 
 def test_a_broker_that_is_away_is_told_at_once_and_is_no_reason_to_be_unready_for_a_while(

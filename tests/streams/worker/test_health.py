@@ -9,11 +9,15 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.streams.events import CLOCKWORK, NOON, flags
+from tidegate.gates.kinds import machine
+from tidegate.gates.unit import Unit, dormant
 from tidegate.schemas.errors import SettingsError
 from tidegate.streams.engine.event_classes import LeftOut
 from tidegate.streams.engine.source_partition import Step
 from tidegate.streams.kafka.retained import Agent
-from tidegate.streams.worker.health import FLAGS_MAX, UNITS_MAX, Check, Metrics, serve
+from tidegate.streams.worker.health import FLAGS_MAX, Check, Metrics, serve
+from tidegate.streams.worker.units import UNITS_MAX
 
 READY = {"manifest": Check.of(True), "partitions": Check.of(True)}
 
@@ -46,9 +50,17 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 def gate(weights: Mapping[str, float], retired: Sequence[str] = ()) -> Any:
     """A gate whose units have these weights, and some that have left the manifest."""
+    flag = flags()["wide"]
+
+    def unit(name: str, weight: float, *, gone: bool = False) -> Unit:
+        made = dormant(flag, name.split("|", 1)[1], CLOCKWORK)
+        made.weight, made.retired = weight, gone
+        return made
+
     return SimpleNamespace(
-        ramps={name: SimpleNamespace(unit=SimpleNamespace(weight=weight)) for name, weight in weights.items()},
-        retired={name: SimpleNamespace(weight=0.0) for name in retired},
+        ramps={name: machine(flag, unit(name, weight), CLOCKWORK) for name, weight in weights.items()},
+        retired={name: unit(name, 0.0, gone=True) for name in retired},
+        watermark=NOON,
     )
 
 
@@ -175,8 +187,8 @@ class TestMetrics:
 
     def test_weights_are_shown_by_flag_and_region(self) -> None:
         metrics = owning(("gate", 0))
-        metrics.weighed(0, gate({"f|eu": 0.25, "f|": 0.05}))
-        metrics.weighed(0, gate({"f|eu": 0.0, "f|": 0.05}))
+        metrics.see(0, gate({"f|eu": 0.25, "f|": 0.05}))
+        metrics.see(0, gate({"f|eu": 0.0, "f|": 0.05}))
         found = samples(metrics)
         assert found["tidegate_canary_weight", (("flag", "f"), ("region", "eu"))] == 0
         assert found["tidegate_canary_weight", (("flag", "f"), ("region", ""))] == 0.05
@@ -184,56 +196,59 @@ class TestMetrics:
     def test_units_whose_flag_has_left_the_manifest_are_shown_as_that(self) -> None:
         """Also by a worker that never saw them run; back in the manifest they are no more."""
         metrics, labels = owning(("gate", 0)), (("flag", "f"), ("region", "eu"))
-        metrics.weighed(0, gate({"g|": 0.05}, ["f|eu"]))
+        metrics.see(0, gate({"g|": 0.05}, ["f|eu"]))
         found = samples(metrics)
         assert (found["tidegate_unit_retired", labels], found["tidegate_canary_weight", labels]) == (1, 0)
         assert found["tidegate_unit_retired", (("flag", "g"), ("region", ""))] == 0
-        metrics.weighed(0, gate({"f|eu": 0.25}))
+        metrics.see(0, gate({"f|eu": 0.25}))
         found = samples(metrics)
         assert (found["tidegate_unit_retired", labels], found["tidegate_canary_weight", labels]) == (0, 0.25)
 
     def test_nothing_is_shown_of_what_the_worker_does_not_own(self) -> None:
         """Of partitions and units that moved away nothing is left, also of what is still said of them."""
         metrics = owning(("window", 3), ("gate", 0), ("gate", 1))
-        gauges = "position", "watermark_ms", "checkpoint_bytes", "canary_weight", "unit_retired"
+        of_places = "position", "watermark_ms", "lag_records", "lag_seconds"
+        of_units = "canary_weight", "unit_retired", "unit_stage"
+        gauges = *of_places, "checkpoint_bytes", *of_units
 
         def say() -> set[tuple[str, tuple[str, ...]]]:
             for agent, partition in (("window", 3), ("gate", 0), ("gate", 1), ("gate", 2)):
                 metrics.reached(agent, partition, 7, 1_700_000_000_000)  # type: ignore[arg-type]
+                metrics.behind(agent, partition, 3, 0.5)  # type: ignore[arg-type]
                 metrics.saved(agent, partition, 9)  # type: ignore[arg-type]
                 if agent == "gate":
-                    metrics.weighed(partition, gate({f"f|{partition}": 0.25}, [f"g|{partition}"]))
+                    metrics.see(partition, gate({f"f|{partition}": 0.25}, [f"g|{partition}"]))
             shown = {(name.removeprefix("tidegate_"), tuple(v for _, v in labels)) for name, labels in samples(metrics)}
             return {one for one in shown if one[0] in gauges}
 
-        units = {(name, (f, gate)) for name in gauges[3:] for f in "fg" for gate in "01"}
-        places = {(name, place) for name in gauges[:2] for place in (("window", "3"), ("gate", "0"), ("gate", "1"))}
+        units = {(name, (f, gate)) for name in of_units for f in "fg" for gate in "01"}
+        places = {(name, place) for name in of_places for place in (("window", "3"), ("gate", "0"), ("gate", "1"))}
         assert say() == units | places | {("checkpoint_bytes", ("window",)), ("checkpoint_bytes", ("gate",))}
         metrics.forget("gate", 1)
         assert {one for one in say() if "1" in one[1]} == set()
-        assert len(say()) == 4 + 4 + 2
+        assert len(say()) == 8 + 6 + 2
         metrics.forget("gate", 0)
         metrics.forget("window", 3)
         metrics.forget("window", 5)
         assert say() == set()
         metrics.own("gate", 0)
-        assert len(say()) == 2 + 4 + 1
+        assert len(say()) == 4 + 6 + 1
 
     def test_a_unit_that_its_gate_has_no_more_is_not_shown(self) -> None:
         metrics = owning(("gate", 0), ("gate", 1))
-        metrics.weighed(1, gate({"h|": 0.5}))
-        metrics.weighed(0, gate({"f|eu": 0.25}, ["g|"]))
-        metrics.weighed(0, gate({"f|us": 0.25}))
+        metrics.see(1, gate({"h|": 0.5}))
+        metrics.see(0, gate({"f|eu": 0.25}, ["g|"]))
+        metrics.see(0, gate({"f|us": 0.25}))
         regions = {labels for name, labels in samples(metrics) if name == "tidegate_unit_retired"}
         assert regions == {(("flag", "f"), ("region", "us")), (("flag", "h"), ("region", ""))}
 
     def test_units_without_room_are_counted_over_all_gates_and_take_the_room_of_those_that_go(self) -> None:
         metrics = owning(("gate", 0), ("gate", 1))
-        metrics.weighed(0, gate({f"f|{n}": 0.5 for n in range(UNITS_MAX + 2)}))
-        metrics.weighed(1, gate({f"g|{n}": 0.5 for n in range(3)}))
+        metrics.see(0, gate({f"f|{n}": 0.5 for n in range(UNITS_MAX + 2)}))
+        metrics.see(1, gate({f"g|{n}": 0.5 for n in range(3)}))
         assert samples(metrics)["tidegate_units_without_weight", ()] == 5
         metrics.forget("gate", 0)
-        metrics.weighed(1, gate({f"g|{n}": 0.5 for n in range(3)}))
+        metrics.see(1, gate({f"g|{n}": 0.5 for n in range(3)}))
         found = samples(metrics)
         assert found["tidegate_units_without_weight", ()] == 0
         assert len([1 for name, _ in found if name == "tidegate_canary_weight"]) == 3
@@ -260,7 +275,7 @@ class TestMetrics:
         metrics = owning(("gate", 0))
         metrics.records.inc(5)
         flag = hostile.replace("|", "/")
-        metrics.weighed(0, gate({f"{flag}|{hostile}": 0.5, "f|eu": 0.25}))
+        metrics.see(0, gate({f"{flag}|{hostile}": 0.5, "f|eu": 0.25}))
         found = samples(metrics)
         weights = {labels: value for (name, labels), value in found.items() if name == "tidegate_canary_weight"}
         assert weights == {
@@ -268,6 +283,31 @@ class TestMetrics:
             (("flag", "f"), ("region", "eu")): 0.25,
         }
         assert found["tidegate_records_total", ()] == 5
+
+    def test_what_runs_is_named_by_its_version(self) -> None:
+        (labels,) = [dict(labels) for name, labels in samples(Metrics()) if name == "tidegate_build_info"]
+        assert labels.keys() == {"version", "python"}
+        assert all(labels.values())
+
+    def test_the_numbers_are_brought_up_to_date_for_each_scrape(self) -> None:
+        """Whatever hangs meanwhile: a broker that is away is when they matter."""
+        metrics, asked = Metrics(), list[int]()
+
+        def refresh() -> None:
+            asked.append(1)
+            metrics.broker_silent.set(len(asked))
+
+        async def run() -> list[bool]:
+            runner = await serve("127.0.0.1", 0, metrics, lambda: READY, refresh)
+            texts = []
+            async with aiohttp.ClientSession() as session:
+                for _ in range(2):
+                    async with session.get("http://{}:{}/metrics".format(*runner.addresses[0][:2])) as answer:
+                        texts.append(await answer.text())
+            await runner.cleanup()
+            return [f"tidegate_broker_silent_seconds {n}.0" in text for n, text in enumerate(texts, 1)]
+
+        assert asyncio.run(run()) == [True, True]
 
     def test_two_workers_in_one_process_count_apart(self) -> None:
         """Nothing is in a registry of the whole process."""
