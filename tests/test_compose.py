@@ -13,6 +13,7 @@ from tidegate.streams.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 PREFIX = "TIDEGATE_"
+PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 WORKERS = {name: service for name, service in OURS.items() if service["command"] == ["worker"]}
@@ -20,8 +21,8 @@ WORKERS = {name: service for name, service in OURS.items() if service["command"]
 
 def test_the_services_are_those_that_the_tests_below_look_at() -> None:
     """A service that slips through the selection would be checked by nothing."""
-    assert SERVICES.keys() == {"kafka", "topics", "worker-1", "worker-2", "simulator"}
-    assert SERVICES.keys() - OURS.keys() == {"kafka"}
+    assert SERVICES.keys() == {"kafka", "topics", "worker-1", "worker-2", "simulator", "prometheus", "grafana"}
+    assert SERVICES.keys() - OURS.keys() == {"kafka", "prometheus", "grafana"}
     assert WORKERS.keys() == {"worker-1", "worker-2"}
 
 
@@ -73,6 +74,22 @@ def test_nothing_starts_before_what_it_needs() -> None:
         "simulator": {"worker-1": "service_healthy", "worker-2": "service_healthy"},
     }
     assert "healthcheck" in SERVICES["kafka"]
+
+
+def test_prometheus_scrapes_every_worker_and_grafana_reads_it() -> None:
+    """By the names and ports that they have here; both from the files of deploy, and only where asked for."""
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    assert set(job["static_configs"][0]["targets"]) == {
+        f"{name}:{worker['environment']['TIDEGATE_HTTP_PORT']}" for name, worker in WORKERS.items()
+    }
+    (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "tidegate.yml").read_text())["providers"]
+    mounts = [mount.split(":") for name in ("prometheus", "grafana") for mount in SERVICES[name]["volumes"]]
+    assert all((ROOT / host).exists() for host, *_ in mounts if host.startswith("./"))
+    assert any(target == f"{provider['options']['path']}/tidegate.json" for _, target, *_ in mounts)
+    assert {tuple(SERVICES[name]["profiles"]) for name in ("prometheus", "grafana")} == {("metrics",)}
 
 
 def test_each_worker_is_a_member_of_its_own_with_its_probe_on_its_port() -> None:

@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from tidegate.schemas.catalogue import VERDICTS
 from tidegate.schemas.errors import SettingsError
 from tidegate.streams.engine.gate_partition import GatePartition
 from tidegate.streams.engine.source_partition import Step
@@ -96,6 +97,14 @@ class Metrics:
             {"version": VERSION, "python": platform.python_version()}
         )
         ProcessCollector(registry=r)
+        # From 0 on: what comes up with its first 1 has never risen, for whoever asks how much it did.
+        for counter, names in (
+            (self.decisions, VERDICTS),
+            (self.labels, ("counted", "foreign", "not_followed")),
+            (self.refused, ("manifest", "operation")),
+        ):
+            for name in names:
+                counter.labels(name)
 
     def stepped(self, step: Step) -> list[str]:
         """Count what records gave; the flags that no manifest names and that were not seen before."""

@@ -284,6 +284,12 @@ class TestMetrics:
         }
         assert found["tidegate_records_total", ()] == 5
 
+    def test_what_is_rare_is_counted_from_0_on(self) -> None:
+        """An alert asks how much it rose: from nothing to the first one is no rise."""
+        found = samples(Metrics())
+        assert [found["tidegate_refused_total", (("kind", kind),)] for kind in ("manifest", "operation")] == [0, 0]
+        assert found["tidegate_decisions_total", (("verdict", "abort"),)] == 0
+
     def test_what_runs_is_named_by_its_version(self) -> None:
         (labels,) = [dict(labels) for name, labels in samples(Metrics()) if name == "tidegate_build_info"]
         assert labels.keys() == {"version", "python"}
