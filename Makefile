@@ -1,12 +1,12 @@
 # Everything goes through .venv, which is set up on first use and kept in step with the locks:
-# RUNTIME is what Tidegate needs, wheels only; TOOLS adds what tests and checks need (a C compiler too).
+# RUNTIME is what the worker needs, wheels only; TOOLS adds what tests and checks need (a C compiler too).
 PYTHON ?= python3
 BIN := .venv/bin
 RUNTIME := .venv/.runtime
 TOOLS := .venv/.tools
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml --extra worker
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test simulate-faults outages lint format lock bench evidence clean

@@ -5,7 +5,6 @@ Every default is the page's ("Feature Flags and Safe Launch").
 
 import json
 import math
-import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
@@ -24,10 +23,10 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from tidegate.schemas.canonical import sha256_of
 from tidegate.schemas.document import kind_of, quoted
+from tidegate.schemas.duration import UNIT_MS, fault, parse_duration
 from tidegate.schemas.event import PINS
 
 FlagKind = Literal["kill_switch", "progressive_rollout", "quality_gated", "safety_guard", "cost_guard"]
@@ -39,8 +38,6 @@ KINDS = {"hard": get_args(HardKind), "soft": get_args(SoftKind)}
 SLACK = 1e-9
 """What weights may be off from summing to 1, for floating point."""
 
-MAX_DURATION_MS = 366 * 86_400_000
-_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 LESS_IS_LOOSER = frozenset(("coverage_min", "tool_success_min", "coverage_under"))
 GATE_OF_RULE = {
@@ -53,29 +50,6 @@ GATE_OF_RULE = {
 """The gate that a rule's value is measured against; the flip rate has none."""
 
 
-def _fault(problem: str, fix: str, *at: str | int) -> PydanticCustomError:
-    """A refusal at ``at`` below the value under validation; a ValueError, ``problem; fix``."""
-    context = {"problem": problem, "fix": fix, "at": list(at)}
-    return PydanticCustomError("manifest", "{problem}; {fix}", context)
-
-
-def parse_duration(text: object) -> int:
-    """Milliseconds in ``500ms``, ``90s``, ``15m``, ``1h`` or ``1d``, up to 366 days.
-
-    Raises ValueError with the way out; a bare number is refused because it does not say its unit.
-    """
-    match = re.fullmatch(r"([0-9]{1,15})(ms|s|m|h|d)", text) if isinstance(text, str) else None
-    if match is None:
-        bare = not isinstance(text, bool) and re.fullmatch(r"[0-9]{1,15}", str(text))
-        example = f"{text}s" if bare else "90s, 15m or 1h"
-        fix = f"write a whole number and its unit: {example}"
-        raise _fault(f"{kind_of(text)} is no duration", fix)
-    length = int(match[1]) * _UNIT_MS[match[2]]
-    if length > MAX_DURATION_MS:
-        raise _fault(f"{text} is longer than 366 days", "write a shorter duration")
-    return length
-
-
 def parse_instant(text: object) -> int:
     """Milliseconds since the epoch of an ISO 8601 time with its offset from UTC. Raises ValueError with the way out."""
     try:
@@ -83,7 +57,7 @@ def parse_instant(text: object) -> int:
     except ValueError:
         when = None
     if not isinstance(when, datetime) or when.tzinfo is None:
-        raise _fault(f"{kind_of(text)} is no time with its offset", "write it like 2026-12-24T00:00:00Z")
+        raise fault(f"{kind_of(text)} is no time with its offset", "write it like 2026-12-24T00:00:00Z")
     return round(when.timestamp() * 1000)
 
 
@@ -91,7 +65,7 @@ def _flag_name(name: str) -> str:
     bad = [c for c in name if c == "|" or unicodedata.category(c) in ("Cc", "Zl", "Zp")]
     if bad or not name.strip():
         what = f"has {json.dumps(bad[0])} in it" if bad else "is blank"
-        raise _fault(f"this flag name {what}", "rename the flag: text without `|` and control characters")
+        raise fault(f"this flag name {what}", "rename the flag: text without `|` and control characters")
     return name
 
 
@@ -114,9 +88,9 @@ def _looser(name: str, value: float, than: float) -> bool:
 def _no_duplicates(ids: tuple[str, ...]) -> tuple[str, ...]:
     for i, one in enumerate(ids):
         if one in ids[:i]:
-            raise _fault(f"{quoted(one)} is listed twice", "remove one", i)
+            raise fault(f"{quoted(one)} is listed twice", "remove one", i)
     if "all" in ids and len(ids) > 1:
-        raise _fault('"all" stands beside other ids', 'keep either ["all"] or the ids')
+        raise fault('"all" stands beside other ids', 'keep either ["all"] or the ids')
     return ids
 
 
@@ -179,14 +153,14 @@ class Traffic(Part):
             rest = round(1 - baseline, 12)
             canary = rest if "baseline_weight" in given else (*self.stages, canary)[0]
         elif "baseline_weight" in given and abs(canary + baseline - 1) > SLACK:
-            raise _fault(
+            raise fault(
                 f"the weights {baseline:.10g} and {canary:.10g} sum to {canary + baseline:.10g}, not 1",
                 f"write canary_weight: {1 - baseline:.10g}, or leave one of the two out",
                 "canary_weight",
             )
         stages = self.stages or (canary, *(stage for stage in DEFAULT_STAGES if stage > canary))
         if abs(stages[0] - canary) > SLACK:
-            raise _fault(
+            raise fault(
                 f"the first stage is {stages[0]:.10g}, but canary_weight is {canary:.10g}",
                 f"start the stages at {canary:.10g} or change the weights",
                 "stages",
@@ -194,7 +168,7 @@ class Traffic(Part):
             )
         for i in range(1, len(stages)):
             if stages[i] <= stages[i - 1]:
-                raise _fault(
+                raise fault(
                     f"stage {stages[i]:.10g} is not above the one before it, {stages[i - 1]:.10g}",
                     "list the stages in rising order",
                     "stages",
@@ -226,7 +200,7 @@ class Window(Part):
         if self.length_ms < pane_ms or self.length_ms % pane_ms:
             panes = max(1, -(-self.length_ms // pane_ms))
             problem = f"the window is no multiple of the pane, {_duration(pane_ms)}"
-            raise _fault(problem, f"write length: {_duration(panes * pane_ms)}", "length")
+            raise fault(problem, f"write length: {_duration(panes * pane_ms)}", "length")
         return self
 
 
@@ -270,7 +244,7 @@ class HardRule(Part):
     def _in_range(self) -> "HardRule":
         top = 2 if self.kind == "delta_s_p95_over" else 1
         if not 0 <= self.value <= top:
-            raise _fault(f"{self.value:.10g} is out of range", f"write a value from 0 to {top}", "value")
+            raise fault(f"{self.value:.10g} is out of range", f"write a value from 0 to {top}", "value")
         return self
 
 
@@ -302,7 +276,7 @@ class AbortRules(Part):
             kinds = [rule.kind for rule in rules]
             for i, kind in enumerate(kinds):
                 if kind in kinds[:i]:
-                    raise _fault(f"a second rule {kind}", "keep one rule of a kind", severity, i, "kind")
+                    raise fault(f"a second rule {kind}", "keep one rule of a kind", severity, i, "kind")
         return self
 
 
@@ -316,7 +290,7 @@ class QualityGain(Part):
 
 def _not_null(value: object) -> object:
     if value is None:
-        raise _fault("nothing stands here", "write a number, or leave it out")
+        raise fault("nothing stands here", "write a number, or leave it out")
     return value
 
 
@@ -397,7 +371,7 @@ class Policy(Part):
         if "early_abort_alpha" not in self.model_fields_set:
             return self
         if "false_stop" in self.model_fields_set:
-            raise _fault("this is the old name of false_stop, which is written too", "keep one", "early_abort_alpha")
+            raise fault("this is the old name of false_stop, which is written too", "keep one", "early_abort_alpha")
         return self.model_copy(update={"false_stop": self.__dict__["early_abort_alpha"]})
 
 
@@ -434,14 +408,14 @@ class Flag(Part):
     @model_validator(mode="after")
     def _consistent(self) -> "Flag":
         if self.traffic.stages[0] == 0 and self.kind != "kill_switch":
-            raise _fault(
+            raise fault(
                 "a canary weight of 0 shows nothing",
                 "start above 0; traffic.shadow: true adds a stage at 0 before it",
                 "traffic",
                 "canary_weight",
             )
         if self.traffic.stages[0] >= 1 and self.kind == "quality_gated":
-            raise _fault(
+            raise fault(
                 "a quality gate at weight 1 leaves no traffic for a baseline, so it would open and close for ever",
                 "write less than 1",
                 "traffic",
@@ -460,7 +434,7 @@ class Flag(Part):
             if given is not None and limit is not None and not _looser(about.gate, given, limit):
                 worse, than = ("below" if about.gate in LESS_IS_LOOSER else "above"), f"{about.gate} {limit:.10g}"
                 problem = f"{given:.10g} is not worse than its gate's limit, {than}"
-                raise _fault(problem, f"write a number {worse} {limit:.10g}", "policy", "rule_out", key)
+                raise fault(problem, f"write a number {worse} {limit:.10g}", "policy", "rule_out", key)
             found[key] = given if given is not None else _default_rule_out(about, limit, rules)
         return self.policy.rule_out.model_copy(update=found)
 
@@ -475,9 +449,9 @@ class Flag(Part):
             fix = f"set {rule.kind} to {way} {limit:.10g} in abort_rules.hard, or change the gate"
             if "hard" in self.abort_rules.model_fields_set:
                 problem = f"the hard limit {rule.value:.10g} is stricter than its gate, {gate} {limit:.10g}"
-                raise _fault(problem, fix, "abort_rules", "hard", i, "value")
+                raise fault(problem, fix, "abort_rules", "hard", i, "value")
             problem = f"the gate's {limit:.10g} is looser than the page's {rule.kind} {rule.value:.10g}"
-            raise _fault(problem, fix, "gates", *gate.split("."))
+            raise fault(problem, fix, "gates", *gate.split("."))
 
     def _resolved_rules(self) -> AbortRules:
         """The abort rules with each soft rule's value filled in from its gate."""
@@ -490,7 +464,7 @@ class Flag(Part):
             elif limit is not None and rule.value < limit:
                 problem = f"{rule.value:.10g} is below its gate's limit, {limit:.10g}"
                 fix = f"write at least {limit:.10g}, or leave value out"
-                raise _fault(problem, fix, "abort_rules", "soft", i, "value")
+                raise fault(problem, fix, "abort_rules", "soft", i, "value")
             soft.append(rule)
         return self.abort_rules.model_copy(update={"soft": tuple(soft)})
 
@@ -599,7 +573,7 @@ class FreezeWindow(Part):
     @model_validator(mode="after")
     def _forward(self) -> "FreezeWindow":
         if self.end <= self.start:
-            raise _fault("it ends before it starts", "write a later time", "to")
+            raise fault("it ends before it starts", "write a later time", "to")
         return self
 
 
@@ -619,5 +593,5 @@ class Manifest(Part):
 
 def _duration(ms: int) -> str:
     """The shortest way to write a duration in the manifest."""
-    units = reversed(_UNIT_MS.items())
+    units = reversed(UNIT_MS.items())
     return next(f"{ms // size}{unit}" for unit, size in units if ms % size == 0)

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tidegate.schemas.document import quoted
+from tidegate.schemas.duration import parse_duration
 from tidegate.schemas.event import MAX_TS, MIN_TS
-from tidegate.schemas.manifest import parse_duration
 
 DAY = 86_400_000
 """ms."""

@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tidegate.schemas.clockwork import Clockwork
+from tidegate.schemas.duration import parse_duration
 from tidegate.schemas.errors import SettingsError
-from tidegate.schemas.manifest import parse_duration
 
 log = logging.getLogger("tidegate.settings")
 

@@ -16,9 +16,10 @@ from tidegate.gates.remarks import probes_wanted, stuck
 from tidegate.gates.remarks import remarks as never
 from tidegate.gates.rules import QUALITY_GATES, QUALITY_RULES, SOFT_GATES
 from tidegate.gates.verdict import Takes, finishes_by_point, to_pass, to_stop
+from tidegate.schemas.duration import MAX_DURATION_MS
 from tidegate.schemas.errors import SettingsError
 from tidegate.schemas.load import read_manifest
-from tidegate.schemas.manifest import MAX_DURATION_MS, SLACK, Flag, HardRule
+from tidegate.schemas.manifest import SLACK, Flag, HardRule
 from tidegate.streams.audit.replay import replay
 from tidegate.streams.commands.options import LogFile, pane_option
 from tidegate.streams.dumps.log import count_partitions

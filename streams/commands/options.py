@@ -8,8 +8,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tidegate.schemas.duration import parse_duration
 from tidegate.schemas.errors import SettingsError
-from tidegate.schemas.manifest import parse_duration
 from tidegate.schemas.times import read_moment
 
 

@@ -34,7 +34,7 @@ from tidegate.streams.kafka.manifests import load_trusted
 from tidegate.streams.report.document import ReportCheck, RolloutReport, report_html
 from tidegate.streams.report.rollout import UnitHistory
 from tidegate.streams.report.text import many, plain
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 
 FINDINGS_SHOWN = 50
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -132,7 +132,7 @@ def command(
         list(manifests),
         list(events),
     )
-    settings = load_settings(broker=broker, trusted_keys=trusted_keys)
+    settings = command_settings(broker=broker, trusted_keys=trusted_keys)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     words = ["tidegate", "report", *(["--from-middle"] if from_middle else []), *(["--flag", flag] if flag else [])]
     words += ["--out", str(out), *_keys(trusted_keys)]
@@ -237,7 +237,7 @@ def _from_files(
         checks.append(ReportCheck("Decided once more", None, f"not done: {why}"))
     else:
         pane, lateness = engine
-        timed = load_settings(trusted_keys=settings.trusted_keys, pane=pane, lateness=lateness)
+        timed = command_settings(trusted_keys=settings.trusted_keys, pane=pane, lateness=lateness)
         checks.append(_again_from_files(given, timed, trusted, partitions, operations, decisions))
         files = given.options("manifest", "events", "operations")
         clock = ["--partitions", str(partitions), "--pane", f"{pane}ms", "--lateness", f"{lateness}ms"]

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tidegate.schemas.canonical import canonical
+from tidegate.schemas.duration import parse_duration
 from tidegate.schemas.errors import ManifestError
 from tidegate.schemas.event import PINS
 from tidegate.schemas.load import load_manifest, read_manifest
@@ -18,7 +19,6 @@ from tidegate.schemas.manifest import (
     Flag,
     Manifest,
     QualityGain,
-    parse_duration,
 )
 
 PAGE_YAML = Path(__file__).parent / "data" / "feature_flags.yml"
