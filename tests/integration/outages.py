@@ -318,13 +318,15 @@ class Deployment:
 
     def recover(self) -> float:
         """Seconds until everything that is written now is in a checkpoint."""
-        started = time.monotonic()
-        wanted = _answered(self.ends)
+        started = moved = time.monotonic()
+        wanted, before = _answered(self.ends), dict[int, int]()
         while True:
             saved = _answered(self.saved)
             if all(saved.get(p, -1) >= end for p, end in wanted.items()):
                 return time.monotonic() - started
-            if time.monotonic() - started > PATIENCE_SECONDS:
+            if saved != before:
+                before, moved = saved, time.monotonic()
+            if time.monotonic() - moved > PATIENCE_SECONDS:
                 raise AssertionError(f"not recovered: saved {saved}, written {wanted}\n{self.tails()}")
             time.sleep(0.1)
 
