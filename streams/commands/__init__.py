@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "export": "dump the topics to files, with a manifest of offsets and digests",
     "topics": "create or check the topics",
     "report": "write a rollout as one HTML file, for who has to answer for it",
+    "history": "list what was decided, when, why and by whom",
     "explain": "say in words what was decided and why",
     "verify": "check the chain of decisions and their commands",
     "watch": "show decisions and commands as they come",

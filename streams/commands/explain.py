@@ -1,67 +1,93 @@
 """``tidegate explain``: one decision in words."""
 
-import asyncio
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
-from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.text import Text
 
-from tidegate.schemas.decision import Decision, decision_from_bytes
+from tidegate.schemas.decision import Decision, Verdict, decision_from_bytes
 from tidegate.schemas.document import quoted
-from tidegate.schemas.errors import EventError, InputError, TopicError
-from tidegate.streams.commands.options import LogFile
+from tidegate.schemas.errors import EventError, InputError
+from tidegate.streams.commands.decisions import (
+    DEFAULT_FILE,
+    broker_option,
+    decisions_of,
+    decisions_option,
+    recorded_lines,
+    unit_name,
+)
 from tidegate.streams.dumps.records import values
 from tidegate.streams.files import STANDARD_INPUT, open_log
-from tidegate.streams.kafka.tail import tail
 from tidegate.streams.report.explanation import explanation
-from tidegate.streams.report.terminal import VERDICT_STYLE
-from tidegate.streams.report.text import plain
-from tidegate.streams.settings import Settings, command_settings
+from tidegate.streams.report.terminal import GREY, VERDICT_STYLE
+from tidegate.streams.report.text import many, plain
 
-DEFAULT_FILE = Path("decisions.ndjson")
 LEAST_DIGITS = 8
 
 
 @click.command()
 @click.argument("decision")
-@click.option(
-    "--decisions",
-    type=LogFile(),
-    help=f"where to look: NDJSON or a dump, .gz and .parquet allowed  [default: {DEFAULT_FILE}]",
-)
-@click.option("--broker", help="look in the decisions topic of this Kafka instead")
-def command(decision: str, decisions: Path | None, broker: str | None) -> None:
+@decisions_option
+@broker_option
+@click.option("--last", type=click.Choice(get_args(Verdict)), help="of a flag: the last decision with this verdict")
+def command(decision: str, decisions: Path | None, broker: str | None, last: str | None) -> None:
     """Say in words what was decided, why, and what happens next.
 
-    DECISION is a decision_id, or the first 8 or more of its hex digits; or a file that holds one decision, - for
-    standard input.
+    DECISION is a decision_id, or the first 8 or more of its hex digits; or FLAG or FLAG/REGION, for its last decision;
+    or a file that holds one decision, - for standard input.
     """
-    if decisions is not None and broker is not None:
-        raise InputError("--decisions and --broker are two places to look in: give one of them")
     digits = re.fullmatch(r"(?:sha256:)?([0-9a-f]{8,64})", decision.lower())
-    if digits is None and (decisions is not None or broker is not None or _short_id(decision)):
+    nowhere = decisions is None and broker is None
+    if digits is None and decision.lower().startswith("sha256:"):
         raise InputError(f"{quoted(decision)} is no decision_id: give {LEAST_DIGITS} to 64 of its hex digits")
-    if digits is None:
+    others: list[str] = []
+    if digits is None and last is None and nowhere and (Path(decision).is_file() or Path(decision) == STANDARD_INPUT):
         found = _only(decision)
-    elif broker is not None:
-        found = _in_topic(command_settings(broker=broker), digits[1])
     else:
-        path = decisions or DEFAULT_FILE
-        found = _pick(values(path), digits[1], str(path))
+        lines, where = _kept(decision, decisions, broker)
+        if digits is None or (last is not None and not decision.lower().startswith("sha256:")):
+            found, others = _last(lines, decision, last, where)
+        elif last is not None:
+            raise InputError("--last goes with a flag: a decision_id names one decision")
+        else:
+            found = _pick(lines, digits[1], where)
     console = Console(soft_wrap=True, highlight=False)
     for line in explain(found):
         console.print(line)
+    if others:
+        console.print(Text(f"also decided: {', '.join(others)}", GREY))
 
 
-def _short_id(name: str) -> bool:
-    """Whether a name that is no file's looks like too little of an id, or too much."""
-    return re.fullmatch(r"sha256:.*|[0-9a-f]+", name.lower(), re.DOTALL) is not None and not Path(name).is_file()
+def _kept(name: str, decisions: Path | None, broker: str | None) -> tuple[Iterator[bytes], str]:
+    """Where to look. Raises InputError, for what is no file either, where nothing was named and nothing is there."""
+    if decisions is None and broker is None and not DEFAULT_FILE.is_file():
+        raise InputError(
+            f"{quoted(name)} is no file, and to look for a decision or a flag of that name there is no {DEFAULT_FILE} "
+            "here: give --decisions FILE or --broker"
+        )
+    return recorded_lines(decisions, broker)
+
+
+def _last(lines: Iterable[bytes], name: str, verdict: str | None, where: str) -> tuple[Decision, list[str]]:
+    """The last decision of a flag, or of one of its regions, and the units that have others like it."""
+    try:
+        every = decisions_of(lines, name, where)
+    except InputError as error:
+        short = re.fullmatch(r"[0-9a-f]+", name.lower())
+        hint = f"; of a decision_id give {LEAST_DIGITS} to 64 hex digits" if short else ""
+        raise InputError(f"{error}{hint}") from None
+    found = [one for one in every if verdict in (None, one.verdict)]
+    if not found:
+        had = ", ".join(sorted({one.verdict for one in every}))
+        raise InputError(f"{where} has no {verdict} of {plain(name)} among {many(len(every), 'decision')}: {had}")
+    last = max(enumerate(found), key=lambda one: (one[1].decided_at, one[0]))[1]
+    return last, sorted({unit_name(one) for one in found} - {unit_name(last)})
 
 
 def _only(name: str) -> Decision:
@@ -129,27 +155,14 @@ def _pick(lines: Iterator[bytes], digits: str, where: str) -> Decision:
         raise InputError(f"{where}: {error}") from None
 
 
-def _in_topic(settings: Settings, digits: str) -> Decision:
-    topic = settings.decisions_topic
-
-    async def read() -> list[bytes]:
-        async with tail(settings, topic) as records:
-            return [record.value for record in await records.history() if record.value is not None]
-
-    try:
-        return _pick(iter(asyncio.run(read())), digits, topic)
-    except KafkaError as error:
-        raise TopicError(f"topic {topic} at {settings.broker} cannot be read: {error}") from None
-
-
 def explain(decision: Decision) -> Iterator[Text]:
     """Yield the lines that explain a decision: what, why, what happens next."""
     words = explanation(decision)
     yield Text(words.headline, VERDICT_STYLE.get(decision.verdict, "bold"))
-    yield Text(words.window, "dim")
+    yield Text(words.window, GREY)
     for title, remarks in words.sections.items():
         yield Text(f"\n{title}", "bold")
         for remark in remarks:
             yield Text(f"  - {remark.text}")
             yield from (Text(f"    {detail}") for detail in remark.details)
-    yield Text(f"\ndecision {plain(decision.decision_id)}", "dim")
+    yield Text(f"\ndecision {plain(decision.decision_id)}", GREY)

@@ -843,12 +843,22 @@ class TestFinding:
         [
             (("abcdef0123",), "decisions.ndjson has no decision sha256:abcdef0123… among 5, and 2 lines that are none"),
             (("abcdef0123", "--decisions", "none.ndjson"), "none.ndjson: No such file or directory"),
-            (("abc",), '"abc" is no decision_id: give 8 to 64 of its hex digits'),
+            (
+                ("abc",),
+                'no decision of "abc"; did you mean prompt_pack or prompt_pack/us-east-1?; of a decision_id give 8',
+            ),
             (("sha256:xyz",), '"sha256:xyz" is no decision_id'),
-            (("f" * 65,), "is no decision_id"),
-            (("name", "--decisions", "decisions.ndjson"), '"name" is no decision_id'),
-            (("name",), '"name" is no decision_id, and as a file: No such file or directory'),
-            ((".",), '"." is no decision_id, and as a file: Is a directory'),
+            (("f" * 65,), "of a decision_id give 8 to 64 hex digits"),
+            (
+                ("promt_pack", "--decisions", "decisions.ndjson"),
+                'no decision of "promt_pack"; did you mean prompt_pack',
+            ),
+            (("prompt_pack/eu",), 'no decision of "prompt_pack/eu"; did you mean prompt_pack'),
+            (
+                ("prompt_pack", "--last", "rollback"),
+                "no rollback of prompt_pack among 4 decisions: abort, hold, kill",
+            ),
+            ((ABORT.decision_id, "--last", "abort"), "--last goes with a flag"),
             (("decisions.ndjson",), "decisions.ndjson holds 7 records: name one, with --decisions decisions.ndjson"),
             (("empty.json",), "empty.json: not a decision"),
             (("text.gz",), "Not a gzipped file"),
@@ -876,6 +886,27 @@ class TestFinding:
         line = b'{"partition":0,"offset":7,"timestamp":0,"key":"a|b","value":%s}' % PROMOTE.to_bytes()
         (here / "dump.ndjson").write_bytes(line)
         assert tidegate("explain", PROMOTE.decision_id, "--decisions", "dump.ndjson").code == 0
+
+    def test_a_flag_or_a_region_of_it_is_explained_by_its_last_decision(self, here: Path) -> None:
+        """Or by its last one of a verdict; the other regions are named."""
+        abroad = decided("hold", ["hold_windows"], region="eu", decided_at=END + 3_600_000)
+        lines = [record.to_bytes() for record in (PROMOTE, ABORT, KILL, abroad)]
+        (here / "decisions.ndjson").write_bytes(b"\n".join(lines))
+        latest = tidegate("explain", "prompt_pack").out
+        assert latest.startswith("prompt_pack in eu: held at 5 %")
+        assert latest.endswith("also decided: prompt_pack/us-east-1\n")
+        assert tidegate("explain", "prompt_pack/us-east-1").out.startswith("prompt_pack in us-east-1: killed")
+        aborted = tidegate("explain", "prompt_pack", "--last", "abort").out
+        assert aborted.startswith("prompt_pack in us-east-1: aborted at 5 %")
+        assert "also decided" not in aborted
+
+    def test_what_is_no_file_where_nothing_else_is_says_where_to_look(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        done = tidegate("explain", "prompt_pack")
+        assert done.code == 2
+        assert "there is no decisions.ndjson here: give --decisions FILE or --broker" in done.line
 
     def test_two_records_of_one_id_are_not_chosen_between(self, here: Path) -> None:
         """An id names window and verdict, not the numbers: two runs may share it."""
