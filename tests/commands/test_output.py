@@ -75,6 +75,7 @@ def calls(broker: str) -> dict[str, list[list[str]]]:
         "export": [[*at, "--out", "вывоз"], [*at, "--out", "größe.yml"]],
         "topics": [at, ["--broker", "größe:9"]],
         "explain": [[first, "--decisions", decisions], ["½"]],
+        "report": [[decisions, "--out", "отчёт.html"], ["нет"]],
         "history": [["--decisions", decisions], ["größe", "--decisions", decisions]],
         "verify": [[decisions, "--commands", commands], ["нет"], at],
         "watch": [[*at, "--once"], [*at, "--once", "--flag", "größe"]],
