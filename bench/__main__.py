@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench import steps
 from bench.load import EVENTS_PER_SECOND, MANIFEST, TOPIC_PARTITIONS, fill
-from bench.steps import measure
 from tests.integration.broker import LocalBroker
 from tests.integration.workers import WorkerProcess, running
 from tidegate.streams.kafka.topics import create_topics
@@ -123,10 +123,7 @@ def main() -> None:
     console.print(
         f"worker: {last['cpu_us']:.2f} µs of CPU an event in the second half, {last['checkpoints']:.0f} checkpoints"
     )
-    steps = Table("step of the window path, from memory", "µs an event")
-    for label, us in measure(200_000).items():
-        steps.add_row(label, f"{us:.2f}")
-    console.print(steps)
+    console.print(steps.table())
 
 
 if __name__ == "__main__":

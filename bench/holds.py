@@ -205,7 +205,8 @@ class Harness:
         await self.worker._save_all()
 
     async def restore(self) -> None:
-        """Read every state back, and let go of those before."""
+        """Read every state back."""
+        self.worker.keepers.clear()
         await self.worker.restore([*self.telemetry, self.gate], {})
 
 

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     )
     fetch_wait: Milliseconds = Field(500, ge=1, description="longest wait of an empty fetch")
     fetch_bytes: int = Field(1 << 20, ge=1024, description="most bytes of a partition in one fetch")
+    native: Literal["off", "require"] | None = Field(
+        None, description="the native decoder: off never uses it, require fails without it; unset: used if installed"
+    )
     http_host: str = Field("127.0.0.1", description="address of /livez, /readyz and /metrics")
     http_port: int = Field(9464, ge=0, le=65535, description="port of the same; 0 takes a free one")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")

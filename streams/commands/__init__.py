@@ -2,7 +2,9 @@
 
 import importlib
 import logging
+import os
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import click
@@ -50,8 +52,24 @@ class _Lazy(click.Group):
             formatter.write_dl(list(SUBCOMMANDS.items()))
 
 
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        # Loaded late: `--help` needs nothing of it.
+        from tidegate.streams.engine.native import running
+
+        click.echo(f"tidegate, version {version('tidegate')}\ndecoder: {running()}")
+        context.exit()
+
+
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="tidegate")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and which decoder runs, and exit.",
+)
 def cli() -> None:
     """Decide from a stream of telemetry whether a canary may go on.
 
@@ -67,6 +85,11 @@ def main(arguments: list[str] | None = None) -> Any:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     take_every_text()
     try:
+        if mode := os.environ.get("TIDEGATE_NATIVE"):
+            # Loaded late, and not at all by most commands.
+            from tidegate.streams.engine.native import choose
+
+            choose(mode)
         return cli.main(arguments, prog_name="tidegate")
     except TidegateError as error:
         # Loaded late: it takes a moment that `--help` should not.

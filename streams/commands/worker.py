@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import structlog
 from tidegate.schemas.errors import SettingsError, TopicError
 from tidegate.schemas.signed import TrustedKeys, is_signed, read_private
 from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.native import running
 from tidegate.streams.kafka.checkpoints import check_layout
 from tidegate.streams.kafka.manifests import load_trusted, read_file, read_files, read_topic, tell
 from tidegate.streams.kafka.topics import check_group, check_topics, create_topics
@@ -93,6 +95,7 @@ def command(manifest: Path | None, broker: str | None, accept_loss: bool | None)
     timeline = _from_file(settings.manifest, settings, trusted) if settings.manifest else None
     asyncio.run(_try_address(settings))
     logs.configure(settings)
+    log.info("starting", version=version("tidegate"), decoder=running())
     try:
         made = asyncio.run(create_topics(settings))
         if made:

@@ -18,10 +18,12 @@ from tidegate.schemas.event import (
     CONVERGENT,
     KNOWN_LAMBDA,
     PINS,
+    TelemetryEvent,
     Versions,
 )
 from tidegate.schemas.manifest import Flag, Scope
 from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine.native import Layout
 
 GROUPS_CAP = 1 << 16
 """Distinct combinations remembered; beyond it the table is emptied and fills again."""
@@ -51,6 +53,10 @@ REPEATING = (
     "tool_ok",
     "solved",
 )
+COLUMNS = ("ts", "event_id", "sticky_id", "query_id", "delta_s", "coverage", "latency_ms", "cost")
+"""Fields that become a column each."""
+LEAN = frozenset((*REPEATING, *SCOPE, *COLUMNS, "versions"))
+"""Fields of events without optional facts about assignment, caches, tools and reason steps."""
 _FACTS = ("evaluated_by", "manifest_hash", "reason_status", "output_mode")
 """What repeats among the fields that a lean run has none of."""
 NOT_VALID, _NOTHING = -1, -2
@@ -169,11 +175,18 @@ class EventClasses:
         self._lean_fields = (*REPEATING, *scoped)
         self._full_fields = (*self._lean_fields, *_FACTS)
         self.lean, self.full = attrgetter(*self._lean_fields), attrgetter(*self._full_fields)
+        self._layout = Layout(
+            keys={*self._full_fields, "versions"},
+            columns=COLUMNS,
+            told=set(TelemetryEvent.__struct_fields__) - LEAN,
+            detailed={"cache_namespace", "tools"},
+        )
         self.clear()
 
     def clear(self) -> None:
         """Forget every combination."""
         self.codes = _Codes(self)
+        self.native = self._layout.table(len(self.timeline.revisions))
         self.bytes = 0
         self._groups: list[EventClass] = []
         self._in_arrays = 0

@@ -33,9 +33,9 @@ STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
 STEP_BYTES = 2 << 20
 """The same for what they take, unless it is a single one."""
-DEAR_STEP = 128
-"""Records worked on at a time where each was of a unit of its own, or told something new: one of them costs as much as
-fifty others. Between the two, as many are taken as will have about so many such ones among them."""
+DEAR_STEP = 512
+"""Records worked on at a time where many of those before were of units of their own, or told something new: one of
+them costs as much as fifty others."""
 IDS_BYTES = 1 << 20
 """Of event ids, read back at a time."""
 
@@ -225,20 +225,6 @@ class SourcePartition:
             yield None
         yield state_codec.dump(msgspec.structs.replace(state, open=opened, event_ids=event_ids))
 
-    def release_slices(self) -> Slices[bool]:
-        """Let go of what the state holds, which takes as long as it is large; a slice is one unit in one open pane.
-
-        It is of no use afterwards. True at the end.
-        """
-        for pane in self._state.open.values():
-            while pane.units:
-                pane.units.popitem()
-                yield None
-        while self._seen:
-            self._seen.popitem()
-            yield None
-        yield True
-
     @property
     def next(self) -> int:
         """The offset of the next record to step over."""
@@ -304,7 +290,7 @@ class SourcePartition:
         known = len(table)
         columns = decode(values, timestamps, table)
         dear = max(len(table) - known, len(np.unique(columns.code)))
-        self._most = min(max(len(values) * DEAR_STEP // max(dear, 1), DEAR_STEP), STEP)
+        self._most = DEAR_STEP if dear > DEAR_STEP // 2 else STEP
         result = Step(dead=[(first + row, error) for row, error in columns.dead], records=len(values))
         largest = np.maximum.accumulate(np.maximum(columns.ts, state.largest_ts))
         closed = np.maximum((largest - state.lateness_ms) // state.pane_ms, state.closed)
@@ -584,7 +570,7 @@ class SourcePartition:
         unit, arm, _ = self._table.cells[cell]
         weights = np.array(self._table.weights[cell])
         flag = unit.split("|", 1)[0]
-        buckets = np.array([bucket(flag, columns.events[i].sticky_id) for i in rows.tolist()])
+        buckets = np.array([bucket(flag, columns.events.sticky_id(i)) for i in rows.tolist()])
         wrong = (buckets[:, None] >= weights) if arm == "canary" else (buckets[:, None] < weights)
         seen.details().misplace(arm, wrong.sum(axis=0).tolist())
 
@@ -603,7 +589,8 @@ class SourcePartition:
                 unit = table.cells[int(cell[at])][0]
                 of(int(pane[at]), unit).details().see_hash(table.hash_names[int(hashes[at])], count)
         in_order = np.argsort(offset, kind="stable")
-        for at in in_order[table.request[code[in_order]]].tolist():
+        told = table.request[code] & columns.detailed[rows]
+        for at in in_order[told[in_order]].tolist():
             event = columns.events[int(rows[at])]
             unit, _, source = table.cells[int(cell[at])]
             if source == CLIENT or (event.cache_namespace is None and not event.tools):

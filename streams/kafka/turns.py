@@ -11,12 +11,11 @@ from tidegate.streams.engine.slices import Slices, T
 
 TURN_SECONDS = 0.05
 """How long all who are at work hold the event loop between two of its turns, and each of them one slice more."""
-COLLECTION_SECONDS = 0.02
+COLLECTION_SECONDS = 0.05
 """A full garbage collection that takes longer is not repeated on what has survived it."""
 HASHED_BYTES = 8 << 20
-YOUNG, MIDDLE, OLD = 2_500, 4, 1
-"""When the collector looks at new objects, at those that survived once, and at all: few enough each time, as nobody has
-a turn before it is through, and each object takes it a microsecond."""
+YOUNG, MIDDLE, OLD = 20_000, 4, 1
+"""When the collector looks at new objects, at those that survived once, and at all."""
 
 
 class _Turns:

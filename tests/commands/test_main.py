@@ -11,6 +11,7 @@ import pytest
 
 from tests.commands.invoke import tidegate
 from tidegate.streams.commands import SUBCOMMANDS, cli
+from tidegate.streams.engine import native
 from tidegate.streams.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +79,22 @@ class TestHelp:
         assert not [line for line in others if "faust" in line]
 
     def test_the_version_is_the_packages(self) -> None:
+        """And which decoder runs, on a line of its own."""
         done = tidegate("--version")
         assert done.code == 0
-        assert done.out.split()[-1] == version("tidegate")
+        assert done.out == f"tidegate, version {version('tidegate')}\ndecoder: {native.running()}\n"
+
+    def test_the_decoder_is_the_users_choice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("_used", "_found"):
+            monkeypatch.setattr(native, name, getattr(native, name))
+        monkeypatch.setenv("TIDEGATE_NATIVE", "off")
+        assert tidegate("--version").out.endswith("decoder: python\n")
+        native._found = None
+        monkeypatch.setenv("TIDEGATE_NATIVE", "require")
+        done = tidegate("--version")
+        assert (done.code, done.line.startswith("tidegate: TIDEGATE_NATIVE=require: ")) == (2, True)
+        monkeypatch.setenv("TIDEGATE_NATIVE", "on")
+        assert "'on' is not one of off and require" in tidegate("--version").line
 
 
 class TestMistakes:

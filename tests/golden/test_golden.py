@@ -13,6 +13,8 @@ import rfc8785
 from tests.golden.make import CASES, RENEW, decide, folder, log_of
 from tidegate.streams.audit.compare import first_difference
 
+pytestmark = pytest.mark.usefixtures("decoder")
+
 ADVICE = f"If that is meant: {RENEW}, and read the diff of tests/golden before you commit it."
 
 

@@ -26,6 +26,8 @@ from tidegate.streams.engine.gate_partition import GatePartition
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.engine.source_partition import SourcePartition
 
+pytestmark = pytest.mark.usefixtures("decoder")
+
 PANE = 10_000
 CLOCKWORK = Clockwork(PANE, 5_000, "tidegate.telemetry")
 START = 1_700_000_000_000

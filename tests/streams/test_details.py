@@ -24,6 +24,7 @@ from tidegate.schemas.errors import EventError
 from tidegate.schemas.event import ToolCall, parse
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.timeline import Timeline
+from tidegate.streams.engine import native
 from tidegate.streams.engine.columns import LEAN_AGAIN
 from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.gate_log import Partial
@@ -31,6 +32,8 @@ from tidegate.streams.engine.gate_partition import GatePartition
 from tidegate.streams.engine.pipeline import Pipeline
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.engine.source_partition import SourcePartition
+
+pytestmark = pytest.mark.usefixtures("decoder")
 
 TEXT = """
 flags:
@@ -231,8 +234,12 @@ def test_lean_and_full_decoding_give_the_same(seed: int, length: int) -> None:
     assert both[0] == both[1]
 
 
-def test_lean_decoding_is_what_plain_runs_get_and_comes_back() -> None:
-    """A run with other fields is decoded in full, and so are the next ones, until the small struct is tried again."""
+def test_lean_decoding_is_what_plain_runs_get_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with other fields is decoded in full, and so are the next ones, until the small struct is tried again.
+
+    So it is in Python.
+    """
+    monkeypatch.setattr(native, "_used", None)
     one = state()
     lean, full = written([served(0, NOON, "canary")]), written([served(1, NOON, "canary", cache_hit=True)])
     offsets = iter(range(10**6))

@@ -63,6 +63,8 @@ from tidegate.streams.worker.fetch import FetchedRun
 from tidegate.streams.worker.health import Metrics
 from tidegate.streams.worker.units import UNITS_MAX
 
+pytestmark = pytest.mark.usefixtures("decoder")
+
 MEGABYTE = 1 << 20
 TEXTS = {
     "ansi": "\x1b[2J\x1b]0;owned\x07\x1b[31m",

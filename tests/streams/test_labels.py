@@ -15,6 +15,8 @@ from tidegate.streams.audit.replay import replay
 from tidegate.streams.engine.event_classes import hash_of
 from tidegate.streams.engine.tally import Tally
 
+pytestmark = pytest.mark.usefixtures("decoder")
+
 SILENT = {"delta_s": None, "coverage": None, "solved": None}
 WORDS = {"delta_s": 0.05, "coverage": 0.9, "solved": True}
 

@@ -53,6 +53,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
     "heartbeat": ("3s", 3_000),
     "fetch_wait": ("50ms", 50),
     "fetch_bytes": ("2048", 2048),
+    "native": ("off", "off"),
     "http_host": ("::1", "::1"),
     "http_port": ("0", 0),
     "log_level": ("DEBUG", "DEBUG"),

@@ -36,6 +36,8 @@ from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.engine.source_partition import SourcePartition
 
+pytestmark = pytest.mark.usefixtures("decoder")
+
 
 def decoded(values: Sequence[bytes | None], timestamps: Sequence[int] | None = None) -> Columns:
     return decode(values, timestamps, EventClasses(Timeline.of(flags())))

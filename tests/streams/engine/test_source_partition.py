@@ -41,6 +41,8 @@ from tidegate.streams.engine.gate_log import Partial, partial_codec
 from tidegate.streams.engine.runs import Run
 from tidegate.streams.engine.source_partition import SourcePartition, Step
 
+pytestmark = pytest.mark.usefixtures("decoder")
+
 FIRST_PANE = NOON // PANE
 COUNTED = [
     "requests",
