@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "replay": "decide from files or topics what a worker would have decided",
     "backtest": "say what another manifest would have decided, or chance alone",
     "probe": "ask both arms gold questions and publish the probes",
+    "bridge": "make telemetry of OpenTelemetry spans",
     "lint": "check a manifest and show what it resolves to",
     "keygen": "make a key pair to sign with",
     "sign": "make a manifest a signed revision",

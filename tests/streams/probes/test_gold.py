@@ -38,7 +38,7 @@ SECOND = "{id: q2, paraphrases: [d, e, g], anchor: y, target: [s]}"
         ("    anchor: [1, 0]\n", "    anchor: x\n  - {id: q1, paraphrases: [d, e, g], anchor: y}\n", "questions[1].id"),
         (
             "    anchor: [1, 0]\n",
-            "    anchor: x\n  - {id: q2, paraphrases: [d, e, g], anchor: y, target: [s]}\n",
+            f"    anchor: x\n  - {SECOND}\n",
             "[1].target",
         ),
         ("flag: f", "{", "YAML"),
