@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "history": "list what was decided, when, why and by whom",
     "explain": "say in words what was decided and why",
     "verify": "check the chain of decisions and their commands",
+    "serve": "serve the status page, and the JSON behind it",
     "watch": "show decisions and commands as they come",
 }
 

@@ -10,7 +10,7 @@ from tidegate.schemas.decision import Command, Decision, Verdict
 from tidegate.streams.report.explanation import Explanation, explanation, gate_words, rule_words
 from tidegate.streams.report.text import problem_words, sentence
 
-SIGNS: Mapping[str, str] = {
+VERDICT_SIGNS: Mapping[str, str] = {
     "promote": "↑",
     "pass": "✓",
     "open": "✓",
