@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     "explain": "say in words what was decided and why",
     "verify": "check the chain of decisions and their commands",
     "serve": "serve the status page, and the JSON behind it",
+    "notify": "send decisions to webhooks and to Slack",
     "watch": "show decisions and commands as they come",
 }
 

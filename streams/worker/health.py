@@ -4,7 +4,7 @@ import asyncio
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, generate_latest
@@ -171,10 +171,16 @@ class Metrics:
             self.units.see(partition, gate)
 
 
+class HasRegistry(Protocol):
+    """Whoever counts something."""
+
+    registry: CollectorRegistry
+
+
 async def serve(
     host: str,
     port: int,
-    metrics: Metrics,
+    metrics: HasRegistry,
     ready: Callable[[], Mapping[str, Check]],
     refresh: Callable[[], None] = lambda: None,
 ) -> web.AppRunner:

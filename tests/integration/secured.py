@@ -34,7 +34,7 @@ from tidegate.streams.settings import Settings, load_settings
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 DAY = datetime.timedelta(days=1)
-ROLES = ("administrator", "worker", "service", "router", "operator", "auditor")
+ROLES = ("administrator", "worker", "service", "router", "operator", "notifier", "auditor")
 MECHANISMS = {"router": "PLAIN"}
 """How a user logs in, where it is not SCRAM-SHA-512."""
 

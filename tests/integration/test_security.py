@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
@@ -25,13 +26,15 @@ from tests.integration.test_history import everything, members
 from tests.integration.test_operations import MANIFEST, future_telemetry, records, wait_for
 from tests.integration.workers import WorkerProcess, written
 from tidegate.schemas.decision import Command
-from tidegate.schemas.errors import TopicError
+from tidegate.schemas.errors import AccessError, TopicError
 from tidegate.schemas.signed import PrivateKey, private_pem, public_line
 from tidegate.streams.audit.compare import by_unit
 from tidegate.streams.client.control import ControlConsumer
 from tidegate.streams.client.publisher import TelemetryPublisher
 from tidegate.streams.kafka.manifests import load_trusted, sign_revision
 from tidegate.streams.kafka.topics import create_topics, topics
+from tidegate.streams.notify.courier import Courier, NotifyMetrics
+from tidegate.streams.notify.receivers import Receiver
 from tidegate.streams.settings import Settings, load_settings
 
 pytestmark = [
@@ -42,7 +45,7 @@ pytestmark = [
 
 PREFIX, APPLICATION = "prod", "gate"
 NAMES = {"topic_prefix": PREFIX, "application_id": APPLICATION, "gate_partitions": "2"}
-SECRET = "hush-"  # noqa: S105 - what to look for
+SECRET = "hush-"
 """Every password begins with it."""
 SHORT = {
     "telemetry": Grant("worker", "topic", "PREFIX.telemetry", "literal", "Read"),
@@ -286,6 +289,32 @@ def test_nobody_can_do_more(stage: Stage) -> None:
             asyncio.run(create_topics(stage.settings(role, topic_prefix="more", application_id="more")))
 
 
+def test_a_notifier_reads_and_keeps_its_place_with_what_is_listed(stage: Stage) -> None:
+    """And without the right to its group it says which one that is, and ends."""
+    settings = stage.open_settings("told", "told")
+    given = {"topic_prefix": "told", "application_id": "told"}
+    receiver = Receiver(name="oncall", url="http://127.0.0.1:1/", format="slack")
+
+    async def receive(user: str) -> int:
+        async with aiohttp.ClientSession() as session:
+            courier = Courier(stage.settings(user, **given), receiver, session, NotifyMetrics())
+            running = asyncio.create_task(courier.run())
+            while not running.done() and len(courier._begun) < settings.gate_partitions:  # noqa: ASYNC110 - in its task
+                await asyncio.sleep(0.1)
+            if running.done():
+                await running
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            return settings.gate_partitions
+
+    stage.secured.allow({"notifier": of("notifier")}, "told", "told")
+    asyncio.run(create_topics(settings))
+    assert asyncio.run(receive("notifier")) == settings.gate_partitions
+    stage.secured.allow({"auditor": of("auditor")}, "told", "told")
+    with pytest.raises(AccessError, match=r"group told\.notify\.oncall: not allowed"):
+        asyncio.run(receive("auditor"))
+
+
 def test_what_is_not_allowed_is_one_clear_line(stage: Stage) -> None:
     """Workers that lack a right to read, to write, to be in the group: each ends, and says what it is about."""
     manifest = stage.folder / "flags.yml"
@@ -441,7 +470,7 @@ def test_every_command_says_that_the_password_is_wrong(stage: Stage, story: Stor
         "kill": ("answer", "--reason", "r", "--key", folder / "key.pem", "--wait", "0s"),
     }
     if name == "worker":
-        environment = stage.secured.environment("worker", sasl_password="hush-no", trusted_keys=str(story.trusted))  # noqa: S106 - none
+        environment = stage.secured.environment("worker", sasl_password="hush-no", trusted_keys=str(story.trusted))
         worker = WorkerProcess(stage.settings("worker"), None, "refused", folder, environment=environment)
         worker.start()
         wait_for_end(worker)
@@ -449,7 +478,7 @@ def test_every_command_says_that_the_password_is_wrong(stage: Stage, story: Stor
         assert worker.signal(0) == 2
         line = text.splitlines()[-1]
     else:
-        done = stage.run("operator", name, *arguments[name], sasl_password="hush-no", trusted_keys=str(story.trusted))  # noqa: S106 - none
+        done = stage.run("operator", name, *arguments[name], sasl_password="hush-no", trusted_keys=str(story.trusted))
         assert done.code == 2
         text, line = done.out + done.err, done.line
     assert "Authentication failed" in line
