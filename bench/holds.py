@@ -160,7 +160,7 @@ class Harness:
         self.saved: dict[str, dict[int, Saved]] = {}
         self.telemetry = [TP(self.settings.telemetry_topic, p) for p in range(PARTITIONS)]
         self.gate = TP(self.settings.partials_topic, 0)
-        write = checkpoints.write
+        write = checkpoints.write_checkpoint
 
         async def written(send: Any, state: bytes, turn: int, generation: int) -> Any:
             keeper = send.__self__
@@ -170,7 +170,7 @@ class Harness:
         async def read(_: Any, topic: str, partitions: Sequence[int]) -> dict[int, Saved]:
             return {p: found for p, found in self.saved.get(topic, {}).items() if p in partitions}
 
-        checkpoints.write, checkpoints.read = written, read  # type: ignore[assignment]
+        checkpoints.write_checkpoint, checkpoints.read_checkpoints = written, read  # type: ignore[assignment]
 
     async def _crash(self, error: Exception) -> None:
         raise error

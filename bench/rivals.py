@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from bench.load import TOPIC_PARTITIONS
 from tidegate.gates.digest import Digest
 from tidegate.streams.engine.source_partition import STEP
-from tidegate.streams.worker.fetch import install
+from tidegate.streams.worker.fetch import fetch_as_runs
 
 
 class Nine(msgspec.Struct, gc=False):
@@ -61,7 +61,7 @@ async def _consume(broker: str, topic: str, count: int, work: Callable[[list[byt
         bootstrap_servers=broker, group_id=None, auto_offset_reset="earliest", max_partition_fetch_bytes=1 << 20
     )
     if runs:
-        install({topic})
+        fetch_as_runs({topic})
     await consumer.start()
     tps = [TopicPartition(topic, partition) for partition in range(TOPIC_PARTITIONS)]
     consumer.assign(tps)

@@ -8,8 +8,8 @@ import msgspec
 from tidegate.gates.digest import Digest
 from tidegate.gates.samples import IdSample
 
-T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
+_T = TypeVar("_T")
+_K = TypeVar("_K", bound=Hashable)
 
 
 def _encode(value: Any) -> Any:
@@ -24,43 +24,43 @@ def _decode(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-class StateCodec(Generic[T]):
+class StateCodec(Generic[_T]):
     """MessagePack of a state struct, digests and samples included.
 
     A large state is written and read in parts, each as ``msgspec.Raw`` in the place of what it stands for; the bytes
     are the same.
     """
 
-    def __init__(self, kind: type[T]) -> None:
+    def __init__(self, kind: type[_T]) -> None:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
         self._decoder = msgspec.msgpack.Decoder(kind, dec_hook=_decode)
 
-    def dump(self, state: T) -> bytes:
+    def dump(self, state: _T) -> bytes:
         """The state's bytes."""
         return self._encoder.encode(state)
 
-    def load(self, blob: bytes | msgspec.Raw) -> T:
+    def load(self, blob: bytes | msgspec.Raw) -> _T:
         """The state back; msgspec.MsgspecError if the bytes are no such state."""
         return self._decoder.decode(blob)
 
-    def dump_parts(self, parts: Mapping[K, T]) -> Generator[None, None, dict[K, Any]]:
+    def dump_parts(self, parts: Mapping[_K, _T]) -> Generator[None, None, dict[_K, Any]]:
         """The bytes of each part, for an encoder to take in; stops after each one."""
-        dumped: dict[K, Any] = {}
+        dumped: dict[_K, Any] = {}
         for name, part in parts.items():
             dumped[name] = msgspec.Raw(self.dump(part))
             yield
         return dumped
 
-    def load_parts(self, parts: Mapping[K, Any]) -> Generator[None, None, dict[K, T]]:
+    def load_parts(self, parts: Mapping[_K, Any]) -> Generator[None, None, dict[_K, _T]]:
         """The parts back from what ``in_parts`` reads; stops after each one."""
-        loaded: dict[K, T] = {}
+        loaded: dict[_K, _T] = {}
         for name, part in parts.items():
             loaded[name] = self.load(part)
             yield
         return loaded
 
 
-def in_parts(kind: type[T], **parts: Any) -> type[T]:
+def in_parts(kind: type[_T], **parts: Any) -> type[_T]:
     """A state struct as its bytes are read first: fields that have parts are given other types, made of bytes."""
     hints = get_type_hints(kind)
     fields: list[Any] = []

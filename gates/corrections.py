@@ -5,7 +5,7 @@ import msgspec
 from tidegate.gates.recorder import engine, sources
 from tidegate.gates.records import Judgement, summaries
 from tidegate.gates.unit import Closed, Unit
-from tidegate.gates.window import Window
+from tidegate.gates.window import UnitWindow
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.correction import Correction, Said, seal_correction
 from tidegate.schemas.decision import Decision, Span
@@ -60,7 +60,7 @@ def correction(
     flag: Flag, unit: Unit, clockwork: Clockwork, judgement: Judgement, closed: Closed, at: int
 ) -> Correction:
     """Return the record of a judgement that late events changed. ``unit``: as it was, ``at``: when it is told, ms."""
-    late = closed.window.behind or Window(0, 0)
+    late = closed.window.behind or UnitWindow(0, 0)
     return seal_correction(
         Correction(
             flag=flag.name,

@@ -26,7 +26,7 @@ class KillSwitch(Machine):
         raise AssertionError("a kill switch has no windows")
 
 
-KINDS: dict[str, type[Machine]] = {
+MACHINES: dict[str, type[Machine]] = {
     "progressive_rollout": Ramp,
     "quality_gated": QualityGate,
     "cost_guard": CostGuard,
@@ -38,4 +38,4 @@ KINDS: dict[str, type[Machine]] = {
 def machine(flag: Flag, unit: Unit, clockwork: Clockwork, regions: Regions | None = None) -> Machine:
     """The state machine of a flag's kind over a unit's state."""
     staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
-    return (StagedRamp if staged else KINDS[flag.kind])(flag, unit, clockwork, regions)
+    return (StagedRamp if staged else MACHINES[flag.kind])(flag, unit, clockwork, regions)

@@ -22,7 +22,7 @@ request by hash."""
 
 SPOKEN = ("solved", "solved_rows", "lambda_rows", "lambda_bad_rows", "lambda_misspelt")
 """What a label says by a bit each, the first the lowest."""
-TOLD = ("labels", "labels_foreign", "labels_not_followed")
+LABEL_FATES = ("labels", "labels_foreign", "labels_not_followed")
 """What may become of labels: they count, are of no request of the stage, or of one that is not followed."""
 NO_PINS = -1
 ROW = np.dtype(
@@ -40,7 +40,7 @@ ROW = np.dtype(
 """One label. ``request`` and ``query``: 64-bit hashes. ``delta_s``, ``coverage``: NaN where absent. ``run``: of a λ
 group, -1 for none. ``pins``: index of the set that it carries, or ``NO_PINS``."""
 
-Rows = NDArray[Any]
+LabelRows = NDArray[Any]
 Chosen = NDArray[np.bool_]
 
 
@@ -65,12 +65,12 @@ class Labels(msgspec.Struct, array_like=True):
             self.pins.append(pins)
         return self.pins.index(pins)
 
-    def add(self, rows: Rows, names: Sequence[str]) -> None:
+    def add(self, rows: LabelRows, names: Sequence[str]) -> None:
         """Append labels; ``names`` is empty where nobody will ask for them."""
         self.count += len(rows)
         self._keep(np.concatenate([self.table, rows]), [*self.names, *names])
 
-    def _keep(self, rows: Rows, names: list[str]) -> None:
+    def _keep(self, rows: LabelRows, names: list[str]) -> None:
         """Thin what is too much. Levels only grow with the rows, so it is the same however these were cut."""
         kept = np.ones(len(rows), np.bool_)
         while True:
@@ -83,7 +83,7 @@ class Labels(msgspec.Struct, array_like=True):
         self.names = names if kept.all() else [name for name, keep in zip(names, kept.tolist(), strict=False) if keep]
 
     @property
-    def table(self) -> Rows:
+    def table(self) -> LabelRows:
         """The labels as an array."""
         return np.frombuffer(self.rows, ROW)
 
@@ -118,11 +118,11 @@ def _are(pins: str, locked: dict[str, str]) -> bool:
     return msgspec.json.decode(pins) == locked and all(pin in locked for pin in PINS)
 
 
-def _spoken(rows: Rows) -> dict[str, Chosen]:
+def _spoken(rows: LabelRows) -> dict[str, Chosen]:
     return {name: (rows["spoken"] >> bit & 1).astype(np.bool_) for bit, name in enumerate(SPOKEN)}
 
 
-def _sums(rows: Rows) -> Sums:
+def _sums(rows: LabelRows) -> Sums:
     said, sums = _spoken(rows), Sums()
     delta_s, coverage = rows["delta_s"], rows["coverage"]
     has_coverage = ~np.isnan(coverage)
@@ -142,7 +142,7 @@ def _sums(rows: Rows) -> Sums:
     return sums
 
 
-def _note_worst(sums: Sums, rows: Rows, names: list[str], partition: int) -> None:
+def _note_worst(sums: Sums, rows: LabelRows, names: list[str], partition: int) -> None:
     flips = np.where(_spoken(rows)["lambda_bad_rows"], 1.0, np.nan)
     for metric, badness, sign in (
         ("delta_s", rows["delta_s"], 1.0),

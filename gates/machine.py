@@ -14,7 +14,7 @@ import msgspec
 from tidegate.gates.assignments import Assignments
 from tidegate.gates.corrections import as_it_was, correction, remembered
 from tidegate.gates.evidence import Evidence, judged, pin_sets, pins_drifted, problems, reread
-from tidegate.gates.labels import TOLD, Known
+from tidegate.gates.labels import LABEL_FATES, Known
 from tidegate.gates.metrics import read_arms
 from tidegate.gates.recorder import Outcome, Recorder
 from tidegate.gates.records import Assessment, Judgement, Reading, unfired
@@ -22,7 +22,7 @@ from tidegate.gates.regions import Regions
 from tidegate.gates.samples import IdSample, shared
 from tidegate.gates.stage import StageEvidence
 from tidegate.gates.unit import Unit, first_weight
-from tidegate.gates.window import LABELS, REQUEST_SOURCES, PaneUnit, Window
+from tidegate.gates.window import LABELS, REQUEST_SOURCES, PaneUnit, UnitWindow
 from tidegate.schemas.catalogue import GUARDS, MANIFEST_REVISION, VERDICTS
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.correction import Correction
@@ -182,7 +182,12 @@ class Machine(ABC):
                 self._count_labels(unit.window.note_late(partition, at, late), partition, late, at, unit.locked)
 
     def _count_labels(
-        self, window: Window | None, partition: int, seen: PaneUnit, start: int, locked: Mapping[str, dict[str, str]]
+        self,
+        window: UnitWindow | None,
+        partition: int,
+        seen: PaneUnit,
+        start: int,
+        locked: Mapping[str, dict[str, str]],
     ) -> None:
         """Add to a window what those labels of a pane from ``start``, ms, say whose requests its stage has seen."""
         if window is None or not seen.labels:
@@ -193,7 +198,7 @@ class Machine(ABC):
                 sums = labels.counted(known, locked[arm], (arm, source, partition))
                 window.arm(arm).of(LABELS[source]).merge(sums)
                 if window is self.unit.window:
-                    self.labels.update({what: sums[what] for what in TOLD})
+                    self.labels.update({what: sums[what] for what in LABEL_FATES})
 
     def _known(self, start: int) -> Known:
         """The requests that labels of a pane from ``start``, ms, may be of: its stage's, or two windows'."""

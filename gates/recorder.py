@@ -9,7 +9,7 @@ from tidegate.gates.forecast import forecast
 from tidegate.gates.records import Judgement, exemplars, summaries, weights
 from tidegate.gates.samples import shared
 from tidegate.gates.unit import Unit
-from tidegate.gates.window import Window
+from tidegate.gates.window import UnitWindow
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import (
     Action,
@@ -113,7 +113,7 @@ class Recorder:
         drifted: int = 0,
         **more: object,
     ) -> Decision:
-        unit, flag, window = self.unit, self.flag, Window(0, 0) if plain else self.unit.window
+        unit, flag, window = self.unit, self.flag, UnitWindow(0, 0) if plain else self.unit.window
         decision = seal_decision(
             Decision(
                 flag=flag.name,
@@ -185,7 +185,7 @@ class Recorder:
         return [Warning(code=code, count=count) for code, count in counts.items() if count]
 
 
-def _labels(window: Window, what: str) -> int:
+def _labels(window: UnitWindow, what: str) -> int:
     """Return a count of labels in the window, of both arms."""
     return sum(sums[what] for arm in (window.canary, window.baseline) for sums in arm.sources.values())
 

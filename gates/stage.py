@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tidegate.gates.window import Arm, Window
+from tidegate.gates.window import Arm, UnitWindow
 from tidegate.schemas.decision import EvidenceSpan
 
 
@@ -24,7 +24,7 @@ class StageEvidence(msgspec.Struct, array_like=True, frozen=True):
     rest_baseline: Arm = msgspec.field(default_factory=Arm)
     cycle: int = 1
 
-    def with_window(self, window: Window, *, sound: bool) -> "StageEvidence":
+    def with_window(self, window: UnitWindow, *, sound: bool) -> "StageEvidence":
         """The evidence with one more window; one that is not ``sound`` is left out."""
         since = window.start if self.since is None else self.since
         if not sound:
@@ -44,7 +44,7 @@ class StageEvidence(msgspec.Struct, array_like=True, frozen=True):
             baseline=Arm.gathered(self.baseline, window.baseline),
         )
 
-    def span(self, window: Window, *, sound: bool) -> EvidenceSpan:
+    def span(self, window: UnitWindow, *, sound: bool) -> EvidenceSpan:
         """What records say of it, the present window included."""
         return EvidenceSpan(
             windows=self.windows + sound,

@@ -6,7 +6,7 @@ from tidegate.gates.assignments import Assignments
 from tidegate.gates.labels import RequestIds
 from tidegate.gates.samples import IdSample
 from tidegate.gates.stage import StageEvidence
-from tidegate.gates.window import Arm, Window
+from tidegate.gates.window import Arm, UnitWindow
 from tidegate.schemas.catalogue import engaged_under
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Problem, Verdict
@@ -31,7 +31,7 @@ class Closed(msgspec.Struct, array_like=True):
     ``told``: the verdict as it was last said, ``seen``: the late events it has been judged with.
     """
 
-    window: Window
+    window: UnitWindow
     decision_id: str
     hash: str
     verdict: Verdict
@@ -75,7 +75,7 @@ class Unit(msgspec.Struct, array_like=True):
     region: str
     kind: str
     manifest_hash: str
-    window: Window
+    window: UnitWindow
     weight: float
     locked: dict[str, dict[str, str]]
     stage: int = 0
@@ -145,7 +145,7 @@ class Unit(msgspec.Struct, array_like=True):
     def turn(self, start: int, end: int) -> None:
         """Go over to a new window."""
         self.hashes = self.window.detail.hashes
-        self.window = Window(start, end)
+        self.window = UnitWindow(start, end)
 
 
 def begin(flag: Flag, region: str, start: int, clockwork: Clockwork, before: Unit | None = None) -> Unit:
@@ -158,7 +158,7 @@ def begin(flag: Flag, region: str, start: int, clockwork: Clockwork, before: Uni
         region=region,
         kind=flag.kind,
         manifest_hash=flag.manifest_hash,
-        window=Window(start, start),
+        window=UnitWindow(start, start),
         weight=before.weight if before else first_weight(flag),
         engaged=bool(before and engaged_under(before.engaged, before.kind, flag.kind, same_manifest=False)),
         locked={},

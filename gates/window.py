@@ -274,7 +274,7 @@ class LostRange(msgspec.Struct, array_like=True, frozen=True):
     next: int
 
 
-class Window(msgspec.Struct, array_like=True):
+class UnitWindow(msgspec.Struct, array_like=True):
     """The merged panes of [start, end), ms.
 
     ``ids``: sticky ids of traffic seen, once a pane and partition; ``orphans``: those of them never exposed.
@@ -295,7 +295,7 @@ class Window(msgspec.Struct, array_like=True):
     detail: Detail = msgspec.field(default_factory=Detail)
     orphans: int = 0
     ids: int = 0
-    behind: "Window | None" = None
+    behind: "UnitWindow | None" = None
     left_out: int = 0
     unexpected: int = 0
     partitions: dict[int, Read] = msgspec.field(default_factory=dict)
@@ -338,20 +338,22 @@ class Window(msgspec.Struct, array_like=True):
         known = self.offsets.get(partition, seen)
         self.offsets[partition] = Offsets(min(known.first, seen.first), max(known.last, seen.last))
 
-    def note_late(self, partition: int, pane: int, seen: PaneUnit) -> "Window | None":
+    def note_late(self, partition: int, pane: int, seen: PaneUnit) -> "UnitWindow | None":
         """Keep late events of a pane that starts at ``pane`` ms, if it is one of this window; where they are kept."""
         if not self.start <= pane < self.end:
             return None
         if self.behind is None:
-            self.behind = Window(self.start, self.end)
+            self.behind = UnitWindow(self.start, self.end)
         self.behind.merge(partition, seen)
         return self.behind
 
-    def made_whole(self) -> "Window":
+    def made_whole(self) -> "UnitWindow":
         """A window of its own with the late events counted in."""
-        whole = Window(self.start, self.end, late=self.late, duplicates=self.duplicates, dead_letters=self.dead_letters)
+        whole = UnitWindow(
+            self.start, self.end, late=self.late, duplicates=self.duplicates, dead_letters=self.dead_letters
+        )
         whole.partitions = self.partitions
-        for part in (self, self.behind or Window(self.start, self.end)):
+        for part in (self, self.behind or UnitWindow(self.start, self.end)):
             whole.baseline.merge(part.baseline)
             whole.canary.merge(part.canary)
             whole.detail.merge(part.detail)

@@ -212,7 +212,7 @@ def stale(folder: Path, texts: Mapping[Path, str]) -> list[Path]:
     ]
 
 
-def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
+def write_or_check(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
     """Write or check the files; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tidegate.schemas.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on drift")
@@ -229,4 +229,4 @@ def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check())

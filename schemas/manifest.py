@@ -99,10 +99,10 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Drift = Annotated[Number, Field(ge=0, le=2)]
 Uplift = Annotated[Number, Field(ge=0)]
 Chance = Annotated[Number, Field(gt=0, le=0.5)]
-Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)]
+PositiveCount = Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)]
 Bool = Annotated[bool, Strict()]
-Text = Annotated[str, Strict(), Field(min_length=1)]
-Ids = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_no_duplicates)]
+FilledText = Annotated[str, Strict(), Field(min_length=1)]
+DistinctTexts = Annotated[tuple[FilledText, ...], Field(min_length=1), AfterValidator(_no_duplicates)]
 Duration = Annotated[
     int,
     BeforeValidator(parse_duration),
@@ -124,12 +124,12 @@ class Part(BaseModel):
 class Scope(Part):
     """What the flag covers; ``("all",)`` is everything."""
 
-    tenants: Ids = ("all",)
-    regions: Ids = ("all",)
+    tenants: DistinctTexts = ("all",)
+    regions: DistinctTexts = ("all",)
     """Each region is a unit of its own, staged on its own."""
-    endpoints: Ids = ("all",)
-    cohorts: Ids = ("all",)
-    surfaces: Ids = ("all",)
+    endpoints: DistinctTexts = ("all",)
+    cohorts: DistinctTexts = ("all",)
+    surfaces: DistinctTexts = ("all",)
 
 
 class Traffic(Part):
@@ -185,11 +185,11 @@ class Window(Part):
     """A whole number of panes."""
     settle_ms: Duration = Field(10_000, alias="settle", json_schema_extra={"default": "10s"})
     """How long a new stage settles before its first window."""
-    hold_windows: Count = 1
+    hold_windows: PositiveCount = 1
     """Green windows in a row that a stage needs before the next."""
-    min_requests: Count = 20
+    min_requests: PositiveCount = 20
     """Rows in either arm below which a gate is unknown."""
-    min_lambda_groups: Count = 1
+    min_lambda_groups: PositiveCount = 1
     """Complete probe groups (events, with lambda_source traffic) below which λ is unknown."""
     late_max: Share = 0.01
     """Share of late events above which the window is unstable."""
@@ -380,9 +380,9 @@ class Flag(Part):
 
     kind: FlagKind = "progressive_rollout"
     scope: Scope = Scope()
-    versions: dict[Text, Text] = {}
+    versions: dict[FilledText, FilledText] = {}
     """The canary's pins."""
-    baseline_versions: dict[Text, Text] = {}
+    baseline_versions: dict[FilledText, FilledText] = {}
     """The baseline's pins; left out: locked from the unit's first baseline event."""
     traffic: Traffic = Field(default={}, validate_default=True)
     window: Window = Field(default={}, validate_default=True)
@@ -566,8 +566,8 @@ class FreezeWindow(Part):
     """ISO 8601 with its offset from UTC, such as 2026-12-24T00:00:00Z."""
     end: Annotated[Instant, Field(alias="to")]
     """Exclusive."""
-    reason: Text
-    by: Text | None = None
+    reason: FilledText
+    by: FilledText | None = None
     """Who decided it."""
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from tidegate.schemas.canonical import canonical
 from tidegate.schemas.decision import OperationBy
 from tidegate.schemas.errors import InputError, Refusal
 from tidegate.schemas.event import FUTURE_MS
-from tidegate.schemas.signed import MAX_BYTES, TrustedKeys, open_signed
+from tidegate.schemas.signed import DOCUMENT_BYTES_MAX, TrustedKeys, open_signed
 
 _Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 
@@ -56,7 +56,7 @@ def read_operation(document: bytes | None, deployment: str, trusted: TrustedKeys
     """
     if trusted is not None:
         payload, _ = open_signed(document, "operation", deployment, trusted)
-    elif document is None or len(document) > MAX_BYTES:
+    elif document is None or len(document) > DOCUMENT_BYTES_MAX:
         raise Refusal("not an operation: empty or too large")
     else:
         payload = document

@@ -21,7 +21,7 @@ Headers = Sequence[tuple[str, bytes]]
 
 SIGNATURE = "tidegate.signature"
 KEY = "tidegate.key"
-FORM = b"tidegate-record/1"
+_RECORD_FORM = b"tidegate-record/1"
 
 
 def sign_record(value: bytes, kind: RecordKind, key: PrivateKey) -> list[tuple[str, bytes]]:
@@ -30,7 +30,7 @@ def sign_record(value: bytes, kind: RecordKind, key: PrivateKey) -> list[tuple[s
     return [(SIGNATURE, signature), (KEY, key_id(key.public_key()).encode())]
 
 
-def is_signed(headers: Headers) -> bool:
+def has_signature(headers: Headers) -> bool:
     """Whether a record has a signature, whatever it is worth."""
     return any(name in (SIGNATURE, KEY) for name, _ in headers)
 
@@ -42,7 +42,7 @@ def verify_record(value: bytes | None, headers: Headers, kind: RecordKind, trust
     """
     signatures = [content for name, content in headers if name == SIGNATURE]
     names = [content for name, content in headers if name == KEY]
-    if value is None or not is_signed(headers):
+    if value is None or not has_signature(headers):
         raise SignatureError("not signed")
     if len(signatures) != 1 or len(names) != 1:
         raise SignatureError(f"{len(signatures)} signatures and {len(names)} key ids, where one of each belongs")
@@ -63,4 +63,4 @@ def verify_record(value: bytes | None, headers: Headers, kind: RecordKind, trust
 
 
 def _covered(kind: RecordKind, value: bytes) -> bytes:
-    return b"%s\n%s\n%s" % (FORM, kind.encode(), value)
+    return b"%s\n%s\n%s" % (_RECORD_FORM, kind.encode(), value)

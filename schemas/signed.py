@@ -28,9 +28,9 @@ PrivateKey = Ed25519PrivateKey
 TrustedKeys = Mapping[str, Ed25519PublicKey]
 """Public keys by key id."""
 
-FORM = b"tidegate-signed/2"
+_FORM = b"tidegate-signed/2"
 _ANY_FORM = b"tidegate-signed/"
-MAX_BYTES = 1 << 20
+DOCUMENT_BYTES_MAX = 1 << 20
 
 
 def key_id(key: Ed25519PublicKey) -> str:
@@ -51,10 +51,12 @@ def sign(kind: DocumentKind, deployment: str, payload: bytes, key: PrivateKey) -
             "are made of letters, digits, `.`, `_` and `-`"
         )
     signature = b64encode(key.sign(_covered(kind, deployment, payload)))
-    words = FORM, kind.encode(), deployment.encode(), key_id(key.public_key()).encode(), signature
+    words = _FORM, kind.encode(), deployment.encode(), key_id(key.public_key()).encode(), signature
     document = b" ".join(words) + b"\n" + payload
-    if len(document) > MAX_BYTES:
-        raise SignatureError(f"{len(document)} bytes are more than a signed document may have, {MAX_BYTES}; shorten it")
+    if len(document) > DOCUMENT_BYTES_MAX:
+        raise SignatureError(
+            f"{len(document)} bytes are more than a signed document may have, {DOCUMENT_BYTES_MAX}; shorten it"
+        )
     return document
 
 
@@ -63,14 +65,14 @@ def open_signed(document: bytes | None, kind: DocumentKind, deployment: str, tru
 
     The payload is not looked at before the signature holds. Raises SignatureError, with the way out, for anything else.
     """
-    if document is None or len(document) > MAX_BYTES:
-        size = "is empty" if document is None else f"has {len(document)} bytes, more than {MAX_BYTES}"
+    if document is None or len(document) > DOCUMENT_BYTES_MAX:
+        size = "is empty" if document is None else f"has {len(document)} bytes, more than {DOCUMENT_BYTES_MAX}"
         raise SignatureError(f"the document {size}; sign it anew")
     head, newline, payload = document.partition(b"\n")
     words = head.split(b" ")
-    if words[0] != FORM and is_signed(document):
+    if words[0] != _FORM and is_signed(document):
         raise SignatureError("signed by another version, which did not name the deployment it is for; sign it again")
-    if not newline or len(words) != 5 or words[0] != FORM:
+    if not newline or len(words) != 5 or words[0] != _FORM:
         raise SignatureError("not a signed document; sign it with `tidegate sign`")
     if words[1] != kind.encode():
         raise SignatureError(f"signed as {_shown(words[1])}, not as {kind}; give a document of the right kind")
@@ -98,7 +100,7 @@ def open_signed(document: bytes | None, kind: DocumentKind, deployment: str, tru
 
 
 def _covered(kind: str, deployment: str, payload: bytes) -> bytes:
-    return b"%s %s %s\n%s" % (FORM, kind.encode(), deployment.encode(), payload)
+    return b"%s %s %s\n%s" % (_FORM, kind.encode(), deployment.encode(), payload)
 
 
 def _shown(word: bytes) -> str:

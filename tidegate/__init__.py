@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tidegate.schemas.assignment import arm, bucket
+    from tidegate.schemas.correction import Correction, correction_from_bytes
     from tidegate.schemas.decision import Command, Decision, command_from_bytes, decision_from_bytes
     from tidegate.schemas.errors import TidegateError
     from tidegate.schemas.event import TelemetryEvent
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Command",
     "ControlConsumer",
+    "Correction",
     "Decision",
     "Settings",
     "SyncTelemetryPublisher",
@@ -30,6 +32,7 @@ __all__ = [
     "arm",
     "bucket",
     "command_from_bytes",
+    "correction_from_bytes",
     "decision_from_bytes",
     "load_manifest",
     "load_settings",
@@ -39,6 +42,7 @@ __all__ = [
 
 _MODULES = {
     "schemas.assignment": ("arm", "bucket"),
+    "schemas.correction": ("Correction", "correction_from_bytes"),
     "schemas.decision": ("Command", "Decision", "command_from_bytes", "decision_from_bytes"),
     "schemas.errors": ("TidegateError",),
     "schemas.event": ("TelemetryEvent",),

@@ -25,10 +25,10 @@ CAUSE_FIELDS = (
     "arms",
 )
 """What is told first."""
-TOLD = 4
+DIFFERENCES_TOLD = 4
 
 
-def told(one: bytes, other: bytes) -> str:
+def describe_differences(one: bytes, other: bytes) -> str:
     """What differs between two JSON objects, `` in `` field by field; empty where only the spelling does."""
     a, b = msgspec.json.decode(one), msgspec.json.decode(other)
     found = [(path, here, there) for path, here, there in _walk(a, b, ()) if path[0] not in FOLLOWS]
@@ -40,9 +40,9 @@ def told(one: bytes, other: bytes) -> str:
     )
     said = [
         f"{' '.join(path)} {_shown(readable(here, path[-1]))} here, {_shown(readable(there, path[-1]))} there"
-        for path, here, there in found[:TOLD]
+        for path, here, there in found[:DIFFERENCES_TOLD]
     ]
-    more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    more = f"; and {len(found) - DIFFERENCES_TOLD} more" if len(found) > DIFFERENCES_TOLD else ""
     return " in " + "; ".join(said) + more
 
 
@@ -106,7 +106,7 @@ def first_difference(new: Iterable[bytes], old: Iterable[bytes]) -> str | None:
         one, other = ours.get(unit, []), theirs.get(unit, [])
         for index, (a, b) in enumerate(zip(one, other, strict=False), 1):
             if a != b:
-                return f"{unit}: record {index} differs{told(a, b)}"
+                return f"{unit}: record {index} differs{describe_differences(a, b)}"
         if len(one) != len(other):
             return f"{unit}: {len(one)} records here, {len(other)} in the other file"
     return None

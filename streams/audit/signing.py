@@ -4,17 +4,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from tidegate.schemas.errors import SignatureError
-from tidegate.schemas.seal import is_signed, verify_record
+from tidegate.schemas.seal import has_signature, verify_record
 from tidegate.schemas.signed import TrustedKeys
 
-Kind = Literal["decision", "command"]
+SignedKind = Literal["decision", "command"]
 
 
-class Placed(NamedTuple):
+class SignedRecord(NamedTuple):
     """A record and where it stands; ``timestamp``: its own, ms."""
 
     where: str
-    kind: Kind
+    kind: SignedKind
     partition: int
     timestamp: int
     value: bytes | None
@@ -24,18 +24,18 @@ class Placed(NamedTuple):
 class Checked(NamedTuple):
     """A record and what is wrong with its signature; ``before``: it is unsigned, from before signing began."""
 
-    record: Placed
+    record: SignedRecord
     fault: str | None = None
     before: bool = False
 
 
-def check(records: Iterable[Placed], trusted: TrustedKeys, since: int | None) -> Iterator[Checked]:
+def check(records: Iterable[SignedRecord], trusted: TrustedKeys, since: int | None) -> Iterator[Checked]:
     """Hold each record's signature against the trusted keys.
 
     ``since``: from the first record of a partition with this time, ms, or a later one, on, every one has to be signed.
     None: from the first that is. After that a record's time tells nothing: whoever adds one chooses it.
     """
-    begun: set[tuple[Kind, int]] = set()
+    begun: set[tuple[SignedKind, int]] = set()
     for record in records:
         fault, log = None, (record.kind, record.partition)
         try:
@@ -44,7 +44,7 @@ def check(records: Iterable[Placed], trusted: TrustedKeys, since: int | None) ->
             fault = str(error)
         if fault is None if since is None else record.timestamp >= since:
             begun.add(log)
-        before = fault is not None and not is_signed(record.headers) and log not in begun
+        before = fault is not None and not has_signature(record.headers) and log not in begun
         yield Checked(record, None if before else fault, before)
 
 
@@ -55,13 +55,13 @@ class Beginning(NamedTuple):
     """
 
     before: int
-    first: Placed | None
+    first: SignedRecord | None
     all_since: int
 
 
 def beginning(checked: Iterable[Checked]) -> Beginning:
     """Where signing began, in records of all partitions."""
-    before, firsts = 0, dict[tuple[Kind, int], Placed]()
+    before, firsts = 0, dict[tuple[SignedKind, int], SignedRecord]()
     for record, fault, unsigned in checked:
         before += unsigned
         if fault is None and not unsigned:

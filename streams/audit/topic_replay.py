@@ -13,7 +13,7 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.operation import Operation
 from tidegate.schemas.timeline import Timeline
-from tidegate.streams.audit.compare import by_unit, told
+from tidegate.streams.audit.compare import by_unit, describe_differences
 from tidegate.streams.audit.recorded import Recorded
 from tidegate.streams.engine.gate_log import Order, gate_of
 from tidegate.streams.engine.gate_partition import GatePartition, all_switches
@@ -202,7 +202,7 @@ class TopicReplay:
                 other = other[behind:]
             for number, (a, b) in enumerate(zip(one, other, strict=False), 1):
                 if a != b:
-                    return f"{unit}: decision {number} differs{told(a, b)}"
+                    return f"{unit}: decision {number} differs{describe_differences(a, b)}"
             if len(one) > len(other) or (len(one) < len(other) and not part):
                 return f"{unit}: {len(one)} decisions here, {len(other)} in the topic"
         return self._commands_differ(commands)
@@ -213,7 +213,7 @@ class TopicReplay:
             one, other = ours.get(unit, {}), theirs.get(unit, {})
             for seq in sorted(one.keys() & other.keys()):
                 if one[seq] != other[seq]:
-                    return f"{unit}: command {seq} differs{told(one[seq], other[seq])}"
+                    return f"{unit}: command {seq} differs{describe_differences(one[seq], other[seq])}"
             last, recorded = max(one, default=self._heads.get(unit, Head()).seq), max(other, default=0)
             if last > recorded or (last < recorded and not self._asked.part):
                 return f"{unit}: the last command is {last} here, {recorded} in the topic"

@@ -76,7 +76,7 @@ class Block:
 
 
 @dataclass
-class Rows:
+class UnitRows:
     """Accepted rows of one unit that are not added up yet: one list entry a run."""
 
     pane: list[Ints] = field(default_factory=list)

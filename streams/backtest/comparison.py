@@ -15,7 +15,7 @@ from tidegate.gates.samples import IdSample
 from tidegate.gates.stage import StageEvidence
 from tidegate.gates.staged import StagedRamp, unsound
 from tidegate.gates.unit import Pinned, Unit, begin
-from tidegate.gates.window import Window as Evidence
+from tidegate.gates.window import UnitWindow as Evidence
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Decision, GateResult, RuleResult
 from tidegate.schemas.errors import InputError

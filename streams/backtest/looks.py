@@ -24,12 +24,12 @@ from tidegate.schemas.manifest import SLACK, Flag
 from tidegate.streams.backtest.arms import Bools, Groups, Split
 from tidegate.streams.backtest.buckets import AT, BUCKETED_SOURCES
 
-ROWS_MAX = 1 << 24
+QUANTILE_ROWS_MAX = 1 << 24
 """A quantile that so many rows do not bound is not bounded here."""
 
 
 @dataclass
-class Recorded:
+class SpanValues:
     """The values of a stage's windows that are over, by metric and source: the canary's and the baseline's."""
 
     since: int | None = None
@@ -70,14 +70,14 @@ def _values(groups: Groups, metric: str, chosen: Bools) -> dict[int, tuple[Float
     return found
 
 
-def looks(split: Split, flag: Flag, unit: Unit, past: Recorded) -> Iterator[int]:
+def looks(split: Split, flag: Flag, unit: Unit, past: SpanValues) -> Iterator[int]:
     """The panes of a window, before its last, at whose end a gate could be proven over its limit."""
     found = _suspects(split, flag, unit, past)
     found[-1:] = False
     yield from np.flatnonzero(found).tolist()
 
 
-def _suspects(split: Split, flag: Flag, unit: Unit, past: Recorded) -> Bools:
+def _suspects(split: Split, flag: Flag, unit: Unit, past: SpanValues) -> Bools:
     panes = split.span.plain.panes
     labels = [BUCKETED_SOURCES.index(name) for name in LABELS.values() if name in BUCKETED_SOURCES]
     if unit.evidence.left_out or set(labels) & set(split.span.plain.present):
@@ -94,7 +94,7 @@ class _Asked:
     split: Split
     flag: Flag
     unit: Unit
-    past: Recorded
+    past: SpanValues
 
     def __post_init__(self) -> None:
         self.panes = self.split.span.plain.panes
@@ -282,7 +282,7 @@ def least_rows(q: float, level: float, design_effect: float) -> tuple[int, int]:
 
     def bounded(end: int) -> int:
         return bisect_left(
-            range(ROWS_MAX),
+            range(QUANTILE_ROWS_MAX),
             True,
             key=lambda n: quantile_ranks(n, q, level, design_effect=design_effect)[end] is not None,
         )

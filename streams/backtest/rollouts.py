@@ -30,12 +30,12 @@ from tidegate.streams.backtest.buckets import (
     CACHED,
     SPLIT,
     Block,
-    Rows,
+    UnitRows,
     bucket_of,
     drawn,
     mixed,
 )
-from tidegate.streams.backtest.looks import Recorded, looks
+from tidegate.streams.backtest.looks import SpanValues, looks
 from tidegate.streams.dumps.log import runs
 from tidegate.streams.engine.columns import Columns
 from tidegate.streams.engine.event_classes import EventClasses
@@ -56,7 +56,7 @@ class BaselineHistory:
         self.gold: set[str] = set()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 closed by close()
         self._index: dict[str, list[tuple[int, int, int, int]]] = {}
-        self._rows: dict[str, Rows] = {}
+        self._rows: dict[str, UnitRows] = {}
         self._cells: list[tuple[str, str, str]] = []
         self._unit, self._key = np.empty(0, np.int64), np.empty(0, np.int64)
         self.block = lru_cache(CACHED)(self._block)
@@ -90,7 +90,7 @@ class BaselineHistory:
         for number in np.unique(unit).tolist():
             here = np.flatnonzero(unit == number)
             name = table.cells[int(cell[here[0]])][0]
-            rows = self._rows.setdefault(name, Rows())
+            rows = self._rows.setdefault(name, UnitRows())
             rows.pane.append(pane[here])
             rows.key.append(key[here])
             rows.counters.append(counters[here])
@@ -288,7 +288,7 @@ def sham_rollout(
     ramp = machine(flag, state, clockwork)
     path: list[tuple[str, list[str], int]] = []
     staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
-    past = Recorded()
+    past = SpanValues()
     for _ in range(WINDOWS_MAX[flag.policy.evidence]):
         window = state.window
         if window.end > history.end:

@@ -25,7 +25,7 @@ from tidegate.streams.commands.rehearsal import Log, Rehearsal, rehearsals, tell
 from tidegate.streams.dumps.log import count_partitions
 from tidegate.streams.kafka.manifests import load_trusted, read_files
 from tidegate.streams.report.svg import moment
-from tidegate.streams.report.terminal import VERDICT_STYLE, percent
+from tidegate.streams.report.terminal import VERDICT_STYLE, weight_percent
 from tidegate.streams.report.text import many, plain
 from tidegate.streams.settings import command_settings
 
@@ -203,7 +203,7 @@ def _tell_comparison(
         table.add_row(
             Text(quoted(first.unit)[1:-1]),
             span + count,
-            percent(first.weight),
+            weight_percent(first.weight),
             _said(first.a, first.end),
             _said(first.b, first.end),
             Text("\n".join(_why(first))),

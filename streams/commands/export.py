@@ -38,7 +38,7 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
     if start is not None and end is not None and end <= start:
         raise InputError("--to: not after --from, so nothing would be dumped")
     settings = command_settings(broker=broker)
-    write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (parquet.write, "parquet")
+    write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (parquet.write_rows, "parquet")
     if form == "parquet":
         parquet.require()
     early = {settings.manifests_topic, settings.operations_topic}

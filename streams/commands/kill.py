@@ -20,7 +20,7 @@ from tidegate.streams.kafka.tail import Tail, tail
 from tidegate.streams.report.text import plain
 from tidegate.streams.settings import Settings, command_settings
 
-QUIET_SECONDS = 1.0
+SETTLED_SECONDS = 1.0
 """After this long without another region the order is taken to be carried out in all."""
 
 
@@ -106,7 +106,7 @@ async def _shown(decisions: Tail, operation: Operation, seconds: float) -> bool:
     units: set[str] = set()
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
-        records = await decisions.more(QUIET_SECONDS)
+        records = await decisions.more(SETTLED_SECONDS)
         if units and not records:
             break
         for record in records:

@@ -25,7 +25,7 @@ from tidegate.streams.commands.options import LogFile, pane_option
 from tidegate.streams.dumps.log import count_partitions
 from tidegate.streams.engine.tally import Tally
 from tidegate.streams.kafka.manifests import read_files
-from tidegate.streams.report.terminal import percent
+from tidegate.streams.report.terminal import weight_percent
 from tidegate.streams.report.text import plain
 from tidegate.streams.settings import Settings, command_settings
 
@@ -203,7 +203,7 @@ def _show_verdict(console: Console, flag: Flag, rate: float) -> None:
     console.print()
     if not _staged(flag):
         chance = finishes_by_point(flag, [(stage.canary or 0.0) * length for stage in stages])
-        said = f"with evidence: point about {percent(chance)} of healthy canaries finish at this rate"
+        said = f"with evidence: point about {weight_percent(chance)} of healthy canaries finish at this rate"
         console.print(Text(said, "bold" if chance >= HEALTHY_LEAST else "bold yellow"))
         console.print(
             Text("errors and tool failures at half their limits, by the binomial law; other gates pass", "dim")
@@ -216,19 +216,19 @@ def _show_verdict(console: Console, flag: Flag, rate: float) -> None:
         slowest, seconds = _slowest(flag, stage)
         windows = max(flag.window.hold_windows, math.ceil(seconds / length)) if math.isfinite(seconds) else math.inf
         whole += windows * length
-        name = "shadow" if stage.canary is None else percent(stage.weight)
+        name = "shadow" if stage.canary is None else weight_percent(stage.weight)
         needs = (
             "the least, hold_windows" if slowest is None else f"{slowest.gate}, {slowest.rows or 0:,} {slowest.what}"
         )
         lines.append(f"  {name:>6}: {_told(windows * length):>8}, longest {needs}")
     console.print(
-        Text(f"a canary like the baseline is at {percent(stages[-1].weight)} after about {_told(whole)}", "bold")
+        Text(f"a canary like the baseline is at {weight_percent(stages[-1].weight)} after about {_told(whole)}", "bold")
     )
     for line in lines:
         console.print(line)
     for stop in to_stop(flag):
         rows = "never" if stop.rows is None else f"about {stop.rows:,} {stop.what} of the canary"
-        value = percent(_bad_value(flag, stop.gate))
+        value = weight_percent(_bad_value(flag, stop.gate))
         console.print(f"  a canary at the value to rule out for {stop.gate} ({value}) is stopped after {rows}")
     console.print(
         Text("rates at half of what the limits allow; a quantile or the cost may take longer where it varies", "dim")
@@ -266,7 +266,7 @@ def _headline(flag: Flag, stage: _Stage) -> Text:
     seconds = flag.window.length_ms / 1000
     canary = "mirrored requests" if stage.canary is None else f"{_count(stage.canary * seconds)} canary"
     baseline = "a pinned baseline" if stage.pinned else f"{_count(stage.baseline * seconds)} baseline requests"
-    name = "shadow" if stage.canary is None else f"canary {percent(stage.weight)}"
+    name = "shadow" if stage.canary is None else f"canary {weight_percent(stage.weight)}"
     return Text(f"stage {stage.index}, {name}", "bold").append(
         f": a window of {_span(seconds)} has {canary} and {baseline}", "not bold"
     )
@@ -349,7 +349,7 @@ def _sure(flag: Flag, gate: str, stage: _Stage, rows: int | None) -> str:
 def _regression(rule: HardRule, found: Catch) -> str:
     if found.regression is None:
         return "—"
-    share = percent(found.regression)
+    share = weight_percent(found.regression)
     match rule.kind:
         case "delta_s_p95_over":
             return f"{share} far above"

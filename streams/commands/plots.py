@@ -22,7 +22,7 @@ from tidegate.streams.report.svg import (
     round_numbers,
     spread,
 )
-from tidegate.streams.report.terminal import percent
+from tidegate.streams.report.terminal import weight_percent
 from tidegate.streams.report.text import many, number
 
 _SHARES = ("latency", "error", "tool", "cost", "lambda_flip", "reason_failure")
@@ -101,7 +101,7 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[ComparedWindow]) -> 
     weight: float | None = None
     for window in windows:
         if window.weight != weight and window.weight > 0:
-            canvas.text(x(window.start) + 2, top + 36, percent(window.weight), 10, FAINT)
+            canvas.text(x(window.start) + 2, top + 36, weight_percent(window.weight), 10, FAINT)
         weight = window.weight
     for y, letter, colour in ((top + 42, "A", A_COLOUR), (top + 72, "B", B_COLOUR)):
         canvas.text(LEFT - 14, y + 17, letter, 14, colour, font_weight="700", text_anchor="end")
@@ -277,7 +277,7 @@ def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal) -> None:
     canvas.add("rect", x=LEFT, y=top, width=RIGHT - LEFT, height=height, fill="#fafbfc", stroke=GRID)
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         canvas.line(LEFT, y(share), RIGHT, y(share), GRID)
-        canvas.text(LEFT - 8, y(share) + 4, percent(share), 11, FAINT, text_anchor="end")
+        canvas.text(LEFT - 8, y(share) + 4, weight_percent(share), 11, FAINT, text_anchor="end")
     step = next(s for s in (1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 10_080, 10**9) if last / 60_000 / s <= 9)
     for minute in range(0, int(last / 60_000) + 1, step):
         canvas.line(x(minute * 60_000), y(0), x(minute * 60_000), y(0) + 5, FAINT)

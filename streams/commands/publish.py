@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from tidegate.schemas.decision import decision_from_bytes
 from tidegate.schemas.errors import EventError, InputError, Refusal, SettingsError, TopicError
-from tidegate.schemas.signed import MAX_BYTES, TrustedKeys, read_private
+from tidegate.schemas.signed import DOCUMENT_BYTES_MAX, TrustedKeys, read_private
 from tidegate.schemas.timeline import Revision, Timeline
 from tidegate.schemas.times import iso
 from tidegate.streams.kafka.connect import why
@@ -152,7 +152,9 @@ async def _units(settings: Settings) -> dict[str, str] | None:
 
 async def send(settings: Settings, topic: str, key: bytes, value: bytes) -> int:
     """Write one record and wait until it is safe; its timestamp, ms. Raises TopicError if that fails."""
-    producer = AIOKafkaProducer(**settings.kafka, acks="all", enable_idempotence=True, max_request_size=2 * MAX_BYTES)
+    producer = AIOKafkaProducer(
+        **settings.kafka, acks="all", enable_idempotence=True, max_request_size=2 * DOCUMENT_BYTES_MAX
+    )
     try:
         await producer.start()
         sent = await producer.send_and_wait(topic, value, key=key, partition=0)

@@ -29,7 +29,7 @@ from tidegate.streams.backtest.rollouts import (
     sham_flag,
     starts,
 )
-from tidegate.streams.report.terminal import percent
+from tidegate.streams.report.terminal import weight_percent
 from tidegate.streams.report.text import many, number
 
 
@@ -71,7 +71,7 @@ class Rehearsal:
     def tell(self, console: Console) -> None:
         """Print the rates and lifetimes."""
         stages, healthy = self.flag.ramp_stages, self.healthy
-        shares = ", ".join(f"{buckets_for(stage)} ({percent(stage)})" for stage in stages)
+        shares = ", ".join(f"{buckets_for(stage)} ({weight_percent(stage)})" for stage in stages)
         console.print(Text(f"{quoted(self.unit)[1:-1]} under {self.manifest}", style="bold"))
         console.print(
             f"{many(healthy.passed.of, 'sham rollout')} on {number(self.days)} days of the baseline, "
@@ -84,7 +84,7 @@ class Rehearsal:
             table.add_column(title, justify="right")
         table.add_column("")
         staged = self.flag.policy.evidence == "sequential"
-        alpha = f"false_stop is {percent(self.flag.policy.false_stop)}"
+        alpha = f"false_stop is {weight_percent(self.flag.policy.false_stop)}"
         for what, rate, note in (
             ("aborted early", healthy.aborted_early, "" if staged else alpha),
             ("aborted at a window's end", healthy.aborted_at_end, ""),

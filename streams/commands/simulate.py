@@ -19,7 +19,7 @@ from tidegate.schemas.load import read_manifest
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.times import iso
 from tidegate.streams.commands.options import Time
-from tidegate.streams.report.terminal import order, outcome, percent, plain_gates, problem_lines
+from tidegate.streams.report.terminal import order, outcome, plain_gates, problem_lines, weight_percent
 from tidegate.streams.settings import command_settings
 from tidegate.streams.simulation.closed_loop import ClosedLoop, latest_start
 from tidegate.streams.simulation.scenarios import SCENARIOS, told_scenarios
@@ -72,7 +72,7 @@ def command(
     console = progress.console
     console.print(
         f"{len(arrivals):,} requests from {iso(simulation.start)} on, {', '.join(simulation.sites)} "
-        f"at {percent(first_weight(flag))}: {SCENARIOS[scenario].text}",
+        f"at {weight_percent(first_weight(flag))}: {SCENARIOS[scenario].text}",
         highlight=False,
     )
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from tidegate.schemas.errors import InputError, TopicError
 from tidegate.schemas.signed import TrustedKeys
 from tidegate.schemas.times import iso
-from tidegate.streams.audit.signing import Checked, Kind, Placed, beginning, check
+from tidegate.streams.audit.signing import Checked, SignedKind, SignedRecord, beginning, check
 from tidegate.streams.audit.verify import Audit, Report
 from tidegate.streams.commands.options import LogFile, Time
 from tidegate.streams.dumps.log import read_records
@@ -81,7 +81,7 @@ def command(
     )
 
 
-def placed_in_files(kind: Kind, paths: Sequence[Path], *, trusted: bool) -> Iterator[Placed]:
+def placed_in_files(kind: SignedKind, paths: Sequence[Path], *, trusted: bool) -> Iterator[SignedRecord]:
     """The records of files. Raises InputError for one without headers where signatures are looked at."""
     for path in paths:
         for number, record in read_records(path, headers=trusted):
@@ -92,14 +92,16 @@ def placed_in_files(kind: Kind, paths: Sequence[Path], *, trusted: bool) -> Iter
                     f"{path}:{number}: not the line of a dump, and signatures are in the headers of records: "
                     "give dumps of `tidegate export`, or --broker"
                 )
-            yield Placed(f"{path}:{number}", kind, record.partition, record.timestamp, record.value, record.headers)
+            yield SignedRecord(
+                f"{path}:{number}", kind, record.partition, record.timestamp, record.value, record.headers
+            )
 
 
-def placed_in_topic(kind: Kind, records: Sequence[ConsumerRecord]) -> Iterator[Placed]:
+def placed_in_topic(kind: SignedKind, records: Sequence[ConsumerRecord]) -> Iterator[SignedRecord]:
     """Give the records of a topic with their places."""
     for record in records:
         where = f"{record.topic}-{record.partition} offset {record.offset}"
-        yield Placed(where, kind, record.partition, record.timestamp, record.value, record.headers)
+        yield SignedRecord(where, kind, record.partition, record.timestamp, record.value, record.headers)
 
 
 async def read_decided(settings: Settings) -> tuple[list[ConsumerRecord], list[ConsumerRecord]]:
@@ -120,7 +122,7 @@ async def read_decided(settings: Settings) -> tuple[list[ConsumerRecord], list[C
 
 def audit_records(
     audit: Audit,
-    placed: Sequence[Iterator[Placed]],
+    placed: Sequence[Iterator[SignedRecord]],
     trusted: TrustedKeys | None,
     since: int | None,
 ) -> str:

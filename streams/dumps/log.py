@@ -140,7 +140,7 @@ def count_partitions(paths: Sequence[Path], least: int, progress: Callable[[int]
     """``least``, or more where a record of the files names a partition beyond it."""
     for path in paths:
         if parquet.is_parquet(path):
-            least = max(least, 1 + max((partition for partition, *_ in parquet.read(path)), default=0))
+            least = max(least, 1 + max((partition for partition, *_ in parquet.read_rows(path)), default=0))
             continue
         for _, number, line in read_lines([path], progress):
             if b'"partition"' in line:
@@ -167,7 +167,7 @@ def read_records(
     ``headers``: also those of a Parquet file. Raises InputError, naming the file, if it cannot be read.
     """
     if parquet.is_parquet(path):
-        for number, row in enumerate(parquet.read(path, headers=headers), 1):
+        for number, row in enumerate(parquet.read_rows(path, headers=headers), 1):
             yield number, Record(*row)
         return
     for _, number, line in read_lines([path], progress):

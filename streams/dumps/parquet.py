@@ -29,7 +29,7 @@ def require() -> tuple[Any, Any]:
         raise InputError("Parquet needs pyarrow: pip install 'tidegate[parquet]', or take ndjson") from None
 
 
-def write(target: BinaryIO, runs: Iterable[Dense]) -> None:
+def write_rows(target: BinaryIO, runs: Iterable[Dense]) -> None:
     """Write records, a row each, keys, values and headers as the bytes they are."""
     arrow, parquet = require()
     header = arrow.struct([("name", arrow.string()), ("value", arrow.binary())])
@@ -55,8 +55,8 @@ def write(target: BinaryIO, runs: Iterable[Dense]) -> None:
 
 
 def mentions(path: Path, text: bytes) -> bool:
-    """Whether a value of a dump has ``text`` in it. Raises InputError as ``read``."""
-    return any(row[3] is not None and text in row[3] for row in read(path))
+    """Whether a value of a dump has ``text`` in it. Raises InputError as ``read_rows``."""
+    return any(row[3] is not None and text in row[3] for row in read_rows(path))
 
 
 def is_parquet(path: Path) -> bool:
@@ -67,7 +67,7 @@ def is_parquet(path: Path) -> bool:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def read(path: Path, *, headers: bool = False) -> Iterator[DumpRow]:
+def read_rows(path: Path, *, headers: bool = False) -> Iterator[DumpRow]:
     """The rows of a dump; ``headers``: with those too. Raises InputError, naming the file, if it is none."""
     arrow, parquet = require()
     wanted = ["partition", "offset", "timestamp", "value"]

@@ -14,7 +14,7 @@ from tidegate.gates.codec import StateCodec
 from tidegate.gates.sums import COUNTERS
 from tidegate.schemas.errors import StateError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MARK = b"\xc1"
 """Begins no MessagePack, and so nothing that was written without a stamp."""
@@ -59,23 +59,23 @@ def _described(part: Any, met: set[type]) -> Any:
             return repr(part)
 
 
-class StampedCodec(StateCodec[T]):
+class StampedCodec(StateCodec[_T]):
     """A state's bytes after a stamp: its layout, and the version of Tidegate that wrote it.
 
     ``of``: the state, where ``kind`` is what ``in_parts`` made of it.
     """
 
-    def __init__(self, kind: type[T], of: Any = None) -> None:
+    def __init__(self, kind: type[_T], of: Any = None) -> None:
         super().__init__(kind)
         self._layout = layout_of(of or kind)
         by = VERSION.encode()
         self._stamp = MARK + self._layout + bytes([len(by)]) + by
 
-    def dump(self, state: T) -> bytes:
+    def dump(self, state: _T) -> bytes:
         """The stamp and the state's bytes."""
         return self._stamp + super().dump(state)
 
-    def load(self, blob: bytes | msgspec.Raw) -> T:
+    def load(self, blob: bytes | msgspec.Raw) -> _T:
         """The state back; StateError, which says what to do, if the bytes are no such state or of another layout."""
         blob = bytes(blob)
         start = len(self._stamp) if blob.startswith(self._stamp) else self.begins(blob)

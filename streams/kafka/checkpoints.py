@@ -20,7 +20,7 @@ from tidegate.streams.engine.gate_partition import gate_codec
 from tidegate.streams.engine.source_partition import state_codec
 from tidegate.streams.engine.stamped import StampedCodec
 from tidegate.streams.kafka.reader import reader
-from tidegate.streams.kafka.turns import sha256_of
+from tidegate.streams.kafka.turns import state_sha256
 from tidegate.streams.settings import Settings
 
 log = structlog.get_logger("tidegate")
@@ -59,14 +59,14 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Closing)
 
 
-async def write(send: SendCheckpoint, state: bytes, turn: int, generation: int) -> Awaitable[RecordMetadata]:
+async def write_checkpoint(send: SendCheckpoint, state: bytes, turn: int, generation: int) -> Awaitable[RecordMetadata]:
     """Write a checkpoint; awaiting the result confirms it.
 
     ``turn`` counts checkpoints and ``generation`` is the group's, in which the writer was given the partition: chunks
     of two in a row, and of two writers, have different keys, so compaction keeps the last whole one while the next is
     being written, by whomever.
     """
-    digest, writer = await sha256_of(state), generation % WRITERS
+    digest, writer = await state_sha256(state), generation % WRITERS
     chunks = []
     if len(state) > CHUNK_BYTES:
         starts = range(0, len(state), CHUNK_BYTES)
@@ -76,7 +76,7 @@ async def write(send: SendCheckpoint, state: bytes, turn: int, generation: int) 
     return await send(b"state/%d" % writer, _encoder.encode(Closing(b"" if chunks else state, offsets, digest, turn)))
 
 
-async def read(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, Saved]:
+async def read_checkpoints(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, Saved]:
     """The newest whole state of each partition that has one; an older one is as valid, a shorter prefix of the work.
 
     Raises StateError if a state is there but cannot be read whole: going on without it would count events twice.
@@ -111,7 +111,7 @@ async def check_layout(settings: Settings) -> None:
     }
     for topic, codec in codecs.items():
         try:
-            found = await read(settings, topic, [0])
+            found = await read_checkpoints(settings, topic, [0])
         except KafkaError as error:
             # Whoever is assigned a partition reads it again, and says what is wrong.
             log.debug("layout not checked", topic=topic, error=str(error))
@@ -176,7 +176,7 @@ async def _whole(
         if its.keys() - records.keys():
             return Missing.LOST
         state = b"".join(records[chunk][1] for chunk in closing.chunks)
-    if await sha256_of(state) != closing.sha256:
+    if await state_sha256(state) != closing.sha256:
         raise StateError(f"{where}: the checkpoint is not whole")
     return Saved(state, closing.turn)
 

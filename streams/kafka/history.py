@@ -13,11 +13,10 @@ from aiokafka.errors import KafkaError
 from tidegate.schemas.errors import NoBrokerError, TopicError
 from tidegate.streams.kafka.checkpoints import FETCH_WAIT_MS
 from tidegate.streams.kafka.connect import why
-from tidegate.streams.kafka.reader import reader
+from tidegate.streams.kafka.reader import REQUEST_TIMEOUT_MS, reader
 from tidegate.streams.settings import Settings
 
-CONNECT_MS = 10_000
-PATIENCE_SECONDS = 30.0
+STALLED_SECONDS = 30.0
 """How long a topic may give nothing while its end is not reached."""
 
 
@@ -73,7 +72,7 @@ class History:
 
     async def _start(self) -> AIOKafkaConsumer:
         settings = self._settings
-        consumer = reader(settings, fetch_max_wait_ms=FETCH_WAIT_MS, request_timeout_ms=CONNECT_MS)
+        consumer = reader(settings, fetch_max_wait_ms=FETCH_WAIT_MS, request_timeout_ms=REQUEST_TIMEOUT_MS)
         try:
             await consumer.start()
         except BaseException:
@@ -164,8 +163,8 @@ class History:
             behind -= reached
             if fetched or reached:
                 moved = time.monotonic()
-            elif time.monotonic() - moved > PATIENCE_SECONDS:
-                raise TopicError(f"topic {extent.topic} gave nothing for {PATIENCE_SECONDS:g} s before its end")
+            elif time.monotonic() - moved > STALLED_SECONDS:
+                raise TopicError(f"topic {extent.topic} gave nothing for {STALLED_SECONDS:g} s before its end")
 
     async def _still_there(self, place: TopicPartition, due: int) -> None:
         assert self._consumer is not None  # noqa: S101 - within the context

@@ -15,6 +15,7 @@ from tidegate.streams.settings import Settings
 
 log = structlog.get_logger("tidegate")
 
+REQUEST_TIMEOUT_MS = 10_000
 COMMITTED = "read_committed"
 """How every consumer here reads: records that a transaction took back are not there."""
 UNREADABLE = "tidegate.unreadable"
@@ -31,7 +32,7 @@ def reader(settings: Settings, *topics: str, **options: Any) -> AIOKafkaConsumer
     return consumer
 
 
-def install(records: type["ReadableRecords"]) -> None:
+def unpack_with(records: type["ReadableRecords"]) -> None:
     """Make every consumer of this process unpack what it fetches so, unless it does more already."""
     if not issubclass(aiokafka.consumer.fetcher.PartitionRecords, records):
         aiokafka.consumer.fetcher.PartitionRecords = records

@@ -19,7 +19,7 @@ from aiokafka.structs import RecordMetadata
 from tidegate.schemas.errors import TopicError
 from tidegate.streams.engine.runs import NEVER, Position
 from tidegate.streams.kafka.history import Extent, History
-from tidegate.streams.kafka.turns import sha256_of
+from tidegate.streams.kafka.turns import state_sha256
 from tidegate.streams.settings import Settings
 
 INDEX, PARTS = 0, 1
@@ -63,7 +63,7 @@ async def retain(send: SendRetained, entry: RetainedEntry, state: bytes) -> None
     starts = range(0, max(len(state), 1), PART_BYTES)
     parts = [await send(PARTS, state[at : at + PART_BYTES]) for at in starts]
     offsets = tuple([(await part).offset for part in parts])
-    whole = msgspec.structs.replace(entry, parts=offsets, sha256=await sha256_of(state))
+    whole = msgspec.structs.replace(entry, parts=offsets, sha256=await state_sha256(state))
     await (await send(INDEX, _encoder.encode(whole)))
 
 

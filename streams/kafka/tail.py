@@ -11,10 +11,8 @@ from tidegate.schemas.errors import TopicError
 from tidegate.streams.kafka.connect import why
 from tidegate.streams.kafka.follow import stop
 from tidegate.streams.kafka.patience import RETRY_MS, hold_back
-from tidegate.streams.kafka.reader import reader
+from tidegate.streams.kafka.reader import REQUEST_TIMEOUT_MS, reader
 from tidegate.streams.settings import Settings
-
-CONNECT_MS = 10_000
 
 
 class Tail:
@@ -74,7 +72,7 @@ async def tail(settings: Settings, topic: str) -> AsyncIterator[Tail]:
         settings,
         topic,
         fetch_max_wait_ms=settings.fetch_wait,
-        request_timeout_ms=max(CONNECT_MS, settings.fetch_wait * 2),
+        request_timeout_ms=max(REQUEST_TIMEOUT_MS, settings.fetch_wait * 2),
         retry_backoff_ms=RETRY_MS,
     )
     try:

@@ -10,7 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, for_code
 
 from tidegate.schemas.errors import AccessError, NoBrokerError, TopicError
-from tidegate.schemas.signed import MAX_BYTES
+from tidegate.schemas.signed import DOCUMENT_BYTES_MAX
 from tidegate.streams.kafka.connect import why
 from tidegate.streams.settings import Settings
 
@@ -39,7 +39,7 @@ def topics(settings: Settings) -> list[Topic]:
     # As long as telemetry: it is what tells where an order stood.
     passing = {**kept, **large}
     # The broker's clock, not the writer's: what a record may do depends on when it was written.
-    ordered = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(2 * MAX_BYTES)}
+    ordered = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(2 * DOCUMENT_BYTES_MAX)}
     p, g = settings.partitions, settings.gate_partitions
     return [
         Topic(settings.telemetry_topic, p, "delete", kept, "events in"),

@@ -47,7 +47,7 @@ async def result_of(slices: Slices[T]) -> T:
     return found
 
 
-async def sha256_of(state: bytes) -> bytes:
+async def state_sha256(state: bytes) -> bytes:
     """SHA-256 of a state, with turns for everybody else."""
     digest = hashlib.sha256()
 

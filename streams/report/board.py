@@ -22,8 +22,8 @@ from tidegate.streams.report.terminal import (
     gate_rows,
     limit,
     observed,
-    percent,
     problem_lines,
+    weight_percent,
 )
 from tidegate.streams.report.text import endings, many, plain
 
@@ -83,7 +83,7 @@ def rule_value(rule: RuleResult) -> str:
     """Return what a rule saw against its limit, such as ``error_rate_over 10.3 % > 1 %``."""
     if rule.observed is None or rule.value is None:
         return plain(rule.kind)
-    show = percent if rule.kind in _SHARE_RULES else "{:.4g}".format
+    show = weight_percent if rule.kind in _SHARE_RULES else "{:.4g}".format
     sign = "<" if rule.kind.endswith("_under") else ">"
     return f"{plain(rule.kind)} {show(rule.observed)} {sign} {show(rule.value)}"
 
@@ -149,7 +149,7 @@ def standing(unit: str, standings: Standings, weight: float, now: int) -> Standi
         return said(GONE, happened(stopped or last), stopped or last)
     if stopped is not None:
         return said(STOPPED, f"{happened(stopped)}, waits for rearm", stopped)
-    at = percent(weight)
+    at = weight_percent(weight)
     if last.verdict == "hold":
         return said(*_held(last, at, now))
     if last.verdict == "close":
@@ -308,7 +308,7 @@ class Board:
         if span is not None:
             windows = f" in {many(span.windows, 'window')} since {_at(span.since, now)}"
             windows += f", {span.left_out} left out" if span.left_out else ""
-        ramp = f"stage {stage.index} at {percent(stage.canary_weight)}"
+        ramp = f"stage {stage.index} at {weight_percent(stage.canary_weight)}"
         where = ramp if decision.kind == "progressive_rollout" else plain(decision.kind).replace("_", " ")
         yield from _wrapped(f"{where}: {seen + ' requests' if seen else 'no window yet'}{windows}", width)
         for rule in decision.abort_rules:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tidegate.schemas.decision import Decision
 from tidegate.streams.report.rollout import VERDICT_SIGNS, UnitHistory, WeightStep, ramp
 from tidegate.streams.report.svg import COLOURS, DARK_TEXT, FAINT, GRID, INK, Canvas, draw_times
-from tidegate.streams.report.terminal import percent
+from tidegate.streams.report.terminal import weight_percent
 
 WIDTH, X, TOP, HEIGHT, BAND = 760, (84, 716), 30, 150, 22
 """Of the drawing, its axes from left to right, and the two parts of it."""
@@ -45,7 +45,7 @@ def _span(history: UnitHistory, steps: list[WeightStep]) -> tuple[int, int]:
 
 
 def _title(history: UnitHistory, steps: list[WeightStep]) -> str:
-    weights = ", ".join(percent(step.weight) for step in steps)
+    weights = ", ".join(weight_percent(step.weight) for step in steps)
     return f"The canary's weight in {history.flag} {history.region} over time: {weights}"
 
 
@@ -58,7 +58,7 @@ def _draw_weights(canvas: Canvas, x: Callable[[float], float], steps: list[Weigh
     canvas.text(left, TOP - 12, "canary's share of the traffic", 12, INK, font_weight="600")
     for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
         canvas.line(left, y(weight), right, y(weight), GRID)
-        canvas.text(left - 8, y(weight) + 4, percent(weight), 11, FAINT, text_anchor="end")
+        canvas.text(left - 8, y(weight) + 4, weight_percent(weight), 11, FAINT, text_anchor="end")
     if not steps:
         return
     ends = [step.at for step in steps[1:]] + [end]
@@ -74,7 +74,7 @@ def _draw_weights(canvas: Canvas, x: Callable[[float], float], steps: list[Weigh
         if at >= free and (x(until) - x(step.at) > 30 or step is steps[-1]):
             inside = step.weight > 0.85
             near_end = at > right - 30
-            shown = percent(step.weight)
+            shown = weight_percent(step.weight)
             anchor = {"text_anchor": "end"} if near_end else {}
             canvas.text(right if near_end else at, y(step.weight) + (15 if inside else -6), shown, 12, INK, **anchor)
             free = at + 40

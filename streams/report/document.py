@@ -191,7 +191,7 @@ def _unit(unit: UnitHistory) -> dict[str, Any]:
 def _stage(stage: StageSpan) -> dict[str, str]:
     return {
         "name": f"{stage.index}",
-        "weight": percent(stage.weight),
+        "weight": weight_percent(stage.weight),
         "start": _moment(stage.start),
         "end": _moment(stage.end),
         "windows": f"{stage.windows:,}",

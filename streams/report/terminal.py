@@ -52,7 +52,7 @@ _CHANGES = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "
 BAR_WIDTH = 40
 
 
-def percent(share: float) -> str:
+def weight_percent(share: float) -> str:
     """A weight as people say it."""
     return f"{100 * share:.4g} %"
 
@@ -74,7 +74,7 @@ def limit(gate: GateResult) -> str:
     if gate.gate == "lambda_convergent":
         return "all"
     sign = "≥" if gate.gate in FLOORS else "≤"
-    return f"{sign} {percent(gate.threshold) if gate.gate in _SHARES else gate.threshold}"
+    return f"{sign} {weight_percent(gate.threshold) if gate.gate in _SHARES else gate.threshold}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[UnitRow]
 def _rule_row(rule: RuleResult) -> UnitRow:
     seen, most, share = rule.observed, rule.value or 0.0, rule.kind.endswith("_rate_over")
     shown = "?" if seen is None else f"{100 * seen:.2f} %" if share else f"{seen:g}"
-    allowed = f"≤ {percent(most) if share else f'{most:g}'}"
+    allowed = f"≤ {weight_percent(most) if share else f'{most:g}'}"
     status, style = ("fired", f"bold {RED}") if rule.fired else ("pass", GREEN)
     return UnitRow(plain(rule.kind), shown, "", allowed, "", "", rule.n, None, status, style, judged=True)
 
@@ -134,7 +134,7 @@ def _ruled_out(gate: GateResult) -> str:
 
 
 def _value(gate: GateResult, value: float) -> str:
-    return percent(value) if gate.gate in (*_SHARES, "lambda_convergent") else f"{value:.3g}"
+    return weight_percent(value) if gate.gate in (*_SHARES, "lambda_convergent") else f"{value:.3g}"
 
 
 def _along(decision: Decision, gate: GateResult) -> str:
@@ -196,7 +196,7 @@ def outcome(decision: Decision) -> Text:
     early = "" if decision.window.closed else f" cut at {clock(decision.decided_at)}"
     weight = decision.stage.canary_weight
     closed = decision.kind == "quality_gated" and not weight
-    where = f"{'closed':8}" if closed else f"at {percent(weight):>5}"
+    where = f"{'closed':8}" if closed else f"at {weight_percent(weight):>5}"
     return Text(f"{window}{early}  {where}  ").append(verdict(decision))
 
 
@@ -207,7 +207,7 @@ def problem_lines(decision: Decision) -> list[str]:
 
 def order(command: Command) -> Text:
     """One line: what a router has to do."""
-    weight = percent(command.weights.canary)
+    weight = weight_percent(command.weights.canary)
     what = f"canary stays at {weight}" if command.weights == command.previous_weights else f"canary {weight}"
     return Text(f"command {command.seq}: {command.action}, {what} from {clock(command.effective_from)}")
 
@@ -220,7 +220,7 @@ def plain_gates(decision: Decision) -> str:
 
 def state(kind: str, weight: float, *, engaged: bool) -> str:
     """Where a flag stands: open or closed, stepped in or not, and the canary's weight."""
-    canary = f"canary {percent(weight)}"
+    canary = f"canary {weight_percent(weight)}"
     return f"{STATES[kind][engaged]}, {canary}" if kind in STATES else canary
 
 
@@ -272,7 +272,7 @@ def state_bar(flag: Flag, weight: float, *, engaged: bool, ended: bool = False) 
     if flag.kind in STATES:
         names, at = list(STATES[flag.kind]), int(engaged)
     else:
-        names = [percent(stage) if stage else "shadow" for stage in flag.ramp_stages]
+        names = [weight_percent(stage) if stage else "shadow" for stage in flag.ramp_stages]
         at = flag.ramp_stages.index(weight) if weight in flag.ramp_stages and not ended else -1
     bar = Text()
     for number, name in enumerate(names):
@@ -280,4 +280,4 @@ def state_bar(flag: Flag, weight: float, *, engaged: bool, ended: bool = False) 
         bar.append(f"[{name}]" if number == at else name, "bold" if number == at else GREY)
     filled = round(weight * BAR_WIDTH)
     bar.append("   ").append("█" * filled, GREEN).append("░" * (BAR_WIDTH - filled), TEAL)
-    return bar.append(f"  canary {percent(weight)}")
+    return bar.append(f"  canary {weight_percent(weight)}")

@@ -6,18 +6,17 @@ A scenario's time counts windows: 0 is the start of the window after the first o
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from msgspec.structs import replace
 
+from tidegate.gates.forecast import ArmName
 from tidegate.schemas.decision import Decision, Verdict
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.event import TelemetryEvent, ToolCall
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.operation import Operation
-
-Arm = Literal["baseline", "canary"]
 
 ERROR_RATE = 0.0002
 WITHIN = 0.003
@@ -60,7 +59,7 @@ class Change:
 
     apply: Callable[[TelemetryEvent, Flag], Events]
     share: float = 1.0
-    arm: Arm | None = None
+    arm: ArmName | None = None
     first: float = 0.0
     last: float = 1.0
 

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from tidegate.gates.forecast import ArmName
 from tidegate.gates.unit import first_weight
 from tidegate.schemas.assignment import bucket
 from tidegate.schemas.catalogue import VERDICTS
@@ -32,7 +33,7 @@ from tidegate.schemas.errors import InputError
 from tidegate.schemas.event import TelemetryEvent
 from tidegate.schemas.manifest import Flag
 from tidegate.streams.files import open_log
-from tidegate.streams.simulation.scenarios import BASELINE_PINS, Arm, Canary, Scenario, regions_of
+from tidegate.streams.simulation.scenarios import BASELINE_PINS, Canary, Scenario, regions_of
 
 USERS = 4_000
 QUESTIONS, PARAPHRASES, SEEDS = 20, (1, 2, 3), (1, 2)
@@ -118,7 +119,7 @@ class Router:
         commands = self._commands.get(unit)
         return commands is not None and VERDICTS[commands[-1].action].ended is True
 
-    def arm(self, flag: str, region: str, sticky_id: str, ts: int) -> Arm:
+    def arm(self, flag: str, region: str, sticky_id: str, ts: int) -> ArmName:
         """Where the id is served."""
         return "canary" if _bucket(flag, sticky_id) < self.weight(f"{flag}|{region}", ts) else "baseline"
 
@@ -294,7 +295,7 @@ class Simulation:
         now, following = bisect_left(times, self.now), bisect_left(times, until)
         if now == following:
             return
-        asked: dict[Arm, bool] = {"baseline": self.weight(site) < 1, "canary": not self.router.ended(site.unit)}
+        asked: dict[ArmName, bool] = {"baseline": self.weight(site) < 1, "canary": not self.router.ended(site.unit)}
         for number, (arm, serves) in enumerate(asked.items()):
             if not serves:
                 continue
@@ -308,7 +309,7 @@ class Simulation:
                 yield site, replace(probe, source="gold", **tags), noise[i]
 
     def _served(
-        self, site: Site, ts: int, arm: Arm, sticky_id: str, event_id: str, size: Arrival, noise: "_Noise"
+        self, site: Site, ts: int, arm: ArmName, sticky_id: str, event_id: str, size: Arrival, noise: "_Noise"
     ) -> TelemetryEvent:
         canary = BASELINE
         pins = BASELINE_PINS | self.flag.baseline_versions

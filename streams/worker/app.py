@@ -57,7 +57,7 @@ from tidegate.streams.kafka.topics import check_topics
 from tidegate.streams.kafka.turns import paced, result_of
 from tidegate.streams.settings import Settings
 from tidegate.streams.worker.checkpointer import Checkpointer
-from tidegate.streams.worker.fetch import FetchedRun, RunScheduler, install
+from tidegate.streams.worker.fetch import FetchedRun, RunScheduler, fetch_as_runs
 from tidegate.streams.worker.health import Check, Metrics, serve
 from tidegate.streams.worker.transport import IdempotentProducer, consumer_of, credentials
 
@@ -110,7 +110,7 @@ class Worker:
         self.assigned = asyncio.Event()
         self.sources = {settings.telemetry_topic, settings.partials_topic}
         self._runner: web.AppRunner | None = None
-        install({settings.telemetry_topic})
+        fetch_as_runs({settings.telemetry_topic})
         self.app = faust.App(
             settings.application_id,
             broker=[f"kafka://{server}" for server in settings.broker.split(",")],
@@ -194,7 +194,7 @@ class Worker:
         )
         for source, topic, agent in agents:
             mine = [tp for tp in tps if tp.topic == source]
-            found = await checkpoints.read(self.settings, topic, [tp.partition for tp in mine])
+            found = await checkpoints.read_checkpoints(self.settings, topic, [tp.partition for tp in mine])
             for tp in mine:
                 saved = found.get(tp.partition)
                 blob = saved and saved.state

@@ -90,7 +90,7 @@ class Checkpointer:
             await self.confirm(sent)
             # 3. The state itself. A crash here: the older checkpoint is still the newest.
             self.turn += 1
-            confirmed = await checkpoints.write(self._send_checkpoint, state, self.turn, self.generation)
+            confirmed = await checkpoints.write_checkpoint(self._send_checkpoint, state, self.turn, self.generation)
             # 4. Only a confirmed one counts as saved.
             await confirmed
             self.saved_next, self.saved_at = mark.next, time.monotonic()

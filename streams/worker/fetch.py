@@ -116,7 +116,7 @@ def _join(group: list[FetchedRun]) -> FetchedRun:
     return FetchedRun(Run(first, values, stamps, since, until), keys, headers)
 
 
-def install(topics: Collection[str]) -> None:
+def fetch_as_runs(topics: Collection[str]) -> None:
     """Make every consumer of this process fetch these topics as runs."""
     RunRecords.topics = topics
-    reader.install(RunRecords)
+    reader.unpack_with(RunRecords)

@@ -83,7 +83,7 @@ def dump(lines: list[bytes]) -> bytes:
 
 def in_parquet(lines: list[bytes]) -> bytes:
     target = io.BytesIO()
-    parquet.write(target, [[(record, None) for record in dumped(lines)]])
+    parquet.write_rows(target, [[(record, None) for record in dumped(lines)]])
     return target.getvalue()
 
 

@@ -191,7 +191,7 @@ def test_a_dump_in_parquet_tells_the_same(abort: Path, tmp_path: Path) -> None:
             for n, value in enumerate(values)
         ]
         with (folder / f"{name}.parquet").open("wb") as target:
-            parquet.write(target, [[(one, None) for one in records]])
+            parquet.write_rows(target, [[(one, None) for one in records]])
     packed = report(tmp_path / "r.html", folder)
     cut = re.compile(r'<section aria-labelledby="again">.*?</section>', re.DOTALL)
     assert cut.sub("", packed) == cut.sub("", ndjson)

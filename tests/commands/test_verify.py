@@ -274,7 +274,7 @@ def archive(folder: Path, form: str, unsigned: int, *, late: bool = False) -> li
         path = folder / f"{kind}.{form}"
         with path.open("wb") as target:
             if form == "parquet":
-                parquet.write(target, [[(record, None) for record in records]])
+                parquet.write_rows(target, [[(record, None) for record in records]])
             else:
                 target.write(b"".join(dump_line(record) + b"\n" for record in records))
         paths.append(path)

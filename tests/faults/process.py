@@ -222,7 +222,7 @@ def patched(world: "World") -> Iterator[None]:
     with ExitStack() as stack:
         for target, name, value in (
             (app, "faust", SimpleNamespace(App=App)),
-            (app, "install", lambda topics: None),
+            (app, "fetch_as_runs", lambda topics: None),
             (app, "log", silence),
             (app, "logging", SimpleNamespace(getLogger=lambda: silence, CRITICAL=50)),
             (app, "time", clock),

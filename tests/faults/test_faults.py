@@ -90,7 +90,7 @@ BUGS: dict[str, tuple[Any, ...]] = {
         ("piece, gate)", "piece, gate))"),
     ),
     "3: chunks of the last whole one overwritten": (Checkpointer, "_save", ("self.turn += 1", "pass")),
-    "3: chunks of another writer overwritten": (checkpoints, "write", ("generation % WRITERS", "0")),
+    "3: chunks of another writer overwritten": (checkpoints, "write_checkpoint", ("generation % WRITERS", "0")),
     "3: half-written chunks read": (checkpoints, "_newest", ('if key.startswith(b"state/")', "if True")),
     "4: counted before it is confirmed": (Checkpointer, "_save", ("await confirmed\n", "pass\n")),
     "5: a copy that is further than its entry": (Checkpointer, "_save", ("entry, state)", "entry, self.state.dump())")),

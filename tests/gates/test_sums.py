@@ -12,7 +12,7 @@ from tidegate.gates import samples
 from tidegate.gates.codec import StateCodec
 from tidegate.gates.samples import IdSample, shared
 from tidegate.gates.sums import CONVERGED, COUNTERS, FLIPPED, PIN_SETS_CAP, Sums, complete, cost_parts, flipped
-from tidegate.gates.window import Arm, PaneUnit, Window
+from tidegate.gates.window import Arm, PaneUnit, UnitWindow
 
 SEED = 20_240_607
 
@@ -278,7 +278,7 @@ def test_a_codec_refuses_what_it_does_not_know() -> None:
 
 def test_a_window_is_its_panes_by_source_with_the_range_of_offsets_of_each_partition() -> None:
     """Counts add up, sources stay apart, offsets are first and last per partition."""
-    window = Window(0, 60_000)
+    window = UnitWindow(0, 60_000)
     gold = requests("canary", 2, source="gold")
     window.merge(0, seen([*requests("canary", 3), *gold], late=1, duplicates=2, first=10))
     window.merge(1, seen(requests("baseline", 4), first=500))

@@ -292,7 +292,7 @@ def test_of_two_workers_with_one_instance_id_the_earlier_one_ends_and_says_why(
 
 async def rewrite_checkpoint(settings: Settings, topic: str) -> None:
     """Put one after the newest checkpoint of partition 0 that is the same, but has a layout of another version."""
-    saved = (await checkpoints.read(settings, topic, [0]))[0]
+    saved = (await checkpoints.read_checkpoints(settings, topic, [0]))[0]
     state = saved.state[:1] + bytes([saved.state[1] ^ 1]) + saved.state[2:]
     async with AIOKafkaProducer(**settings.kafka, acks="all") as producer:
 
@@ -300,7 +300,7 @@ async def rewrite_checkpoint(settings: Settings, topic: str) -> None:
             sent: Awaitable[RecordMetadata] = await producer.send(topic, value, key, partition=0)
             return sent
 
-        await (await checkpoints.write(send, state, saved.turn + 1, 0))
+        await (await checkpoints.write_checkpoint(send, state, saved.turn + 1, 0))
 
 
 @pytest.mark.kafka

@@ -17,7 +17,7 @@ from tidegate.gates.ramp import Ramp
 from tidegate.gates.rules import Comparison
 from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, Sums
 from tidegate.gates.unit import begin
-from tidegate.gates.window import Arm, PaneUnit, Window
+from tidegate.gates.window import Arm, PaneUnit, UnitWindow
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Decision
 
@@ -125,7 +125,7 @@ def aborts(ramp: Ramp, rng: np.random.Generator, truth: Canary) -> Iterator[Deci
         if number > unit.number:
             # As after a promote at the window's end.
             end = unit.window.end
-            unit.number, unit.settling, unit.window = number, True, Window(end, end + SETTLING * PANE)
+            unit.number, unit.settling, unit.window = number, True, UnitWindow(end, end + SETTLING * PANE)
         for at in range(looks):
             ramp.add(0, next(panes))
             made = list(ramp.close(unit.window.start + (at + 1) * PANE))

@@ -30,20 +30,20 @@ EVENT, MANIFEST = validator("telemetry-event"), validator("manifest")
 
 class TestDrift:
     def test_the_committed_files_are_what_the_definitions_give(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert generate.main(["--check"]) == 0, capsys.readouterr().err
+        assert generate.write_or_check(["--check"]) == 0, capsys.readouterr().err
 
     def test_a_stale_and_a_missing_file_are_named_and_mended(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert generate.main([], tmp_path) == 0
-        assert generate.main(["--check"], tmp_path) == 0
+        assert generate.write_or_check([], tmp_path) == 0
+        assert generate.write_or_check(["--check"], tmp_path) == 0
         (tmp_path / "asyncapi.yaml").write_text("asyncapi: 2.0.0\n")
         (tmp_path / "json" / "command.schema.json").unlink()
-        assert generate.main(["--check"], tmp_path) == 1
+        assert generate.write_or_check(["--check"], tmp_path) == 1
         named = re.findall(r"(\S+) is stale", capsys.readouterr().err)
         assert [Path(path).name for path in named] == ["command.schema.json", "asyncapi.yaml"]
-        assert generate.main([], tmp_path) == 0
-        assert generate.main(["--check"], tmp_path) == 0
+        assert generate.write_or_check([], tmp_path) == 0
+        assert generate.write_or_check(["--check"], tmp_path) == 0
 
     def test_no_other_file_is_in_the_folder(self) -> None:
         found = {path.name for path in (generate.FOLDER / "json").iterdir()}

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tidegate.schemas.errors import InputError, SignatureError
 from tidegate.schemas.signed import (
-    MAX_BYTES,
+    DOCUMENT_BYTES_MAX,
     DocumentKind,
     PrivateKey,
     is_signed,
@@ -113,7 +113,7 @@ def test_a_key_that_is_not_trusted_opens_nothing() -> None:
         SIGNED + b" ",
         SIGNED[:-1],
         b" " + SIGNED,
-        SIGNED + bytes(MAX_BYTES),
+        SIGNED + bytes(DOCUMENT_BYTES_MAX),
     ],
 )
 def test_anything_else_is_a_signature_error(document: bytes | None) -> None:
@@ -134,7 +134,7 @@ def test_a_signature_has_one_spelling() -> None:
 
 def test_a_document_has_at_most_1_mib() -> None:
     """Also when it is signed: nobody should sign what nobody takes."""
-    room = MAX_BYTES - len(sign("manifest", HERE, b"", KEY))
+    room = DOCUMENT_BYTES_MAX - len(sign("manifest", HERE, b"", KEY))
     assert open_signed(sign("manifest", HERE, bytes(room), KEY), "manifest", HERE, TRUSTED)[0] == bytes(room)
     with pytest.raises(SignatureError, match="shorten"):
         sign("manifest", HERE, bytes(room + 1), KEY)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.commands.test_explain import PROMOTE
-from tidegate.streams.audit.compare import told
+from tidegate.streams.audit.compare import describe_differences
 
 RECORD: dict[str, Any] = json.loads(PROMOTE.to_bytes())
 
@@ -34,7 +34,7 @@ def changed(*path: Any, to: Any) -> bytes:
     ],
 )
 def test_the_field_the_entry_and_both_values_are_named(path: tuple[Any, ...], to: Any, said: str) -> None:
-    found = told(changed(*path, to=to), PROMOTE.to_bytes())
+    found = describe_differences(changed(*path, to=to), PROMOTE.to_bytes())
     assert found.startswith(" in " + said.format(**RECORD)), found
     assert "hash" not in found, "that follows from the rest"
 
@@ -42,22 +42,22 @@ def test_the_field_the_entry_and_both_values_are_named(path: tuple[Any, ...], to
 def test_offsets_are_told_by_partition() -> None:
     ranges = [{"topic": "t", "partition": p, "first": 0, "last": 10 * p} for p in (0, 1, 2)]
     one, other = ({"source": [*ranges[:2], ranges[2] | {"last": last}]} for last in (20, 21))
-    found = told(json.dumps(one).encode(), json.dumps(other).encode())
+    found = describe_differences(json.dumps(one).encode(), json.dumps(other).encode())
     assert found == " in source partition 2 last 20 here, 21 there"
 
 
 def test_the_cause_comes_before_what_follows_from_it() -> None:
     record = deepcopy(RECORD) | {"late": 9, "duplicates": 9, "dead_letters": 9, "verdict": "hold", "reasons": ["x"]}
-    found = told(json.dumps(record).encode(), PROMOTE.to_bytes())
+    found = describe_differences(json.dumps(record).encode(), PROMOTE.to_bytes())
     assert found.startswith(' in verdict "hold" here')
     assert found.endswith("; and 1 more")
 
 
 def test_a_chain_that_broke_earlier_is_told_from_a_record_that_differs() -> None:
     record = deepcopy(RECORD) | {"previous_hash": "sha256:" + "1" * 64, "hash": "sha256:" + "2" * 64}
-    found = told(json.dumps(record).encode(), PROMOTE.to_bytes())
+    found = describe_differences(json.dumps(record).encode(), PROMOTE.to_bytes())
     assert found == " in hash, previous_hash alone: an earlier record differs"
 
 
 def test_records_that_are_only_spelled_differently_differ_in_nothing() -> None:
-    assert told(json.dumps(RECORD, indent=1).encode(), PROMOTE.to_bytes()) == ""
+    assert describe_differences(json.dumps(RECORD, indent=1).encode(), PROMOTE.to_bytes()) == ""

@@ -298,7 +298,7 @@ def test_an_outage_is_a_few_lines_one_of_them_ours(caplog: pytest.LogCaptureFixt
 def test_a_topic_that_is_not_there_is_named_once_and_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tidegate.streams.kafka.tail.CONNECT_MS", 1_000)
+    monkeypatch.setattr("tidegate.streams.kafka.tail.REQUEST_TIMEOUT_MS", 1_000)
 
     async def run() -> None:
         with embedded({TOPIC: 3}) as kafka:

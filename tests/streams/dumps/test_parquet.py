@@ -32,14 +32,14 @@ def record(partition: int, offset: int, value: bytes | None, **more: Any) -> Any
 
 def write(path: Path, *runs: list[Any], since: Mapping[int, int] = MappingProxyType({})) -> Path:
     with path.open("wb") as target:
-        parquet.write(target, [[(one, since.get(one.offset)) for one in run] for run in runs])
+        parquet.write_rows(target, [[(one, since.get(one.offset)) for one in run] for run in runs])
     return path
 
 
 def test_every_value_is_read_back_as_the_bytes_it_was(tmp_path: Path) -> None:
     runs = [[record(1, 7 + i, value) for i, value in enumerate(ODD)], [record(0, 3, b"{}")]]
     path = write(tmp_path / "dump.parquet", *runs)
-    rows = list(parquet.read(path))
+    rows = list(parquet.read_rows(path))
     assert rows == [(r.partition, r.offset, r.timestamp, r.value, None, (), None) for run in runs for r in run]
     assert count_partitions([path], 1) == 2
 
@@ -76,7 +76,7 @@ def test_what_is_no_dump_is_named(tmp_path: Path) -> None:
     text.write_text("not parquet")
     for path in (other, text, tmp_path / "none.parquet"):
         with pytest.raises(InputError, match=path.name):
-            list(parquet.read(path))
+            list(parquet.read_rows(path))
 
 
 def test_a_gap_in_a_partition_is_named(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_dump_that_ends_in_a_gap_is_followed_by_the_next(tmp_path: Path) -> No
             dense = watched(first, those, end)
             with path.open("wb") as target:
                 if form == "parquet":
-                    parquet.write(target, dense)
+                    parquet.write_rows(target, dense)
                 else:
                     target.write(b"".join(dump_line(one, since) + b"\n" for run in dense for one, since in run))
         made[form] = decided(files[:1])

@@ -464,7 +464,7 @@ def disturbed(worker: Any, monkeypatch: pytest.MonkeyPatch, turns_before: int, *
         broker.saved.append(state)
         return asyncio.sleep(0)
 
-    monkeypatch.setattr(checkpoints, "write", written)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", written)
     monkeypatch.setattr(keeper, "maybe_save", lambda: None)
 
     async def all_entries() -> None:

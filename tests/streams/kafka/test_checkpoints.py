@@ -48,7 +48,7 @@ class Log:
         return confirmed()
 
     def save(self, state: bytes, turn: int, generation: int = 0) -> None:
-        asyncio.run(_confirmed(checkpoints.write(self.send, state, turn, generation)))
+        asyncio.run(_confirmed(checkpoints.write_checkpoint(self.send, state, turn, generation)))
 
     def until(self, end: int) -> "Log":
         """What a crash before ``end`` would have left."""
@@ -113,7 +113,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
 
     def run(log: Log) -> bytes | None:
         monkeypatch.setattr(checkpoints, "reader", Reader({0: log}))
-        found = asyncio.run(checkpoints.read(load_settings(), TOPIC, [0])).get(0)
+        found = asyncio.run(checkpoints.read_checkpoints(load_settings(), TOPIC, [0])).get(0)
         return None if found is None else found.state
 
     return run
@@ -172,7 +172,7 @@ class TestWriting:
             return waiting[-1]
 
         async def run() -> None:
-            writing = asyncio.create_task(checkpoints.write(send, bytes(3 * CHUNK), 1, 0))
+            writing = asyncio.create_task(checkpoints.write_checkpoint(send, bytes(3 * CHUNK), 1, 0))
             for unconfirmed in (3, 2, 1):
                 for _ in range(5):
                     await asyncio.sleep(0)
@@ -203,13 +203,13 @@ class TestReading:
         assert read(Log()) is None
 
     def test_no_partitions_need_no_broker(self) -> None:
-        assert asyncio.run(checkpoints.read(load_settings(broker="127.0.0.1:9"), TOPIC, [])) == {}
+        assert asyncio.run(checkpoints.read_checkpoints(load_settings(broker="127.0.0.1:9"), TOPIC, [])) == {}
 
     def test_the_newest_of_each_partition_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Those that have none are left out."""
         logs = {0: saved(b"a", b"b"), 2: saved(bytes(50)), 5: Log()}
         monkeypatch.setattr(checkpoints, "reader", Reader(logs))
-        found = asyncio.run(checkpoints.read(load_settings(), TOPIC, [0, 2, 5]))
+        found = asyncio.run(checkpoints.read_checkpoints(load_settings(), TOPIC, [0, 2, 5]))
         assert found == {0: (b"b", 2), 2: (bytes(50), 1)}
 
     @pytest.mark.parametrize(
@@ -365,11 +365,11 @@ def test_a_real_broker_keeps_what_was_written() -> None:
             def send(partition: int) -> checkpoints.SendCheckpoint:
                 return lambda key, value: producer.send(TOPIC, value, key=key, partition=partition)
 
-            await _confirmed(checkpoints.write(send(0), large[0], 1, 0))
-            await _confirmed(checkpoints.write(send(1), b"small", 1, 0))
-            await _confirmed(checkpoints.write(send(1), b"newer", 2, 0))
+            await _confirmed(checkpoints.write_checkpoint(send(0), large[0], 1, 0))
+            await _confirmed(checkpoints.write_checkpoint(send(1), b"small", 1, 0))
+            await _confirmed(checkpoints.write_checkpoint(send(1), b"newer", 2, 0))
             await producer.send_and_wait(TOPIC, large[1][: checkpoints.CHUNK_BYTES], key=b"chunk/0/0/0", partition=0)
-        return await checkpoints.read(settings, TOPIC, [0, 1, 2])
+        return await checkpoints.read_checkpoints(settings, TOPIC, [0, 1, 2])
 
     with embedded_broker({TOPIC: 3}) as servers:
         assert asyncio.run(run(servers)) == {0: (large[0], 1), 1: (b"newer", 2)}
@@ -385,7 +385,7 @@ class TestLayout:
                 raise found
             return found
 
-        monkeypatch.setattr(checkpoints, "read", read)
+        monkeypatch.setattr(checkpoints, "read_checkpoints", read)
         asyncio.run(checkpoints.check_layout(load_settings()))
 
     def test_checkpoints_of_another_layout_are_refused_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_a_gate_that_is_being_loaded_hears_of_a_revision_that_comes_meanwhile(
         worker.timeline = after
         return only(slices)
 
-    monkeypatch.setattr(checkpoints, "read", read)
+    monkeypatch.setattr(checkpoints, "read_checkpoints", read)
     monkeypatch.setattr(app, "result_of", loaded)
     tp = TP(settings.partials_topic, 0)
     asyncio.run(worker.restore([tp], {}))

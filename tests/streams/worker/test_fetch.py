@@ -29,7 +29,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The telemetry topic is fetched as runs, in these tests alone."""
     monkeypatch.setattr(aiokafka.consumer.fetcher, "PartitionRecords", PartitionRecords)
     monkeypatch.setattr(RunRecords, "topics", set())
-    fetch.install({TOPIC})
+    fetch.fetch_as_runs({TOPIC})
 
 
 def value(offset: int) -> bytes | None:
@@ -271,7 +271,7 @@ class TestOtherTopics:
         ]
 
     def test_until_topics_are_installed_there_are_no_runs(self) -> None:
-        fetch.install(set())
+        fetch.fetch_as_runs(set())
         assert [record.value for record in fetched(batch([0, 1]))] == [value(0), value(1)]
 
     def test_every_consumer_of_the_process_is_told(self) -> None:
