@@ -1,4 +1,4 @@
-"""Which arm each sticky id was seen in over a span of evidence, and what was found of it there.
+"""The arm in which each sticky id was seen over a span of evidence, and the findings about it.
 
 A finding is held against the span in which it was made: once a window has been held for it, what follows is looked
 at again.
@@ -58,11 +58,11 @@ class Assignments(msgspec.Struct, array_like=True):
 
     @property
     def seen(self) -> int:
-        """How many ids there are, estimated where they are sampled."""
+        """Number of ids, estimated where they are sampled."""
         return sum(self.counts) << self.level
 
     def bounces(self) -> tuple[Ids, float]:
-        """The ids that changed arms, of those followed, and their share."""
+        """Return the ids that changed arms, of those followed, and their share."""
         found, followed = self.bounced.within(self.level), sum(self.counts)
         return found, len(found) / followed if followed else 0.0
 
@@ -90,11 +90,11 @@ class Assignments(msgspec.Struct, array_like=True):
         return odds
 
     def next_stage(self, weight: float) -> "Assignments":
-        """What the stage after one of this weight begins with."""
+        """Return the assignments with which the stage after one of this weight begins."""
         return Assignments(odds=self.odds + self.test_ratio(weight))
 
     def next_window(self, *, held_for_bounces: bool) -> "Assignments":
-        """What the next window goes on with: findings stay with the one that they held."""
+        """Return the assignments for the next window: findings stay with the window that they held."""
         if self.ratio is not None:
             return Assignments(unsound=self.ratio, needed=self.seen)
         if held_for_bounces:

@@ -25,7 +25,7 @@ from fractions import Fraction
 
 
 def alpha_for_window(alpha: float, window: int) -> float:
-    """The part of a rollout's `alpha` for its window number `window` = 1, 2, 3, ...
+    """Return the part of a rollout's `alpha` for its window number `window` = 1, 2, 3, ...
 
     All parts together sum to `alpha`, however long the rollout.
 
@@ -78,7 +78,7 @@ def interval(k: float, n: float, alpha: float, n_opt: float) -> tuple[float, flo
 
 
 def excludes_from_below(k: float, n: float, limit: float, alpha: float, n_opt: float) -> bool:
-    """Whether the lower bound of `interval` is over `limit`, for one evaluation of the statistic.
+    """Tell whether the lower bound of `interval` is over `limit`, for one evaluation of the statistic.
 
     The lower bound is over 0 exactly if k > 1, as the statistic then grows without end towards
     p = 0, and it is never over 1.
@@ -92,7 +92,7 @@ def excludes_from_below(k: float, n: float, limit: float, alpha: float, n_opt: f
 
 
 def excludes_from_above(k: float, n: float, limit: float, alpha: float, n_opt: float) -> bool:
-    """Whether the upper bound of `interval` is under `limit`, for one evaluation of the statistic.
+    """Tell whether the upper bound of `interval` is under `limit`, for one evaluation of the statistic.
 
     The upper bound is under 1 exactly if n - k > 1, and it is never under 0.
 
@@ -189,7 +189,7 @@ def _log_m(k: float, n: float, p: float, alpha: float, n_opt: float) -> float:
 
 
 def _edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
-    """The double next to `outside` that is not excluded, by bisection down to neighbours."""
+    """Return the double next to `outside` that is not excluded, by bisection down to neighbours."""
     while outside != (middle := (outside + inside) / 2.0) != inside:
         if excluded(middle):
             outside = middle

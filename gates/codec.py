@@ -36,15 +36,15 @@ class StateCodec(Generic[_T]):
         self._decoder = msgspec.msgpack.Decoder(kind, dec_hook=_decode)
 
     def dump(self, state: _T) -> bytes:
-        """The state's bytes."""
+        """Return the state's bytes."""
         return self._encoder.encode(state)
 
     def load(self, blob: bytes | msgspec.Raw) -> _T:
-        """The state back; msgspec.MsgspecError if the bytes are no such state."""
+        """Return the state back; msgspec.MsgspecError if the bytes are no such state."""
         return self._decoder.decode(blob)
 
     def dump_parts(self, parts: Mapping[_K, _T]) -> Generator[None, None, dict[_K, Any]]:
-        """The bytes of each part, for an encoder to take in; stops after each one."""
+        """Yield the bytes of each part, for an encoder to take in; stops after each one."""
         dumped: dict[_K, Any] = {}
         for name, part in parts.items():
             dumped[name] = msgspec.Raw(self.dump(part))
@@ -52,7 +52,7 @@ class StateCodec(Generic[_T]):
         return dumped
 
     def load_parts(self, parts: Mapping[_K, Any]) -> Generator[None, None, dict[_K, _T]]:
-        """The parts back from what ``in_parts`` reads; stops after each one."""
+        """Yield the parts back from what ``in_parts`` reads; stops after each one."""
         loaded: dict[_K, _T] = {}
         for name, part in parts.items():
             loaded[name] = self.load(part)
@@ -61,7 +61,7 @@ class StateCodec(Generic[_T]):
 
 
 def in_parts(kind: type[_T], **parts: Any) -> type[_T]:
-    """A state struct as its bytes are read first: fields that have parts are given other types, made of bytes."""
+    """Return a struct like ``kind`` as its bytes are read first: fields that have parts hold bytes in their place."""
     hints = get_type_hints(kind)
     fields: list[Any] = []
     for field in msgspec.structs.fields(kind):  # type: ignore[arg-type]  # a struct

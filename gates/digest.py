@@ -42,7 +42,7 @@ class Counted:
         return cls(*np.unique(values + 0.0, return_counts=True))
 
     def merged(self, other: "Counted") -> "Counted":
-        """The counts of both."""
+        """Return the counts of both."""
         if not len(self.values):
             return other
         values = np.union1d(self.values, other.values)
@@ -52,20 +52,20 @@ class Counted:
         return Counted(values, counts)
 
     def plus(self, values: Floats) -> "Counted":
-        """The counts with more values."""
+        """Return the counts with more values."""
         return self.merged(Counted.of(values)) if len(values) else self
 
     @cached_property
     def upto(self) -> NDArray[np.int64]:
-        """How many values are at most each one."""
+        """Number of values at most as large as each one."""
         return np.cumsum(self.counts)
 
     def at(self, rank: int) -> float:
-        """The value at a 1-based rank."""
+        """Return the value at a 1-based rank."""
         return float(self.values[np.searchsorted(self.upto, rank)])
 
     def parted(self) -> "tuple[Counted, Counted]":
-        """The ``STEPS`` most frequent values of at least ``STRIDE``, the lower first; and the rest."""
+        """Return the ``STEPS`` most frequent values of at least ``STRIDE``, the lower first; and the rest."""
         steps = self.counts >= STRIDE
         if np.count_nonzero(steps) > STEPS:
             steps[np.argsort(-self.counts, kind="stable")[STEPS:]] = False
@@ -86,7 +86,7 @@ class Mixed:
         return np.asarray(within) * self.rest.mass() + (self.steps.upto - self.steps.counts)
 
     def quantile(self, q: float) -> float:
-        """The value at quantile ``q`` in [0, 1]."""
+        """Return the value at quantile ``q`` in [0, 1]."""
         mass = self.rest.mass()
         if not len(self.steps.values):
             return self.rest.quantile(q)
@@ -166,7 +166,7 @@ class Digest:
         self.add(other._buffer[: other._used])
 
     def quantile(self, q: float) -> float | None:
-        """The value at quantile ``q`` in [0, 1]; None when empty."""
+        """Return the value at quantile ``q`` in [0, 1]; None when empty."""
         if not self.count:
             return None
         answer = self._prepared()
@@ -178,7 +178,7 @@ class Digest:
         return below + (above - below) * (at - low)
 
     def order_statistic(self, rank: int) -> float:
-        """The value at a 1-based rank: exact while the digest is, else the digest's estimate."""
+        """Return the value at a 1-based rank: exact while the digest is, else the digest's estimate."""
         answer = self._prepared()
         if isinstance(answer, Mixed):
             return answer.quantile((rank - 0.5) / self.count)
@@ -227,7 +227,7 @@ class Digest:
         _fed(self._merged, rest)
 
     def dump(self) -> tuple[int, bytes, bytes, bytes, bytes]:
-        """The state: count, t-digest (empty if none), counted values and counts, buffered values; <f8 and <i8."""
+        """Return the state: count, t-digest (maybe empty), counted values and counts, buffered values; <f8 and <i8."""
         return (
             self.count,
             b"" if self._merged is None else self._merged.to_bytes(),

@@ -31,7 +31,7 @@ Pins = dict[str, str]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the detectors may look at.
+    """The evidence that the detectors look at.
 
     ``baseline_is_pinned``: the baseline of an earlier window stands in, as no traffic is left for it.
     ``regions``: the manifest hashes that the events of the flag's regions came from. ``weight``: the canary's.
@@ -54,7 +54,7 @@ class Evidence:
 
 
 def insufficient_data(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Too few requests in an arm; where the canary serves, too few of its users' and of the baseline's."""
+    """Find too few requests in an arm; where the canary serves, too few of its users' and of the baseline's."""
     least = seen.flag.window.min_requests
     # A safety guard reads the canary alone.
     canary, baseline = seen.stage
@@ -69,13 +69,13 @@ def insufficient_data(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def served_at_weight_zero(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Users whom the canary served in a stage of weight 0, in which it should serve nobody."""
+    """Find users whom the canary served in a stage of weight 0, in which it should serve nobody."""
     if seen.unit.window.unexpected:
         yield {"requests": seen.unit.window.unexpected}
 
 
 def no_pinned_baseline(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """No baseline at all, or two values of one pin in it."""
+    """Find no baseline at all, or two values of one pin in it."""
     if seen.flag.kind == "safety_guard":
         return
     if seen.stage[1].rows == 0:
@@ -91,7 +91,7 @@ def no_pinned_baseline(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def pins_missing(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Requests without one of the six pins."""
+    """Find requests without one of the six pins."""
     for name, arm in seen.arms:
         missing: dict[str, int] = {}
         for pins, found in pin_sets(arm):
@@ -103,7 +103,7 @@ def pins_missing(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """A pin that is not what it was locked to, or not the manifest's; one finding a pin and value."""
+    """Find each pin that is not what it was locked to, or not the manifest's; one finding a pin and value."""
     for name, arm in seen.arms:
         drifts: dict[tuple[str, str], dict[str, Any]] = {}
         for pins, found in pin_sets(arm):
@@ -128,7 +128,7 @@ def pins_drifted(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def sticky_violation(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Sticky ids that were served in both arms, more of them than the policy allows by number and by share."""
+    """Find sticky ids that were served in both arms, more of them than the policy allows by number and by share."""
     policy, level = seen.flag.policy, seen.unit.assignments.level
     ids, share = seen.unit.assignments.bounces()
     if len(ids) << level > policy.sticky_violations_max and share > policy.sticky_violation_share_max + SLACK:
@@ -142,7 +142,7 @@ def sticky_violation(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def window_unstable(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Too many late events or dead letters for the window's numbers to be whole, or records that nobody read."""
+    """Find too many late events or dead letters for the numbers to be whole, or records that nobody read."""
     window = seen.unit.window
     accepted = window.accepted
     for what, count, limit in (
@@ -161,7 +161,7 @@ def window_unstable(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def _drift_kind(flag: Flag, arm: str, pin: str) -> str:
-    """Against the manifest, or within an arm; an index alias that moved while the manifest stayed is told apart."""
+    """Name a drift: from the manifest, within an arm, or of an index alias that moved while the manifest stayed."""
     named = flag.versions if arm == "canary" else flag.baseline_versions
     if pin in named:
         return "against_manifest"
@@ -169,7 +169,7 @@ def _drift_kind(flag: Flag, arm: str, pin: str) -> str:
 
 
 def cache_namespace_shared(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Caches used under two sets of pins: one arm may have been served the other's answers."""
+    """Find caches used under two sets of pins: one arm may have been served the other's answers."""
     detail = seen.unit.window.detail
     found = {name: pins for name, pins in detail.namespaces.items() if len(pins) > 1}
     if found:
@@ -179,7 +179,7 @@ def cache_namespace_shared(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def rate_limit_storm(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """The canary meets 429s that neither the baseline nor the stage before met."""
+    """Find 429s of the canary that neither the baseline nor the stage before met."""
     events, share, other = seen.canary.served["rate_limited"], rate_limited(seen.canary), rate_limited(seen.baseline)
     before = seen.unit.rate_limited
     if events >= STORM_EVENTS and share - max(other, before or 0.0) >= STORM_SHARE - SLACK:
@@ -187,12 +187,12 @@ def rate_limit_storm(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def tool_loop(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Requests that called one tool again and again with the same arguments."""
+    """Find requests that called one tool again and again with the same arguments."""
     yield from _told(seen.unit.window.detail.tool_loops, "tool")
 
 
 def unfenced_side_effect(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Writes without an idempotency key, or keys with two effects."""
+    """Find writes without an idempotency key, or keys with two effects."""
     detail = seen.unit.window.detail
     for found in _told(detail.unfenced, "tool"):
         yield {"what": "write_without_key", **found}
@@ -204,14 +204,14 @@ def unfenced_side_effect(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def client_evaluated(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Events whose arm a client chose: they are kept out of the evidence."""
+    """Find events whose arm a client chose: they are kept out of the evidence."""
     counts = {name: arm.sources[CLIENT]["exposures"] for name, arm in seen.arms if CLIENT in arm.sources}
     if counts:
         yield {"events": counts}
 
 
 def assignment_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Traffic that the hash of its sticky id would have sent to the other arm."""
+    """Find traffic that the hash of its sticky id would have sent to the other arm."""
     misplaced, stage = seen.unit.window.detail.misplaced, seen.unit.stage
     closed = seen.flag.kind == "quality_gated" and not seen.unit.engaged
     if seen.unit.latched or closed or not misplaced:
@@ -224,7 +224,7 @@ def assignment_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def sample_ratio_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """The arms' shares of sticky ids are not the stage's weights, or were not and too little was seen since."""
+    """Find shares of sticky ids that are not the stage's weights, or were not and too little was seen since."""
     found = seen.unit.assignments
     if found.ratio is not None:
         yield dict(found.ratio)
@@ -233,7 +233,7 @@ def sample_ratio_mismatch(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def region_divergence(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Regions of the flag assign under different manifests."""
+    """Find regions of the flag that assign under different manifests."""
     told = seen.regions.diverging(seen.unit.region, seen.unit.window.detail.hashes)
     if told is not None:
         more = {"of": told.count} if told.count > len(told.shown) else {}
@@ -241,7 +241,7 @@ def region_divergence(seen: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def orphan_telemetry(seen: Evidence) -> Iterator[dict[str, Any]]:
-    """Requests of sticky ids that no exposure was ever reported for, where exposures are."""
+    """Find requests of sticky ids that no exposure was ever reported for, where exposures are."""
     window = seen.unit.window
     if window.orphans and window.orphans / window.ids > ORPHANS_MAX + SLACK:
         yield {"ids": window.orphans, "of": window.ids, "limit": ORPHANS_MAX}
@@ -254,7 +254,7 @@ def _told(found: Finds, what: str) -> Iterator[dict[str, Any]]:
 
 
 def rate_limited(arm: ArmMetrics) -> float:
-    """Share of an arm's requests that met a 429."""
+    """Return the share of an arm's requests that met a 429."""
     return arm.served["rate_limited"] / arm.rows if arm.rows else 0.0
 
 
@@ -293,7 +293,7 @@ REREAD: tuple[Detector, ...] = (
 
 
 def reread(seen: Evidence, before: list[Problem]) -> list[Problem]:
-    """The evidence problems of a window that was judged before: what can be seen anew, and the rest as it was."""
+    """Return the problems of a window that was judged before: those that can be found again, the rest as it was."""
     anew = {detector.__name__: detector for detector in REREAD}
     found: list[Problem] = []
     for detector in DETECTORS:
@@ -306,12 +306,12 @@ def reread(seen: Evidence, before: list[Problem]) -> list[Problem]:
 
 
 def problems(seen: Evidence) -> list[Problem]:
-    """Every evidence problem of the window, in the order of ``DETECTORS``."""
+    """Return every evidence problem of the window, in the order of ``DETECTORS``."""
     return [Problem(problem=detector.__name__, detail=detail) for detector in DETECTORS for detail in detector(seen)]
 
 
 def pin_sets(arm: Arm) -> list[tuple[Pins, PinSet]]:
-    """The sets of pins an arm showed, in the order they were first seen."""
+    """Return the sets of pins an arm showed, in the order they were first seen."""
     sets = [
         (pins, found)
         for source in REQUEST_SOURCES
@@ -323,5 +323,5 @@ def pin_sets(arm: Arm) -> list[tuple[Pins, PinSet]]:
 
 
 def judged(flag: Flag, pins: Pins) -> list[str]:
-    """The pins of a set that drift is judged on: the six and those the manifest names."""
+    """Return the pins of a set that drift is judged on: the six and those the manifest names."""
     return [pin for pin in pins if pin in PINS or pin in flag.versions or pin in flag.baseline_versions]

@@ -1,4 +1,4 @@
-"""What a hold still waits for, and how long that takes at the window's own rate."""
+"""The evidence that a hold still waits for, and the time it takes at the window's own rate."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ def forecast(
     *,
     pinned: bool = False,
 ) -> Forecast | None:
-    """What is missing until a held window could have been decided; None where more requests would not help.
+    """Return the rows missing before a held window could be decided; None if more requests would not help.
 
     They do not help a failed gate, an evidence problem other than too little data, or a gate that is unknown although
     nothing countable is missing. ``pinned``: the baseline is an earlier window's and grows no more. Of each kind of
@@ -76,7 +76,9 @@ def _staged(flag: Flag) -> bool:
 
 
 def _too_few(found: Problem, *, staged: bool) -> bool:
-    """Whether a problem is one of too little data. Of a stage a window without a baseline is left out, whole."""
+    """Tell whether a problem is one of too little data.
+
+    A window without any baseline is one, too; not in a stage, which leaves such a window out."""
     no_baseline = found.problem == "no_pinned_baseline" and found.detail.get("requests") == 0
     return found.problem == "insufficient_data" or (no_baseline and not staged)
 
@@ -147,7 +149,7 @@ FIELDS = {"coverage_min": ("coverage", "coverage"), "lambda_convergent": ("lambd
 
 
 def _by_labels(gate: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) -> bool:
-    """Whether a gate's value is told by labels: an arm that it reads does not tell it at all, and there are some.
+    """Tell whether labels decide a gate's value: an arm that it reads has no value of its own, and there are labels.
 
     Labels stand for requests where both arms have enough of them. Else both are read together, and then it is the
     share of the requests with a value that is too small. Probe groups are counted whoever tells of them.
@@ -164,12 +166,12 @@ def _by_labels(gate: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) 
 
 
 def _present(rows: int) -> int:
-    """How many of ``rows`` must have a metric for it to count as known."""
+    """Count how many of ``rows`` must have a metric for it to count as known."""
     return rows - math.floor(MISSING_MAX * rows)
 
 
 def _source_rows(flag: Flag, name: ArmName, canary: ArmMetrics, baseline: ArmMetrics) -> str:
-    """What the rows of the quality source are called: served ones are traffic and gold together."""
+    """Name the rows of the quality source: served ones are traffic and gold together."""
     apart = {"canary": canary.quality_rows != canary.rows, "baseline": baseline.quality_rows != baseline.rows}
     if flag.policy.quality_source == "gold" or (flag.policy.quality_source != "traffic" and all(apart.values())):
         return "gold rows"

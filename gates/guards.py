@@ -38,7 +38,7 @@ class Guard(Machine):
     def verdict(
         self, reading: Reading, gates: list[GateResult], rules: list[RuleResult], found: list[Problem]
     ) -> tuple[Verdict, list[str]]:
-        """The verdict and its reasons."""
+        """Return the verdict and its reasons."""
         raise NotImplementedError
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
@@ -78,7 +78,7 @@ class SafetyGuard(Guard):
     stepping_in = "degrade"
 
     def own_rules(self, reading: Reading) -> list[RuleResult]:
-        """The share of failed reason steps, and those that were served in full."""
+        """Return the share of failed reason steps, and those that were served in full."""
         served, least = reading.canary.served, self.flag.window.min_requests
         rows, failed, full = served["reason_rows"], served["reason_failed"], served["reason_in_full"]
         share = failed / reading.canary.rows if rows else None

@@ -36,6 +36,6 @@ MACHINES: dict[str, type[Machine]] = {
 
 
 def machine(flag: Flag, unit: Unit, clockwork: Clockwork, regions: Regions | None = None) -> Machine:
-    """The state machine of a flag's kind over a unit's state."""
+    """Return the state machine of a flag's kind over a unit's state."""
     staged = flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
     return (StagedRamp if staged else MACHINES[flag.kind])(flag, unit, clockwork, regions)

@@ -21,9 +21,9 @@ LABELS_CAP = 1 << 12
 request by hash."""
 
 SPOKEN = ("solved", "solved_rows", "lambda_rows", "lambda_bad_rows", "lambda_misspelt")
-"""What a label says by a bit each, the first the lowest."""
+"""Facts that a label states by a bit each, the first the lowest."""
 LABEL_FATES = ("labels", "labels_foreign", "labels_not_followed")
-"""What may become of labels: they count, are of no request of the stage, or of one that is not followed."""
+"""Fates of a label: it counts, is of no request of the stage, or of one that is not followed."""
 NO_PINS = -1
 ROW = np.dtype(
     [
@@ -58,7 +58,7 @@ class Labels(msgspec.Struct, array_like=True):
     count: int = 0
 
     def set_of(self, pins: str) -> int:
-        """The index of a set of pins; those of one set too many count as none."""
+        """Return the index of a set of pins; those of one set too many count as none."""
         if pins not in self.pins:
             if len(self.pins) == PIN_SETS_CAP:
                 return NO_PINS
@@ -89,11 +89,11 @@ class Labels(msgspec.Struct, array_like=True):
 
     @property
     def unbounded_bytes(self) -> int:
-        """What of it grows with the telemetry's own names."""
+        """Bytes that grow with the telemetry's own names."""
         return sum(len(name.encode()) for name in (*self.names, *self.pins))
 
     def counted(self, requests: "Known", locked: dict[str, str], place: tuple[str, str, int]) -> Sums:
-        """What those of them say that count, and how many do not.
+        """Add up the labels that count, and count those that do not.
 
         ``locked``: the pins that the arm is held to. ``place``: arm, source and partition.
         """
@@ -114,7 +114,7 @@ class Labels(msgspec.Struct, array_like=True):
 
 
 def _are(pins: str, locked: dict[str, str]) -> bool:
-    """Whether a label's pins are all that its arm is held to, the six among them."""
+    """Tell whether a label's pins are exactly those that its arm is held to, the six among them."""
     return msgspec.json.decode(pins) == locked and all(pin in locked for pin in PINS)
 
 
@@ -169,7 +169,7 @@ class RequestIds(msgspec.Struct, array_like=True):
             self.arms.setdefault(arm, {}).setdefault(source, RequestSample()).merge(ids)
 
     def of(self, arm: str, source: str) -> RequestSample:
-        """The ids of one arm and source."""
+        """Return the ids of one arm and source."""
         return self.arms.get(arm, {}).get(source) or RequestSample()
 
 

@@ -1,4 +1,4 @@
-"""What every kind of flag shares: windows filled pane by pane, evidence read, records written.
+"""The state machine of one unit, as every kind of flag shares it: windows filled pane by pane, and judged.
 
 ``add`` takes what each partition saw of a pane, in order; ``close`` ends a pane and gives the decisions and commands
 that follow, if any. Nothing here knows a clock, a topic or another flag.
@@ -46,9 +46,9 @@ class Machine(ABC):
     """
 
     windowed = True
-    """Whether windows are decided at all."""
+    """True if windows are decided at all."""
     staged = False
-    """Whether sticky ids and pins are followed over windows, for as long as a stage or the rollout lasts."""
+    """True if sticky ids and pins are followed over windows, for as long as a stage or the rollout lasts."""
 
     def __init__(self, flag: Flag, unit: Unit, clockwork: Clockwork, regions: Regions | None = None) -> None:
         self.flag, self.unit, self.clockwork = flag, unit, clockwork
@@ -64,7 +64,7 @@ class Machine(ABC):
 
     @property
     def asleep(self) -> bool:
-        """Whether the unit waits for an event: its windows stand still."""
+        """True while the unit waits for an event: its windows stand still."""
         return self.unit.asleep
 
     @property
@@ -79,7 +79,7 @@ class Machine(ABC):
         self.unit.moving_until = self.clockwork.stage_start(start, self.flag.window.settle_ms)
 
     def begun(self, before: Unit | None = None) -> Iterator[Outcome]:
-        """What follows from a new revision of the manifest taking over a unit: its first stage's weights."""
+        """Yield the records that follow when a new revision takes over a unit: its first stage's weights."""
         weight, flag = first_weight(self.flag), self.flag
         steps_out = before is not None and before.kind in GUARDS and before.engaged and not self.unit.engaged
         if (self.unit.weight == weight and not steps_out) or (flag.kind == "kill_switch" and weight == 0):
@@ -123,7 +123,7 @@ class Machine(ABC):
         yield self._standing("rearm", ["rearm"], operation.ts, first_weight(flag), operation)
 
     def retire(self, by: OperationBy, at: int) -> Iterator[Outcome]:
-        """The unit's last word, at ``at`` ms: its flag has left the manifest, and the canary goes to 0."""
+        """Yield the unit's last word, at ``at`` ms: its flag has left the manifest, and the canary goes to 0."""
         yield self._standing("retire", ["retire"], at, 0.0, by)
         self._latch()
         self.unit.retired = True
@@ -201,7 +201,7 @@ class Machine(ABC):
                     self.labels.update({what: sums[what] for what in LABEL_FATES})
 
     def _known(self, start: int) -> Known:
-        """The requests that labels of a pane from ``start``, ms, may be of: its stage's, or two windows'."""
+        """Return the requests that labels of a pane from ``start``, ms, may be of: its stage's, or two windows'."""
         unit = self.unit
         spans = [unit.requests] if unit.earlier is None else [unit.requests, unit.earlier]
         if self.staged:
@@ -250,10 +250,10 @@ class Machine(ABC):
 
     @abstractmethod
     def judge_window(self) -> Judgement:
-        """The verdict at a window's end."""
+        """Return the verdict at a window's end."""
 
     def judge_pane(self) -> Judgement | None:
-        """A verdict while the window is open, if there is one."""
+        """Return a verdict while the window is open, if there is one."""
         return None
 
     def _correct(self, at: int) -> None:
@@ -317,11 +317,11 @@ class Machine(ABC):
 
     @property
     def shadowed(self) -> bool:
-        """Whether mirrored requests may stand for the canary's traffic now, if the flag wants it."""
+        """Tell whether mirrored requests may stand for the canary's traffic now, if the flag wants it."""
         return False
 
     def _evidence(self, reading: Reading, stage: Reading | None = None) -> Evidence:
-        """What the detectors look at: the window, and with it the ``stage`` where more is judged together."""
+        """Gather the detectors' evidence: the window, and the ``stage`` where more is judged together."""
         pinned, together = reading.pinned is not None, stage or reading
         pair = together.canary, together.baseline
         return Evidence(
@@ -334,14 +334,14 @@ class Machine(ABC):
     def _judged(
         self, reading: Reading, alpha: float | None
     ) -> tuple[list[GateResult], list[RuleResult], list[Problem]]:
-        """All gates, all rules and all evidence problems; ``alpha`` as for ``Comparison.rules``."""
+        """Return all gates, all rules and all evidence problems; ``alpha`` as for ``Comparison.rules``."""
         comparison = reading.comparison(self.flag)
         evidence = self._evidence(reading)
         gates = comparison.gates()
         return gates, comparison.rules(gates, alpha, self._drift_rule(evidence)), self._problems(evidence)
 
     def _assess(self) -> Assessment:
-        """All that a window's end is judged by."""
+        """Return all that a window's end is judged by."""
         reading = self._read()
         return Assessment(reading, *self._judged(reading, None))
 
@@ -375,7 +375,7 @@ class Machine(ABC):
 
     @property
     def _recorder(self) -> Recorder:
-        """What writes the unit's next records, in the stage that it is in."""
+        """The writer of the unit's next records, in the stage that it is in."""
         unit, flag = self.unit, self.flag
         following = unit.stage + 1 < len(self.stages) and not unit.latched and flag.kind == "progressive_rollout"
         stage = Stage(
@@ -393,7 +393,7 @@ class Machine(ABC):
         weight: float,
         by: OperationBy | None,
     ) -> Outcome:
-        """A decision that rests on no window: an operator's, or a new revision's."""
+        """Return a decision that rests on no window: an operator's, or a new revision's."""
         outcome = self._recorder.standing(action, reasons, ts, weight, by)
         self._let_move(ts)
         return outcome
@@ -442,7 +442,7 @@ class Machine(ABC):
         unit.earlier_canary = IdSample()
 
     def frozen(self, at: int) -> ChangeFreeze | None:
-        """The change freeze that a promote at ``at`` ms would fall into."""
+        """Return the change freeze that a promote at ``at`` ms would fall into."""
         window = self.flag.frozen_at(at)
         if window is None:
             return None

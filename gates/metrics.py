@@ -24,7 +24,7 @@ UNKNOWN: Interval = (None, None)
 
 
 def rate_n_opt(limit: float) -> float:
-    """The n at which a rate's bound is tightest when it is held against ``limit``."""
+    """Return the n at which a rate's bound is tightest when it is held against ``limit``."""
     return max(200.0, 3 / limit) if limit > 0 else 200.0
 
 
@@ -57,7 +57,7 @@ class Lambda:
 
 @dataclass(frozen=True)
 class Told:
-    """Who speaks of a metric: the sums to read it from, and how many rows should have it.
+    """The source of a metric: the sums to read it from, and the number of rows that should have it.
 
     ``labels``: how many of those are labels, which have taken the metric over; 0 where the requests' own values and
     what labels there are are read together.
@@ -74,7 +74,7 @@ LABELLED: dict[str, Callable[[Sums], int]] = {
     "lambda": lambda labels: labels["lambda_rows"],
     "solved": lambda labels: labels["solved_rows"],
 }
-"""How many labels speak of each metric that labels may speak of."""
+"""Readers of the number of labels that have each metric."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ArmMetrics:
         return together
 
     def told(self, metric: str) -> Told:
-        """The rows of ΔS, coverage or λ."""
+        """Return the rows of ΔS, coverage or λ."""
         if metric in self.taken_over:
             n = LABELLED[metric](self.labels)
             return Told(self.labels, n, n)
@@ -212,7 +212,7 @@ class ArmMetrics:
 
     @property
     def cost_variances(self) -> list[tuple[int, float]]:
-        """What the cost per solved varies by: rows, and the variance times their number, of each part of it.
+        """Return the variance of the cost per solved: of each part its rows, and the variance times their number.
 
         One part where each request says what it cost and whether it was solved, by the delta method over both; with
         labels two, the mean cost and the share of labels that say solved. Empty where nothing was solved.
@@ -244,7 +244,7 @@ class ArmMetrics:
 
 
 def mostly_present(rows: int, present: int) -> bool:
-    """Whether a metric has values, and on all but a small share of the rows."""
+    """Tell whether a metric has values on all but a small share of the rows."""
     return present > 0 and (rows - present) <= MISSING_MAX * rows
 
 
@@ -293,7 +293,7 @@ def read_arms(canary: Arm, baseline: Arm, quality_source: QualitySource, least: 
 
 
 def _golden(arm: Arm, least: int) -> bool:
-    """Whether an arm has enough gold events, or labels of some."""
+    """Tell whether an arm has enough gold events, or labels of them."""
     rows = [
         arm.sources[source][counter] if source in arm.sources else 0
         for source, counter in (("gold", "requests"), (LABELS["gold"], "labels"))
@@ -312,7 +312,7 @@ def _pair(arms: tuple[Arm, Arm], use: str, least: int) -> Pair:
 
 
 def _apart(arms: tuple[Arm, Arm], use: str) -> list[Pair]:
-    """The requests' own values without the labels, and the labels without them."""
+    """Return the requests' own values without the labels, and the labels without them."""
     one, other = (_read(arm, use) for arm in arms)
     words = frozenset(LABELLED)
     own = tuple(replace(arm, labels=Sums(), served_labels=Sums()) for arm in (one, other))
@@ -377,10 +377,10 @@ def uplift_interval(canary: Digest, baseline: Digest, q: float, alpha: float, de
 
 
 def rate_surely_over(successes: float, n: float, limit: float, alpha: float) -> bool:
-    """Whether a rate's anytime lower bound is over the limit."""
+    """Tell whether a rate's anytime lower bound is over the limit."""
     return n > 0 and excludes_from_below(successes, n, limit, alpha, rate_n_opt(limit))
 
 
 def mean_surely_under(total: float, n: float, limit: float, alpha: float) -> bool:
-    """Whether the anytime upper bound of a mean of values in [0, 1] is under the limit."""
+    """Tell whether the anytime upper bound of a mean of values in [0, 1] is under the limit."""
     return n > 0 and excludes_from_above(total, n, limit, alpha, rate_n_opt(limit))

@@ -1,4 +1,4 @@
-"""What evidence costs: rows until an anytime bound settles a gate or a hard rule.
+"""The price of evidence: rows until an anytime bound settles a gate or a hard rule.
 
 The bounds are those that decisions show and early aborts use; here they are asked beforehand, with the rows that a
 given true rate is expected to bring.
@@ -25,7 +25,7 @@ LEAST_WORSE = 0.01
 
 
 def kind_gates(kind: str) -> tuple[str, ...]:
-    """The gates that a kind of flag decides on; a safety guard and a kill switch have none."""
+    """Return the gates that a kind of flag decides on; a safety guard and a kill switch have none."""
     match kind:
         case "progressive_rollout":
             return tuple(PAGE.gates.limits())
@@ -37,7 +37,7 @@ def kind_gates(kind: str) -> tuple[str, ...]:
 
 
 def judged_gates(flag: Flag) -> tuple[str, ...]:
-    """Those of them that are on."""
+    """Return the gates of the flag's kind that are on."""
     limits = flag.gates.limits()
     return tuple(gate for gate in kind_gates(flag.kind) if limits[gate] is not None and limits[gate] is not False)
 
@@ -48,7 +48,7 @@ def rows_to_clear(limit: float, rate: float = 0.0, alpha: float = INFORMATION_AL
 
 
 def bad_share(gate: str, limit: float) -> float | None:
-    """The largest share of bad rows with which a gate passes; None where it is no statement about a share.
+    """Return the largest share of bad rows with which a gate passes; None where it is no statement about a share.
 
     A quantile's gate is the statement that at most 5 % (p95) or half (median) of the canary's values lie beyond the
     baseline's quantile and the limit.
@@ -77,7 +77,7 @@ class Certainty:
 
 
 def certainty(flag: Flag, gate: str) -> Certainty | None:
-    """What it costs to be sure of a gate; None for λ and cost, which have no such bound."""
+    """Return the rows it takes to be sure of a gate; None for λ and cost, which have no such bound."""
     limit = flag.gates.limits()[gate]
     share = None if limit is None else bad_share(gate, float(limit))
     return None if share is None else Certainty(rows_to_clear(share), rows_to_clear(share, share / 2))
@@ -124,7 +124,7 @@ def _at_least(least: int, rows: int | None) -> int | None:
 
 
 def first(holds: Callable[[int], bool]) -> int | None:
-    """The smallest n >= 1 from which on ``holds``; None: not up to ``ROWS_MAX``."""
+    """Return the smallest n >= 1 from which on ``holds``; None: not up to ``ROWS_MAX``."""
     top = 1
     while not holds(top):
         top *= 2

@@ -22,7 +22,7 @@ class QualityGate(Ramp):
         return not (self.unit.engaged or self.unit.cut)
 
     def judge_pane(self) -> Judgement | None:
-        """A close if a hard rule is sure to be broken while the gate is open."""
+        """Return a close if a hard rule is sure to be broken while the gate is open."""
         return self._surely_broken("close", None) if self.unit.engaged else None
 
     def judge_window(self) -> Judgement:

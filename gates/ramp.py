@@ -27,7 +27,7 @@ class Ramp(Machine):
         return self.unit.stage == 0
 
     def judge_pane(self) -> Judgement | None:
-        """An abort if a hard rule is sure to be broken while the window is still open."""
+        """Return an abort if a hard rule is sure to be broken while the window is still open."""
         return self._surely_broken("abort", "hard")
 
     def _surely_broken(self, action: Literal["abort", "close"], severity: Literal["hard"] | None) -> Judgement | None:
@@ -43,7 +43,7 @@ class Ramp(Machine):
         return Judgement(action, fired, reading, gates, rules, problems, severity, action, 0.0)
 
     def judge_window(self) -> Judgement:
-        """The verdict at the window's end: abort, then evidence, then failed, then unknown gates, then promote."""
+        """Judge the window at its end: abort, then evidence, then failed gates, then unknown ones, then promote."""
         unit, flag = self.unit, self.flag
         seen = self._assess()
         gates, rules, found = seen.gates, seen.rules, seen.problems
@@ -103,11 +103,11 @@ class Ramp(Machine):
         return judgement("promote", ["all_gates_pass"], weight=self.stages[unit.stage + 1])
 
     def _impatient(self) -> list[str]:
-        """A further reason of a hold, where a stage has lasted too long."""
+        """Return a further reason of a hold, where a stage has lasted too long."""
         return []
 
     def _to_pin(self) -> tuple[Arm, int]:
-        """What stands in for the baseline at 100 %, and its start, ms."""
+        """Return the arm that stands in for the baseline at 100 %, and its start, ms."""
         return self.unit.window.baseline, self.unit.window.start
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:

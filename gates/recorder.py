@@ -38,7 +38,7 @@ Outcome = tuple[Decision, Command | None]
 
 @dataclass(frozen=True)
 class Recorder:
-    """What the next records of a unit are written with. ``stage``: the one that they name."""
+    """The writer of a unit's next records. ``stage``: the one that they name."""
 
     flag: Flag
     unit: Unit

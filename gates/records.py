@@ -42,7 +42,7 @@ METRIC_OF = {
     "reason_failure_rate_over": "reason",
     "reason_failed_served_in_full": "reason_in_full",
 }
-"""Which metric's worst events a gate or rule names."""
+"""The metric whose worst events a gate or rule names."""
 QUALITY_METRICS = ("delta_s", "coverage", "lambda")
 
 
@@ -63,7 +63,7 @@ class Reading:
 
     @property
     def baseline(self) -> ArmMetrics:
-        """What it is compared with."""
+        """The metrics of the arm that the canary is compared with."""
         return self.arms.baseline
 
     @property
@@ -72,7 +72,7 @@ class Reading:
         return self.arms.use
 
     def comparison(self, flag: Flag) -> Comparison:
-        """Both arms under a flag's rules."""
+        """Return both arms under a flag's rules."""
         return Comparison.of(flag, self.arms)
 
 
@@ -99,7 +99,7 @@ class Assessment:
         found: Sequence[Problem] = (),
         **more: Any,
     ) -> "Judgement":
-        """A verdict on what was assessed, with further problems; ``rules`` instead of those here."""
+        """Return a verdict on what was assessed, with further problems; ``rules`` instead of those here."""
         return Judgement(
             verdict,
             list(dict.fromkeys(reasons)),
@@ -142,7 +142,7 @@ class Judgement:
 
 
 def exemplars(judgement: Judgement) -> dict[str, list[Exemplar]]:
-    """The worst events behind each failed gate and fired rule."""
+    """Return the worst events behind each failed gate and fired rule."""
     reading = judgement.reading
     bad = [gate.gate for gate in judgement.gates if gate.status in ("fail", "waived")]
     bad += [rule.kind for rule in judgement.rules if rule.fired]
@@ -171,7 +171,7 @@ def _quality_sources(reading: Reading) -> tuple[str, str]:
 
 
 def unfired(rule: RuleResult) -> RuleResult:
-    """The same rule where it is shown and cannot act."""
+    """Return the same rule where it is shown and cannot act."""
     return RuleResult(
         kind=rule.kind, severity=rule.severity, value=rule.value, observed=rule.observed, n=rule.n, fired=False
     )

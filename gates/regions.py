@@ -1,4 +1,4 @@
-"""What the regions of one flag assign by, kept as it changes: a region's decision need not look at all others."""
+"""The manifests by which the regions of one flag assign, kept as they change: no decision looks at all regions."""
 
 from bisect import bisect_left, insort
 from collections import Counter
@@ -48,7 +48,7 @@ class Regions:
             del self._names[bisect_left(self._names, region)]
 
     def diverging(self, region: str, hashes: Iterable[str]) -> Divergence | None:
-        """The divergence that ``region`` sees, whose window's events came from ``hashes``; None without one."""
+        """Return the divergence that ``region`` sees, whose window's events came from ``hashes``; None without one."""
         mine, before = sorted(hashes), self._hashes.get(region, ())
         others = len(self._hashes) - bool(before)
         alone = sum(self._counts[name] == 1 for name in before)

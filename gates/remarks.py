@@ -1,4 +1,4 @@
-"""What a flag can never decide, or never guard against, whatever its telemetry says."""
+"""Decisions that a flag can never reach, and harm it can never see, whatever its telemetry says."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ _EXTREMES = {
 
 
 def remarks(flag: Flag) -> list[str]:
-    """What is worth knowing of a flag before anything has been measured: a line each, with the way out."""
+    """Return remarks on a flag before anything has been measured: a line each, with the way out."""
     found = [*stuck(flag), *_stages(flag), *_gates(flag), *_unread(flag)]
     if flag.kind != "kill_switch":
         found += [*_rules(flag), *_evidence(flag)]
@@ -42,7 +42,7 @@ def remarks(flag: Flag) -> list[str]:
 
 
 def probes_wanted(flag: Flag) -> str | None:
-    """What has to be sent so that λ is known, and how to do without; None where nothing waits for it."""
+    """Say which probes λ needs, and how to do without; None where nothing waits for it."""
     if "lambda_convergent" not in judged_gates(flag) or flag.policy.lambda_source != "probes":
         return None
     settle = ""

@@ -39,7 +39,7 @@ SOFT_GATES = {
 
 
 def rounded(value: float | None, digits: int = 12) -> float | None:
-    """A number as records show it: what lies below the rounding differs between math libraries."""
+    """Return a number as records show it: what lies below the rounding differs between math libraries."""
     return None if value is None else round(value, digits) + 0.0
 
 
@@ -58,15 +58,15 @@ class Comparison:
 
     @classmethod
     def of(cls, flag: Flag, arms: Arms) -> Self:
-        """Both arms as they were read."""
+        """Return both arms as they were read."""
         return cls(flag, arms.canary, arms.baseline, arms.quality, arms.served)
 
     def gates(self) -> list[GateResult]:
-        """The eight gates, in the order of the manifest."""
+        """Return the eight gates, in the order of the manifest."""
         return self._waive(self._by_value(bounds=True))
 
     def _by_value(self, *, bounds: bool) -> list[GateResult]:
-        """The gates as their values have them, without the waiver; ``bounds``: with anytime intervals beside them."""
+        """Return the gates by their values alone, without the waiver; ``bounds``: with anytime intervals."""
         return [result(bounds) for result in self._gates()]
 
     def _gates(self) -> list["_Result"]:
@@ -247,7 +247,7 @@ class Comparison:
     def rules(
         self, gates: Iterable[GateResult], alpha: float | None, more: Iterable[RuleResult] = ()
     ) -> list[RuleResult]:
-        """The abort rules of the manifest, hard ones first; ``more`` are hard ones that do not read metrics.
+        """Return the abort rules of the manifest, hard ones first; ``more`` are hard ones that do not read metrics.
 
         ``alpha`` None: the window has ended and a rule fires on the value itself. Otherwise the window is open
         and a hard rule fires only on an anytime bound at level ``alpha``, which the caller has split over the
@@ -261,7 +261,7 @@ class Comparison:
         return [*self.hard_rules(alpha), *more, *soft]
 
     def hard_rules(self, alpha: float | None) -> list[RuleResult]:
-        """The hard rules alone; ``alpha`` as for ``rules``.
+        """Return the hard rules alone; ``alpha`` as for ``rules``.
 
         A rule fires if it does on any pair of the arms; the pairs share ``alpha``. What is shown is the pair that
         fired, else the one that the gates read.

@@ -71,7 +71,7 @@ class IdSample:
         return self._ids
 
     def within(self, level: int) -> Ids:
-        """The distinct hashes that a sample of that (coarser or equal) level keeps."""
+        """Return the distinct hashes that a sample of that (coarser or equal) level keeps."""
         ids = self.ids
         return ids[: np.searchsorted(ids, kept_below(level), side="right")]
 
@@ -111,7 +111,7 @@ class IdSample:
 
 
 def kept_below(level: int) -> np.uint64:
-    """The largest hash that is kept at a level."""
+    """Return the largest hash that is kept at a level."""
     return np.uint64((1 << (64 - level)) - 1)
 
 
@@ -126,7 +126,7 @@ class RequestSample(IdSample):
         return REQUESTS_CAP
 
     def knows(self, ids: Ids, level: int) -> NDArray[np.bool_]:
-        """Which of some hashes are in the set as it is at a level."""
+        """Tell for each hash whether it is in the set as sampled at a level."""
         found = self.within(level)
         if not len(found):
             return np.zeros(len(ids), np.bool_)
@@ -136,7 +136,7 @@ class RequestSample(IdSample):
 
 
 def shared(one: IdSample, other: IdSample) -> tuple[Ids, int]:
-    """The hashes in both samples, and the level at which they were looked at."""
+    """Return the hashes in both samples, and the level at which they were looked at."""
     level = max(one.level, other.level)
     return np.intersect1d(one.within(level), other.within(level), assume_unique=True), level
 

@@ -42,7 +42,7 @@ COST_LEAST = 50
 GROWTH_MAX = 1 << 14
 """A gate that so many times the present rows would not settle does not end soon."""
 FORECAST_STEP = 1.02
-"""How near a forecast tells the rows that a gate still needs."""
+"""The precision of a forecast of the rows that a gate still needs, as a factor."""
 STAGE_SHARE = 0.75
 """Of a gate's part, what a stage's rows are looked at with where its hard rule looks at other rows too."""
 SETTLING_SHARE = WINDOWS_SHARE = 0.125
@@ -67,7 +67,7 @@ class Levels:
 
     @classmethod
     def of(cls, flag: Flag, window: int, cycle: int = 1, *, settling: bool = False) -> Self:
-        """The levels of a flag in its rollout's window number ``window`` = 1, 2, 3, …, or the settling span before it.
+        """Return a flag's levels in its rollout's window number ``window`` = 1, 2, 3, …, or the settling before it.
 
         ``cycle``: a unit that has passed its last stage is judged anew again and again; all that follows the first
         time shares one part more.
@@ -91,22 +91,22 @@ class Levels:
 
 
 class Test(Protocol):
-    """What a gate's value is known by."""
+    """A test of a gate's value against a bound."""
 
     def exceeds(self, limit: float, level: float) -> bool:
-        """Whether the bound excludes ``limit`` and all that is better."""
+        """Tell whether the bound excludes ``limit`` and everything better."""
         ...
 
     def excludes(self, value: float, level: float) -> bool:
-        """Whether the bound excludes ``value`` and all that is worse."""
+        """Tell whether the bound excludes ``value`` and everything worse."""
         ...
 
     def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
-        """The interval as the gate shows it, each end at the level at which it decides."""
+        """Return the interval as the gate shows it, each end at the level at which it decides."""
         ...
 
     def grown(self, times: float, *, pinned: bool) -> "Test":
-        """The same values from so many times the rows; of the canary alone where the baseline is ``pinned``."""
+        """Return the same values from so many times the rows; of the canary alone where the baseline is ``pinned``."""
         ...
 
 
@@ -135,7 +135,7 @@ class Proportion:
         return self.n > 0 and excludes_from_above(self.bad, self.n, worst, level, rate_n_opt(worst))
 
     def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
-        """Each end where it is tightest for what it is asked."""
+        """Return each end where it is tightest for what it is asked."""
         if not self.n:
             return UNKNOWN
         lower = interval(self.bad, self.n, stop, rate_n_opt(self._of(limit)))[0]
@@ -143,7 +143,7 @@ class Proportion:
         return (1 - upper, 1 - lower) if self.good else (lower, upper)
 
     def grown(self, times: float, *, pinned: bool) -> "Proportion":
-        """The same share of more rows."""
+        """Return the same share of more rows."""
         return replace(self, bad=self.bad * times, n=self.n * times)
 
 
@@ -167,12 +167,12 @@ class Quantiles:
         return lower is not None and lower > limit + SLACK
 
     def excludes(self, value: float, level: float) -> bool:
-        """The other way round."""
+        """Return the other way round."""
         upper = self._ends(level)[1]
         return upper is not None and upper < value - SLACK
 
     def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
-        """Each end at its level."""
+        """Return each end at its level."""
         return self._ends(stop)[0], self._ends(promote)[1]
 
     def grown(self, times: float, *, pinned: bool) -> "Test":
@@ -200,17 +200,17 @@ class _Grown:
         return digest.quantile(low) if low > 0 else None, digest.quantile(high) if high < 1 else None
 
     def exceeds(self, limit: float, level: float) -> bool:
-        """As ``Quantiles``."""
+        """Tell whether the bound excludes ``limit`` and everything better."""
         lower = self._ends(level)[0]
         return lower is not None and lower > limit + SLACK
 
     def excludes(self, value: float, level: float) -> bool:
-        """As ``Quantiles``."""
+        """Tell whether the bound excludes ``value`` and everything worse."""
         upper = self._ends(level)[1]
         return upper is not None and upper < value - SLACK
 
     def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
-        """As ``Quantiles``."""
+        """Return the lower bound at the level ``stop``, and the upper one at the level ``promote``."""
         return self._ends(stop)[0], self._ends(promote)[1]
 
     def grown(self, times: float, *, pinned: bool) -> "Test":
@@ -231,7 +231,7 @@ class Costs:
 
     @classmethod
     def of(cls, canary: ArmMetrics, baseline: ArmMetrics, design_effect: float) -> "Costs | None":
-        """Both arms compared; None where their costs have no ratio."""
+        """Return both arms compared; None where their costs have no ratio."""
         c, b = canary.cost_per_solved, baseline.cost_per_solved
         observed = uplift(c, b)
         if observed is None or c is None or b is None:
@@ -258,11 +258,11 @@ class Costs:
         return self.uplift + self._half(level) < value - SLACK
 
     def ends(self, limit: float, value: float, stop: float, promote: float) -> Interval:
-        """Each end at its level."""
+        """Return each end at its level."""
         return self.uplift - self._half(stop), self.uplift + self._half(promote)
 
     def grown(self, times: float, *, pinned: bool) -> "Costs":
-        """The same variances of more rows."""
+        """Return the same variances of more rows."""
         canary = tuple((n * times, variance) for n, variance in self.canary)
         baseline = self.baseline if pinned else tuple((n * times, variance) for n, variance in self.baseline)
         return replace(self, canary=canary, baseline=baseline)
@@ -293,12 +293,12 @@ class Sequential(Comparison):
     pinned: bool = False
 
     def gates(self) -> list[GateResult]:
-        """The eight gates, in the order of the manifest, with bounds, and forecasts where they are undecided."""
+        """Return the eight gates, in the order of the manifest, with bounds, and forecasts where they are undecided."""
         results = [self._settled(result) for result in self._by_value(bounds=False)]
         return [self._foreseen(result) for result in self._waive_dear(results)]
 
     def stops(self) -> list[str]:
-        """The gates that are proven over their limit, without one that is waived."""
+        """Return the gates that are proven over their limit, without one that is waived."""
         results = [
             msgspec.structs.replace(one, status="undecided") if one.status == "fail" and not self._proven(one) else one
             for one in self._by_value(bounds=False)
@@ -308,7 +308,7 @@ class Sequential(Comparison):
         return [result.gate for result in results if result.status == "fail"]
 
     def _waive_dear(self, results: list[GateResult]) -> list[GateResult]:
-        """The waiver, which a cost over the limit is open to whether or not it is proven."""
+        """Return the waiver, which a cost over the limit is open to whether or not it is proven."""
         cost = results[-1]
         dear = cost.status in ("fail", "undecided") and (cost.observed or 0.0) > float(cost.threshold or 0.0) + SLACK
         if not dear:
@@ -317,7 +317,7 @@ class Sequential(Comparison):
         return waived if waived[-1].status == "waived" else results
 
     def _settled(self, by_value: GateResult) -> GateResult:
-        """A gate by its bounds."""
+        """Return a gate by its bounds."""
         value = self._rule_out(by_value.gate)
         result = msgspec.structs.replace(by_value, rule_out=value)
         test = self._test(by_value.gate)
@@ -336,7 +336,7 @@ class Sequential(Comparison):
         return msgspec.structs.replace(result, status="pass" if clear else "undecided")
 
     def _ends(self, gate: str, test: Test, limit: float, value: float) -> Interval:
-        """Both ends; the one that stops is the looser of those of the windows that count and of all of them."""
+        """Return both ends; the one that stops is the looser of those of the windows that count and of all of them."""
         stop, promote = self.levels.stop(gate), self.levels.promote
         lower, upper = test.ends(limit, value, stop, promote)
         more = self.whole._test(gate) if self.whole else None
@@ -348,11 +348,11 @@ class Sequential(Comparison):
         return None if lower is None or low is None else min(lower, low), upper
 
     def _proven(self, failed: GateResult) -> bool:
-        """Whether a gate that fails by its value is sure to be over its limit, on all rows too."""
+        """Tell whether a gate that fails by its value is surely over its limit, on all rows too."""
         return self._excluded(failed) and (self.whole is None or self.whole._excluded(failed))
 
     def _excluded(self, failed: GateResult) -> bool:
-        """Whether the bound of a gate that fails by its value excludes its limit."""
+        """Tell whether the bound of a gate that fails by its value excludes its limit."""
         if failed.gate == "lambda_convergent":
             return True
         if failed.gate == "cost_uplift_max" and self._too_few_solved:
@@ -373,7 +373,7 @@ class Sequential(Comparison):
         return value
 
     def _test(self, gate: str) -> Test | None:
-        """What a gate's value is known by; None where there is nothing."""
+        """Return the test of a gate's value; None where there is nothing to test."""
         c, b, worth = self.canary, self.baseline, self._design_effect
         match gate:
             case "delta_s.median_max" | "delta_s.p95_max":
@@ -407,7 +407,7 @@ class Sequential(Comparison):
         return msgspec.structs.replace(result, forecast=self._forecast(result))
 
     def _forecast(self, result: GateResult) -> GateForecast:
-        """What it takes to settle a gate at its present values."""
+        """Forecast the rows that settle a gate at its present values."""
         test, limit, value, levels = self._test(result.gate), _limit(result), result.rule_out, self.levels
         within = self._within(result)
         never = GateForecast(outcome=None, canary=None, baseline=None, minutes=None)
@@ -448,7 +448,7 @@ class Sequential(Comparison):
     def rules(
         self, gates: Iterable[GateResult], alpha: float | None, more: Iterable[RuleResult] = ()
     ) -> list[RuleResult]:
-        """The abort rules, hard ones first; soft ones fire with their gate, whether or not the window has ended."""
+        """Return the abort rules, hard ones first; soft ones fire with their gate, at a window's end or before."""
         by_id = {gate.gate: gate for gate in gates}
         soft = [
             self._soft(rule.kind, rule.value, by_id[SOFT_GATES[rule.kind]], ended=True)
@@ -457,7 +457,7 @@ class Sequential(Comparison):
         return [*self.hard_rules(), *more, *soft]
 
     def hard_rules(self, alpha: float | None = None) -> list[RuleResult]:
-        """The hard rules: on the stage's rows, whatever is wrong with them, and on the present window alone."""
+        """Return the hard rules: on the stage's rows, whatever is wrong with them, and on the present window alone."""
         results = super().hard_rules(self.levels.hard)
         if self.own is None:
             return results
@@ -466,5 +466,5 @@ class Sequential(Comparison):
 
 
 def _limit(result: GateResult) -> float:
-    """A gate's limit as a number: of λ, no flip."""
+    """Return a gate's limit as a number: of λ, no flip."""
     return 0.0 if isinstance(result.threshold, bool) or result.threshold is None else result.threshold

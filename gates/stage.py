@@ -25,7 +25,7 @@ class StageEvidence(msgspec.Struct, array_like=True, frozen=True):
     cycle: int = 1
 
     def with_window(self, window: UnitWindow, *, sound: bool) -> "StageEvidence":
-        """The evidence with one more window; one that is not ``sound`` is left out."""
+        """Return the evidence with one more window; one that is not ``sound`` is left out."""
         since = window.start if self.since is None else self.since
         if not sound:
             return msgspec.structs.replace(
@@ -45,7 +45,7 @@ class StageEvidence(msgspec.Struct, array_like=True, frozen=True):
         )
 
     def span(self, window: UnitWindow, *, sound: bool) -> EvidenceSpan:
-        """What records say of it, the present window included."""
+        """Return the span for the records, the present window included."""
         return EvidenceSpan(
             windows=self.windows + sound,
             left_out=self.left_out + (not sound),

@@ -20,7 +20,7 @@ class StagedRamp(Ramp):
     """
 
     def judge_pane(self) -> Judgement | None:
-        """A stop as soon as it is proven: by a hard rule, or by a gate on sound evidence."""
+        """Return a stop as soon as it is proven: by a hard rule, or by a gate on sound evidence."""
         unit = self.unit
         own = self._read()
         whole = self._together(own, rest=True)
@@ -65,12 +65,12 @@ class StagedRamp(Ramp):
         return Assessment(reading, gates, rules, found, unit.evidence.span(unit.window, sound=sound), ms)
 
     def _elapsed(self) -> int:
-        """How much of the present window is over, ms."""
+        """Return how much of the present window is over, ms."""
         window = self.unit.window
         return (window.end if self.at is None else min(max(self.at, window.start), window.end)) - window.start
 
     def _together(self, own: Reading | None, *, rest: bool = False) -> Reading:
-        """The stage's evidence and the present window, if it is given; with ``rest`` what was left out too."""
+        """Return the stage's evidence and the present window, if it is given; with ``rest`` what was left out too."""
         evidence, window = self.unit.evidence, self.unit.window
         if own is not None and evidence.since is None:
             return own
@@ -89,7 +89,7 @@ class StagedRamp(Ramp):
     def _comparison(
         self, reading: Reading, own: Reading | None = None, *, whole: Reading | None = None, ms: int = 0
     ) -> Sequential:
-        """Both arms under the flag's rules; ``own``: of the window that hard rules look at alone too.
+        """Return both arms under the flag's rules; ``own``: of the window that hard rules look at alone too.
 
         ``whole``: with the rows of windows that were left out.
         """
@@ -115,7 +115,7 @@ class StagedRamp(Ramp):
         return ["patience"] if over else []
 
     def _to_pin(self) -> tuple[Arm, int]:
-        """The baseline of the whole stage."""
+        """Return the baseline of the whole stage."""
         evidence = self.unit.evidence
         return evidence.baseline, evidence.since or 0
 
@@ -133,5 +133,5 @@ class StagedRamp(Ramp):
 
 
 def unsound(problems: Iterable[Problem]) -> bool:
-    """Whether a window has to be left out: too little data is no fault of what there is."""
+    """Tell whether a window has to be left out; too little data alone does not spoil it."""
     return any(problem.problem != "insufficient_data" for problem in problems)

@@ -1,4 +1,4 @@
-"""What is kept of the events of one arm: counters, digests, λ groups, pins and sticky ids, all mergeable.
+"""The sums of one arm's events: counters, digests, λ groups, pins and sticky ids, all mergeable.
 
 Everything but the digests is the same in whatever order it is added up (integers, sets, maxima), and the digests
 are merged in a fixed order, so the sums of a window depend on its events alone.
@@ -70,7 +70,7 @@ CARRIES = (
 COVERAGE_BITS = 40
 """Coverage is summed in units of 2^-40."""
 PANE_REQUESTS_CAP = 1 << 14
-"""Those that one partition sends on of one pane: of all a unit shows they have to fit into a record."""
+"""Requests that one partition sends on of one pane: those of all arms and sources have to fit into a record."""
 PIN_SETS_CAP = 32
 """Distinct sets of pins listed for one arm; beyond it only their count grows."""
 WORST = 3
@@ -117,14 +117,14 @@ class Worst(msgspec.Struct, array_like=True):
 
 
 class PinSet(msgspec.Struct, array_like=True):
-    """How often one set of pins was seen, and where first: (pane, partition, offset)."""
+    """The count of one set of pins, and its first place: (pane, partition, offset)."""
 
     count: int
     first: tuple[int, int, int]
 
 
 PAST = ("groups", "complete", "convergent", "flipped")
-"""What is kept of the λ groups of windows that are over: how many there were, as each window saw them."""
+"""Counts kept of the λ groups of windows that are over, as each window saw them."""
 
 
 class Sums(msgspec.Struct, array_like=True):
@@ -254,10 +254,10 @@ def _worse(one: int, other: int) -> int:
 
 
 def complete(runs: int) -> bool:
-    """Whether all six runs of a λ group were seen."""
+    """Tell whether all six runs of a λ group were seen."""
     return (runs | runs >> 1) & 0x555 == 0x555
 
 
 def flipped(runs: int) -> bool:
-    """Whether any run of a λ group was anything but convergent."""
+    """Tell whether any run of a λ group was anything but convergent."""
     return bool(runs & 0xAAA)

@@ -108,7 +108,7 @@ class Unit(msgspec.Struct, array_like=True):
 
     @property
     def asleep(self) -> bool:
-        """Whether the unit waits for an event: its windows stand still."""
+        """True while the unit waits for an event: its windows stand still."""
         return self.idle >= ASLEEP_AFTER
 
     def restart(self, flag: Flag, at: int, fresh_from: int) -> None:
@@ -149,7 +149,7 @@ class Unit(msgspec.Struct, array_like=True):
 
 
 def begin(flag: Flag, region: str, start: int, clockwork: Clockwork, before: Unit | None = None) -> Unit:
-    """A unit at its first stage, its first window starting at ``start``, ms.
+    """Return a unit at its first stage, its first window starting at ``start``, ms.
 
     ``before`` is the unit under an earlier revision of the manifest: its chain of records goes on, what ended its
     evidence still does, and a guard that had stepped in stays in until it has seen a clean window.
@@ -176,12 +176,12 @@ def begin(flag: Flag, region: str, start: int, clockwork: Clockwork, before: Uni
 
 
 def dormant(flag: Flag, region: str, clockwork: Clockwork, before: Unit | None = None) -> Unit:
-    """A unit that no event has reached yet: it sleeps until its first one."""
+    """Return a unit that no event has reached yet: it sleeps until its first one."""
     unit = begin(flag, region, 0, clockwork, before)
     unit.idle = ASLEEP_AFTER
     return unit
 
 
 def first_weight(flag: Flag) -> float:
-    """The canary's weight before any command: a quality gate starts closed."""
+    """Return the canary's weight before any command: a quality gate starts closed."""
     return 0.0 if flag.kind == "quality_gated" else flag.ramp_stages[0]

@@ -1,4 +1,4 @@
-"""What a ramp takes, asked before it begins: rows until sequential evidence settles a stage, and until it stops one.
+"""The price of a ramp, before it begins: rows until sequential evidence settles a stage, and until it stops one.
 
 All of it is asked of the bounds that decide, with the rows that a given true rate is expected to bring.
 """
@@ -32,7 +32,7 @@ class Takes:
 
 
 def to_pass(flag: Flag) -> Iterator[Takes]:
-    """Each gate that is on; rates are half of what the limit allows, of a quantile the first rows that bound it."""
+    """Yield each gate that is on, at rates of half the limit; of a quantile the first rows that bound it."""
     levels, limits = Levels.of(flag, 1), flag.gates.limits()
     worth = flag.policy.design_effect
     for gate in judged_gates(flag):

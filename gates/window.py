@@ -15,9 +15,9 @@ SERVED = ("traffic", "gold")
 REQUEST_SOURCES = ("traffic", "gold", "shadow")
 """Sources that pins are read from."""
 LABELS = {"traffic": "label", "gold": "gold_label", "shadow": "shadow_label"}
-"""Where the labels of a source's requests are kept."""
+"""The source under which the labels of a source's requests are kept."""
 CLIENT = "client"
-"""Where rows are counted whose assignment a client evaluated: they are no evidence."""
+"""The source of rows whose assignment a client evaluated: they are no evidence."""
 SOURCES = (*REQUEST_SOURCES, *LABELS.values(), CLIENT)
 
 NAMESPACES_CAP = 1024
@@ -36,7 +36,7 @@ class Arm(msgspec.Struct, array_like=True):
     sources: dict[str, Sums] = msgspec.field(default_factory=dict)
 
     def of(self, source: str) -> Sums:
-        """The sums of one source, made on first use."""
+        """Return the sums of one source, made on first use."""
         return self.sources.setdefault(source, Sums())
 
     def merge(self, other: "Arm") -> None:
@@ -47,7 +47,7 @@ class Arm(msgspec.Struct, array_like=True):
 
     @classmethod
     def gathered(cls, *arms: "Arm") -> "Arm":
-        """The arm over several windows: bounded as one is, for λ groups and pins are not kept by name."""
+        """Return the arm over several windows: bounded as one is, for λ groups and pins are not kept by name."""
         whole = cls()
         for source in SOURCES:
             for arm in arms:
@@ -56,16 +56,16 @@ class Arm(msgspec.Struct, array_like=True):
         return whole
 
     def has(self, source: str, counter: str) -> bool:
-        """Whether a source has any of a counter."""
+        """Tell whether a source has counted any of a counter."""
         return source in self.sources and self.sources[source][counter] > 0
 
     def worst(self, metric: str, sources: Iterable[str]) -> list[Worst]:
-        """The worst events of a metric over some sources."""
+        """Return the worst events of a metric over some sources."""
         found = [worst for s in sources if s in self.sources for worst in self.sources[s].worst.get(metric, ())]
         return sorted(found, key=lambda worst: worst.rank)[:WORST]
 
     def total(self, counter: str) -> int:
-        """A counter over the served sources."""
+        """Return a counter over the served sources."""
         at = COUNTERS.index(counter)
         return sum(self.sources[s].counters[at] for s in SERVED if s in self.sources)
 
@@ -84,7 +84,7 @@ class Arm(msgspec.Struct, array_like=True):
         return self.served().latency
 
     def in_order(self) -> "Arm":
-        """The same to send on, its sources and worst events by name: bytes do not tell how records came in runs."""
+        """Return the same to send on, sources and worst events by name: bytes do not tell how records came in runs."""
         for sums in self.sources.values():
             sums.worst = dict(sorted(sums.worst.items()))
             sums.requests.shrink(PANE_REQUESTS_CAP)
@@ -98,24 +98,24 @@ class Arm(msgspec.Struct, array_like=True):
 
 
 class Finds(msgspec.Struct, array_like=True):
-    """How often something was seen, and where first: (partition, offset, what)."""
+    """The count of a finding, and its first places: (partition, offset, what)."""
 
     count: int = 0
     first: list[tuple[int, int, str]] = msgspec.field(default_factory=list)
 
     def add(self, partition: int, offset: int, what: str) -> None:
-        """One more."""
+        """Add one finding."""
         self.merge(Finds(1, [(partition, offset, what)]))
 
     def merge(self, other: "Finds") -> None:
-        """Those of another span, which came later."""
+        """Add the findings of a later span; keep the first ``EXAMPLES`` of both."""
         self.count += other.count
         if len(self.first) < EXAMPLES:
             self.first = [*self.first, *other.first][:EXAMPLES]
 
 
 class Detail(msgspec.Struct, array_like=True):
-    """What single rows told about the evidence itself.
+    """Findings of single rows about the evidence itself.
 
     ``namespaces``: by cache namespace, the first two sets of pins it was seen under. ``hashes``: rows by the manifest
     hash that their assignment came from. ``misplaced``: by arm, traffic rows that a canary weight of each stage would
@@ -152,7 +152,7 @@ class Detail(msgspec.Struct, array_like=True):
         self.misplaced[arm] = counts if known is None else [a + b for a, b in zip(known, counts, strict=True)]
 
     def merge(self, other: "Detail") -> None:
-        """Those of another span, which came later."""
+        """Add the findings of a later span."""
         for name, pins in other.namespaces.items():
             self.see_namespace(name, pins)
         self.namespaces_dropped += other.namespaces_dropped
@@ -173,7 +173,7 @@ class Offsets(msgspec.Struct, array_like=True):
 
 
 class PaneUnit(msgspec.Struct, array_like=True):
-    """What one partition saw of one unit in one pane.
+    """Everything that one partition saw of one unit in one pane.
 
     ``behind``: by their own pane, the late events that came while this one was open; ``left_out``: how many more did.
     ``dead_letters``: those that say they are of this unit. ``labels``: by arm and source of what they label.
@@ -190,21 +190,21 @@ class PaneUnit(msgspec.Struct, array_like=True):
     labels: dict[str, dict[str, Labels]] = msgspec.field(default_factory=dict)
 
     def details(self) -> Detail:
-        """What single rows told, made on first use."""
+        """Return the findings of single rows, made on first use."""
         if self.detail is None:
             self.detail = Detail()
         return self.detail
 
     def of(self, arm: str) -> Arm:
-        """One arm, made on first use."""
+        """Return one arm, made on first use."""
         return self.arms.setdefault(arm, Arm())
 
     def labels_of(self, arm: str, source: str) -> Labels:
-        """The labels of one arm and source, made on first use."""
+        """Return the labels of one arm and source, made on first use."""
         return self.labels.setdefault(arm, {}).setdefault(source, Labels())
 
     def in_order(self) -> "PaneUnit":
-        """The same, its arms by name."""
+        """Return the same, its arms by name."""
         labels = {arm: dict(sorted(self.labels[arm].items())) for arm in sorted(self.labels)}
         arms = {arm: self.arms[arm].in_order() for arm in sorted(self.arms)}
         behind = {pane: self.behind[pane].in_order() for pane in sorted(self.behind)}
@@ -221,7 +221,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
         )
 
     def bounded(self, most: int) -> "PaneUnit":
-        """The same, or if its names take more than ``most`` bytes, all of it as dead letters of its own."""
+        """Return the same, or if its names take more than ``most`` bytes, all of it as dead letters of its own."""
         if self.unbounded_bytes <= most:
             return self
         return PaneUnit(late=self.late, duplicates=self.duplicates, dead_letters=self.dead_letters + self.accepted)
@@ -241,7 +241,7 @@ class PaneUnit(msgspec.Struct, array_like=True):
 
     @property
     def unbounded_bytes(self) -> int:
-        """What of it grows with the telemetry's own names: pins, namespaces, event ids, probe groups."""
+        """Bytes that grow with the telemetry's own names: pins, namespaces, event ids, probe groups."""
         size = sum(labels.unbounded_bytes for by_source in self.labels.values() for labels in by_source.values())
         for arm in self.arms.values():
             for sums in arm.sources.values():
@@ -254,14 +254,14 @@ class PaneUnit(msgspec.Struct, array_like=True):
 
 
 class Read(msgspec.Struct, array_like=True):
-    """What a partition brought in a span of time: accepted events, and dead letters that name no unit."""
+    """The records of a partition in a span of time: accepted events, and dead letters that name no unit."""
 
     records: int = 0
     dead_letters: int = 0
 
     @property
     def spoilt(self) -> bool:
-        """Whether dead letters are more than a small share."""
+        """True if dead letters are more than a small share."""
         return self.dead_letters > DEAD_LETTERS_MAX * (self.records + self.dead_letters)
 
 
@@ -320,7 +320,7 @@ class UnitWindow(msgspec.Struct, array_like=True):
             self._widen(partition, seen.offsets)
 
     def arm(self, name: str) -> Arm:
-        """An arm by name."""
+        """Return an arm by name."""
         return self.canary if name == "canary" else self.baseline
 
     def read(self, partition: int, records: int, dead_letters: int) -> None:
@@ -348,7 +348,7 @@ class UnitWindow(msgspec.Struct, array_like=True):
         return self.behind
 
     def made_whole(self) -> "UnitWindow":
-        """A window of its own with the late events counted in."""
+        """Return a window of its own with the late events counted in."""
         whole = UnitWindow(
             self.start, self.end, late=self.late, duplicates=self.duplicates, dead_letters=self.dead_letters
         )

@@ -7,7 +7,7 @@ import rfc8785
 
 
 def canonical(obj: Any) -> bytes:
-    """The RFC 8785 bytes of a JSON value made of builtins: ``1.0`` is ``1``, keys sorted, UTF-8.
+    """Return the RFC 8785 bytes of a JSON value made of builtins: ``1.0`` is ``1``, keys sorted, UTF-8.
 
     Raises ValueError for what it cannot carry: NaN, infinities, integers beyond 2**53 - 1, lone
     surrogates.

@@ -11,7 +11,7 @@ from tidegate.schemas.manifest import FlagKind
 
 
 class Leaves(NamedTuple):
-    """What a verdict leaves behind.
+    """The state that a verdict leaves behind.
 
     ``engaged``: whether a quality gate is open, or a guard has stepped in; None: as it was. ``canary``: the weight
     that the unit has then. ``ended``: whether the rollout is over until an operator or a revision begins another;
@@ -48,7 +48,7 @@ MANIFEST_REVISION = "manifest_revision"
 
 
 def engaged_after(before: bool | None, verdict: Verdict, kind: str, *, reasons: list[str], closed: bool) -> bool | None:
-    """Whether a flag of ``kind`` is engaged after a decision, ``before`` it being so or not; None: not known.
+    """Tell whether a flag of ``kind`` is engaged after a decision; ``before``: whether it was; None: not known.
 
     ``closed``: whether the decision's window ran to its end. A kill switch counts as engaged while it is off.
     """
@@ -65,12 +65,12 @@ def engaged_after(before: bool | None, verdict: Verdict, kind: str, *, reasons: 
 
 
 def retired_after(before: bool, verdict: Verdict) -> bool:
-    """Whether a unit's flag has left the manifest, after a decision; it can still be killed."""
+    """Tell whether a unit's flag has left the manifest, after a decision; it can still be killed."""
     return verdict == "retire" or (before and verdict == "kill")
 
 
 def engaged_under(before: bool | None, old_kind: str, kind: FlagKind | str, *, same_manifest: bool) -> bool | None:
-    """Whether a flag is still engaged where a manifest with another ``manifest_hash``, or kind, has taken over.
+    """Tell whether a flag stays engaged when a manifest with another ``manifest_hash``, or kind, takes over.
 
     A guard that has stepped in stays in while it is a guard of the same kind; everything else begins at rest.
     """
@@ -80,7 +80,7 @@ def engaged_under(before: bool | None, old_kind: str, kind: FlagKind | str, *, s
 Ends = Literal[
     "window", "evidence", "settled", "count", "versions", "manifest", "clock", "stage", "operator", "at once"
 ]
-"""How a cause of a hold ends.
+"""Ways in which a cause of a hold ends.
 
 ``window``: with the first window that does not show it. ``evidence``: once enough has come; ``settled``: once it can
 be said either way. ``count``: after as many ids as it took. ``versions``: once its requests are gone, or with a rearm;
@@ -292,7 +292,7 @@ CAUSES: Mapping[str, Cause] = {
 
 
 def cause_of(problem: Problem, kind: str) -> str:
-    """The row of ``CAUSES`` that an evidence problem has in a flag of ``kind``."""
+    """Return the row of ``CAUSES`` that an evidence problem has in a flag of ``kind``."""
     name, detail = problem.problem, problem.detail
     if name == "pins_drifted" and detail.get("kind") == "against_manifest":
         return "pins_drifted/against_manifest"
@@ -306,7 +306,7 @@ def cause_of(problem: Problem, kind: str) -> str:
 
 
 def causes(decision: Decision) -> Iterator[tuple[str, Cause]]:
-    """What holds a unit, or keeps a quality gate closed, after a decision: each cause once, by its row's name.
+    """Yield each cause that holds a unit, or keeps a quality gate closed, after a decision, by its row's name.
 
     Nothing of a verdict that moves on, and nothing of a record whose words this version does not know.
     """
@@ -340,10 +340,10 @@ ENDED_WINDOW = frozenset({"rearm", "window_unstable/manifest"})
 
 
 def span_of(decision: Decision) -> str:
-    """What of the evidence a decision judges together, as ``{span}`` in a cause."""
+    """Name the evidence that a decision judges together, as ``{span}`` in a cause."""
     return "one window" if decision.evidence is None else "the windows of the stage together"
 
 
 def settled_by(decision: Decision) -> str:
-    """What comes of a stage whose gates all pass, as ``{settled}`` in a cause."""
+    """Say what happens to a stage whose gates all pass, as ``{settled}`` in a cause."""
     return "passes the canary" if decision.stage.next_canary_weight is None else "promotes the canary"

@@ -1,11 +1,11 @@
-"""How the log's time is cut into panes, and when a stage may begin."""
+"""The log's time, cut into panes; the first moment at which a stage may begin."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Clockwork:
-    """What all units share: the length of a pane and the lateness, ms, and the name of the source topic."""
+    """Settings that all units share: length of a pane and lateness, ms, and the name of the source topic."""
 
     pane_ms: int
     lateness_ms: int

@@ -63,12 +63,12 @@ class Correction(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.flag}|{self.region}"
 
     def to_bytes(self) -> bytes:
-        """The record's value."""
+        """Return the record's value."""
         return canonical(msgspec.to_builtins(self))
 
 
 def seal_correction(correction: Correction) -> Correction:
-    """The correction with its id and hash filled in."""
+    """Return the correction with its id and hash filled in."""
     identity = sha256_of({"decision_id": correction.decision_id, "corrected_at": correction.corrected_at})
     fields = msgspec.to_builtins(correction) | {"correction_id": identity}
     del fields["hash"]

@@ -57,7 +57,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GateForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What an undecided gate still needs at its present values and rate."""
+    """The evidence that an undecided gate still needs, at its present values and rate."""
 
     outcome: Annotated[
         Literal["pass", "fail"] | None,
@@ -175,7 +175,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What a hold still needs before it can be decided, at the window's own rate."""
+    """The evidence that a hold still needs before it can be decided, at the window's own rate."""
 
     needs: list[Need]
     requests: Annotated[int | None, Meta(description="of both arms, until the last need is met; null: no rate")]
@@ -219,7 +219,7 @@ class SourceRange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """What else the numbers depend on."""
+    """Settings of the engine that the numbers depend on."""
 
     pane_ms: int
     lateness_ms: int
@@ -227,7 +227,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decided for one (flag, region) and every number it rests on.
+    """A decision for one (flag, region) and every number it rests on.
 
     Topic ``tidegate.decisions``, keyed ``flag|region``.
     """
@@ -282,7 +282,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.flag}|{self.region}"
 
     def to_bytes(self) -> bytes:
-        """The record's value."""
+        """Return the record's value."""
         return canonical(msgspec.to_builtins(self))
 
 
@@ -294,7 +294,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What a router or flag server has to apply; drop repeats by ``command_id``.
+    """A change that a router or flag server has to apply; drop repeats by ``command_id``.
 
     Topic ``tidegate.control``, keyed ``flag|region``, compacted.
     """
@@ -323,12 +323,12 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.flag}|{self.region}"
 
     def to_bytes(self) -> bytes:
-        """The record's value."""
+        """Return the record's value."""
         return canonical(msgspec.to_builtins(self))
 
 
 def decision_id_of(decision: Decision) -> str:
-    """The id that a decision has by what it says."""
+    """Return the id that a decision has by what it says."""
     return sha256_of(
         {
             "flag": decision.flag,
@@ -344,7 +344,7 @@ def decision_id_of(decision: Decision) -> str:
 
 
 def seal_decision(decision: Decision, previous_hash: str | None) -> Decision:
-    """The decision with its id, its place in the chain and its hash filled in.
+    """Return the decision with its id, its place in the chain and its hash filled in.
 
     Raises ValueError for a number that is not finite.
     """
@@ -372,7 +372,7 @@ def command_for(
     effective_from: int,
     rule: str | None,
 ) -> Command:
-    """The command that carries out a sealed decision."""
+    """Return the command that carries out a sealed decision."""
     return Command(
         command_id=sha256_of({"decision_id": decision.decision_id, "action": action}),
         seq=seq,

@@ -13,14 +13,14 @@ _TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 class _Place(NamedTuple):
-    """Where a path stands in reading order, and a scalar as it is written there."""
+    """A path's place in reading order, and a scalar as it is written there."""
 
     rank: int
     text: str
 
 
 class Fault(NamedTuple):
-    """What is wrong at a path, and the way out."""
+    """A fault at a path, and the way out."""
 
     at: Loc
     problem: str
@@ -58,11 +58,11 @@ class Document:
         self.value = None if root is None else self._plain(root, ())
 
     def text(self, at: Loc) -> str:
-        """A scalar as it is written in the file."""
+        """Return a scalar as it is written in the file."""
         return self._places[at].text if at in self._places else ""
 
     def rank(self, at: Loc) -> int:
-        """A path's place in reading order; a key that is not there comes after its siblings."""
+        """Return a path's place in reading order; a key that is not there comes after its siblings."""
         if at in self._places:
             return self._places[at].rank
         above = at[:-1]
@@ -153,7 +153,7 @@ def quoted(text: str) -> str:
 
 
 def dotted(at: Loc) -> str:
-    """The YAML path as a user reads it: ``flags.x.abort_rules.hard[1].value``."""
+    """Return the YAML path as a user reads it: ``flags.x.abort_rules.hard[1].value``."""
     path = ""
     for part in at:
         if isinstance(part, int):
@@ -164,7 +164,7 @@ def dotted(at: Loc) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in the words of a message."""
+    """Name the type of a value in the words of a message."""
     match value:
         case None:
             return "nothing"

@@ -25,14 +25,14 @@ KNOWN_LAMBDA = CONVERGENT | {"←", "<-", "divergent", "<>", "recursive", "×", 
 MIN_TS, MAX_TS = 978_307_200_000, 4_102_444_799_999
 """2001-01-01 to the end of 2099, ms: seconds and microseconds of these years lie outside."""
 TOLERANCE = 1e-6
-"""How far ΔS and coverage may lie outside their range, by rounding: they are taken as its end."""
+"""ΔS and coverage may lie this far outside their range, by rounding: they are taken as its end."""
 MAX_COST = MAX_LATENCY = 1e9
 MAX_DEPTH = 512
 """Deepest nesting of a record: well below where any Python version's decoder gives up, so that all agree."""
 MAX_BYTES = 8 << 20
 """Largest record that is decoded: one that came compressed may be a thousand times as large as what was fetched."""
 FUTURE_MS = 60_000
-"""How far ``ts`` may lie ahead of the record's own timestamp."""
+"""``ts`` may lie this far ahead of the record's own timestamp."""
 
 TEXT_MAX = 1024
 Name = Annotated[str, Meta(min_length=1, max_length=TEXT_MAX)]
@@ -152,7 +152,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"{[}]"))
 
 
 def too_deep(value: bytes) -> bool:
-    """Whether JSON is nested deeper than ``MAX_DEPTH``."""
+    """Tell whether JSON is nested deeper than ``MAX_DEPTH``."""
     if len(value) < 2 * MAX_DEPTH or value.count(b"{") + value.count(b"[") <= MAX_DEPTH:
         return False
     # The same record is asked about again for its error and for its unit.
@@ -183,7 +183,7 @@ def not_read(value: bytes) -> str | None:
 
 
 def _shortened(error: Exception) -> str:
-    """What the decoder says, on one line; it shows wrong values whole, with the field's name after them."""
+    """Shorten the decoder's message: it shows wrong values whole, with the field's name after them."""
     text = str(error)
     return text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
 
@@ -197,7 +197,7 @@ _UNITS = ((1e-3, "seconds"), (1e3, "microseconds"), (1e6, "nanoseconds"))
 
 
 def _unit_of_ts(value: bytes) -> str | None:
-    """What is wrong with a record's time if it is a number of another unit than milliseconds; None if it is not."""
+    """Describe a record's time that is a number in another unit than milliseconds; None if it is not."""
     try:
         ts = _time.decode(value).ts
     except (msgspec.MsgspecError, UnicodeError):
@@ -209,7 +209,7 @@ def _unit_of_ts(value: bytes) -> str | None:
 
 
 def _settled(event: TelemetryEvent) -> TelemetryEvent:
-    """The event with its default kind, and with ΔS and coverage inside their ranges."""
+    """Return the event with its default kind, and with ΔS and coverage inside their ranges."""
     changes: dict[str, Any] = {}
     if event.kind is None:
         changes["kind"] = "request"
@@ -221,7 +221,7 @@ def _settled(event: TelemetryEvent) -> TelemetryEvent:
 
 
 def _fault(event: TelemetryEvent) -> str | None:
-    """The first rule across fields that the event breaks."""
+    """Return the first rule across fields that the event breaks."""
     if event.kind == "tick":
         return None
     name = "labels_event_id" if event.kind == "label" else "event_id"
@@ -265,7 +265,7 @@ def parse(value: bytes | None, timestamp: int | None = None) -> TelemetryEvent:
 
 
 def encode(event: TelemetryEvent | Mapping[str, Any]) -> bytes:
-    """The record value for an event, or for a mapping of its fields.
+    """Return the record value for an event, or for a mapping of its fields.
 
     Raises EventError with the name of the field if the event would be dead-lettered.
     """

@@ -28,13 +28,13 @@ KAFKA = "0.5.0"
 
 
 def _present(*fields: str) -> dict[str, Any]:
-    """A schema in which the fields are there and not null."""
+    """Return a schema in which the fields are there and not null."""
     some = {field: {"not": {"type": "null"}} for field in fields}
     return {"required": list(fields), "properties": some}
 
 
 def _event_rules() -> dict[str, Any]:
-    """What depends on ``kind``; the struct's types cannot say it, ``schemas.event.parse`` does."""
+    """Return the rules that depend on ``kind``: types cannot express them, ``schemas.event.parse`` checks them."""
     is_tick = {"properties": {"kind": {"const": "tick"}}, "required": ["kind"]}
     is_request = {"properties": {"kind": {"const": "request"}}}
     outcome = {"anyOf": [_present("error"), _present("status")]}
@@ -47,7 +47,7 @@ def _event_rules() -> dict[str, Any]:
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """The JSON Schema of each record, draft 2020-12, by file name."""
+    """Return the JSON Schema of each record, draft 2020-12, by file name."""
     made = {
         "telemetry-event": msgspec.json.schema(TelemetryEvent) | _event_rules(),
         "manifest": Manifest.model_json_schema(),
@@ -96,7 +96,7 @@ def _signed(kind: str) -> dict[str, Any]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """The topics as an AsyncAPI 3.0 document, seen from the services around the worker."""
+    """Return the topics as an AsyncAPI 3.0 document, seen from the services around the worker."""
     event = _record("telemetry-event")
     unit = "`flag|region`"
     stood: dict[str, Any] = {
@@ -193,7 +193,7 @@ class _Plain(yaml.SafeDumper):
 
 
 def files() -> dict[Path, str]:
-    """The text of every generated file by its path under ``schemas/``."""
+    """Return the text of every generated file by its path under ``schemas/``."""
     texts = {
         Path("json") / name: json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
         for name, schema in json_schemas().items()
@@ -204,7 +204,7 @@ def files() -> dict[Path, str]:
 
 
 def stale(folder: Path, texts: Mapping[Path, str]) -> list[Path]:
-    """The files under ``folder`` that are missing or not what ``texts`` says."""
+    """Return the files under ``folder`` that are missing or not what ``texts`` says."""
     return [
         path
         for path, text in texts.items()

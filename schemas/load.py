@@ -27,7 +27,7 @@ def _models(annotation: Any) -> Iterator[type[Part]]:
 
 
 def _known(at: Loc) -> list[str]:
-    """The keys that the mapping at a path may have."""
+    """Return the keys that the mapping at a path may have."""
     model: type[Part] = Manifest
     for i, part in enumerate(at):
         # The part after `flags` is a name of the user's.

@@ -36,7 +36,7 @@ SoftKind = Literal["latency_p95_over_budget", "cost_per_solved_over_budget"]
 DEFAULT_STAGES = (0.05, 0.25, 0.50, 1.0)
 KINDS = {"hard": get_args(HardKind), "soft": get_args(SoftKind)}
 SLACK = 1e-9
-"""What weights may be off from summing to 1, for floating point."""
+"""Weights may be this far from summing to 1, for floating point."""
 
 
 LESS_IS_LOOSER = frozenset(("coverage_min", "tool_success_min", "coverage_under"))
@@ -122,7 +122,7 @@ class Part(BaseModel):
 
 
 class Scope(Part):
-    """What the flag covers; ``("all",)`` is everything."""
+    """The traffic that the flag covers; ``("all",)`` is everything."""
 
     tenants: DistinctTexts = ("all",)
     regions: DistinctTexts = ("all",)
@@ -184,7 +184,7 @@ class Window(Part):
     length_ms: Duration = Field(900_000, alias="length", json_schema_extra={"default": "15m"})
     """A whole number of panes."""
     settle_ms: Duration = Field(10_000, alias="settle", json_schema_extra={"default": "10s"})
-    """How long a new stage settles before its first window."""
+    """Time that a new stage settles before its first window."""
     hold_windows: PositiveCount = 1
     """Green windows in a row that a stage needs before the next."""
     min_requests: PositiveCount = 20
@@ -212,7 +212,7 @@ class DeltaS(Part):
 
 
 class Gates(Part):
-    """What must hold to graduate; a gate left out has the page's limit, null turns it off."""
+    """Limits that must hold to graduate; a gate left out has the page's limit, null turns it off."""
 
     delta_s: Annotated[DeltaS, BeforeValidator(_delta_s_off, json_schema_input_type=DeltaS | None)] = DeltaS()
     coverage_min: Share | None = 0.70
@@ -317,7 +317,7 @@ class RuleOut(Part):
 
 
 class Intolerable(NamedTuple):
-    """What a value to rule out is measured against: its gate, that gate's hard rule, and the worst value there is."""
+    """The scale of a value to rule out: its gate, that gate's hard rule, and the worst value there is."""
 
     gate: str
     hard: HardKind | None
@@ -338,7 +338,7 @@ RULED_OUT: Mapping[str, Intolerable] = {
 
 
 class Policy(Part):
-    """How to judge where the page leaves a choice."""
+    """Choices of judgement that the page leaves open."""
 
     on_gate_fail: Literal["rollback", "hold"] = "rollback"
     on_pin_drift: Literal["hold", "abort"] = "hold"
@@ -357,7 +357,7 @@ class Policy(Part):
     wrong_promote: Chance = 0.05
     """Chance that a canary at a value to rule out passes that gate in a stage."""
     design_effect: Annotated[Number, Field(ge=1, le=1_000_000)] = 1.0
-    """How many requests are worth one, where those of one user resemble each other."""
+    """Number of requests that are worth one independent request, where those of one user resemble each other."""
     rule_out: RuleOut = RuleOut()
     patience_ms: Duration = Field(604_800_000, alias="patience", json_schema_extra={"default": "7d"})
     """After how long in one stage its holds say so."""
@@ -396,7 +396,7 @@ class Flag(Part):
     @model_validator(mode="before")
     @classmethod
     def _without_a_ramp(cls, written: Any) -> Any:
-        """A kill switch is on or off: one weight, 1 if none is written, and no stages after it."""
+        """Check that a kill switch is on or off: one weight, 1 if none is written, and no stages after it."""
         traffic = written.get("traffic", {}) if isinstance(written, Mapping) else None
         if not isinstance(traffic, Mapping) or written.get("kind") != "kill_switch" or "stages" in traffic:
             return written
@@ -426,7 +426,7 @@ class Flag(Part):
         return self.model_copy(update={"abort_rules": self._resolved_rules(), "policy": policy})
 
     def _resolved_rule_out(self) -> RuleOut:
-        """The values to rule out, those that are left out filled in; None where nothing is worse than the limit."""
+        """Return the values to rule out, defaults filled in; None where nothing is worse than the limit."""
         limits, rules = self.gates.limits(), {rule.kind: rule.value for rule in self.abort_rules.hard}
         found: dict[str, float | None] = {}
         for key, about in RULED_OUT.items():
@@ -454,7 +454,7 @@ class Flag(Part):
             raise fault(problem, fix, "gates", *gate.split("."))
 
     def _resolved_rules(self) -> AbortRules:
-        """The abort rules with each soft rule's value filled in from its gate."""
+        """Return the abort rules with each soft rule's value filled in from its gate."""
         limits = self.gates.limits()
         soft = []
         for i, rule in enumerate(self.abort_rules.soft):
@@ -474,7 +474,7 @@ class Flag(Part):
         return self._name
 
     def resolved(self) -> dict[str, Any]:
-        """The flag as JSON builtins, every default spelled out, durations in ms; without the manifest's freezes."""
+        """Return the flag as JSON builtins: defaults spelled out, durations in ms, without the manifest's freezes."""
         resolved = {"name": self._name, **self.model_dump(mode="json")}
         rule_out = resolved["policy"]["rule_out"]
         resolved["policy"]["rule_out"] = {key: value for key, value in rule_out.items() if value is not None}
@@ -482,7 +482,7 @@ class Flag(Part):
 
     @classmethod
     def from_resolved(cls, resolved: Mapping[str, Any]) -> "Flag":
-        """The flag that ``resolved()`` gave. Raises ValueError if it is none."""
+        """Return the flag that ``resolved()`` gave. Raises ValueError if it is none."""
         flag = cls.model_validate(_unresolved({key: value for key, value in resolved.items() if key != "name"}))
         flag._name = resolved["name"]
         return flag
@@ -494,7 +494,7 @@ class Flag(Part):
         return (0.0, *self.traffic.stages) if shadow else self.traffic.stages
 
     def frozen_at(self, ts: int) -> "FreezeWindow | None":
-        """The freeze window that ``ts`` ms lies in."""
+        """Return the freeze window that ``ts`` ms lies in."""
         return next((window for window in self._freeze_windows if window.start <= ts < window.end), None)
 
     @cached_property
@@ -516,7 +516,7 @@ class Flag(Part):
 
 
 def _unresolved(value: Any) -> Any:
-    """A resolved flag as a manifest writes it: durations with their unit, under the keys that they have there."""
+    """Return a resolved flag as a manifest writes it: under its keys there, durations with their unit."""
     if not isinstance(value, Mapping):
         return value
     return {
@@ -525,14 +525,14 @@ def _unresolved(value: Any) -> Any:
 
 
 def _numeric(limit: float | bool | None) -> float | None:
-    """A gate's limit; of λ, which has no number, the flip rate 0; None: the gate is off."""
+    """Return a gate's limit; of λ, which has no number, the flip rate 0; None: the gate is off."""
     if isinstance(limit, bool):
         return 0.0 if limit else None
     return limit
 
 
 def _default_rule_out(about: Intolerable, limit: float | None, rules: Mapping[HardKind, float]) -> float | None:
-    """The first of these that is worse than the limit: the hard rule's value, twice the distance, the page's value."""
+    """Return the first that is worse than the limit: the hard rule's value, twice the distance, the page's value."""
     if limit is None:
         return None
     page = _numeric(Gates().limits()[about.gate])
@@ -549,7 +549,7 @@ def _doubled(about: Intolerable, limit: float) -> float:
 
 
 def _strictness(flag: Flag) -> dict[str, float]:
-    """The limit of every gate and rule that is on."""
+    """Return the limit of every gate and rule that is on."""
     rules: tuple[Rule, ...] = (*flag.abort_rules.hard, *flag.abort_rules.soft)
     limits = flag.gates.limits() | {rule.kind: rule.value for rule in rules}
     return {name: limit for name, limit in limits.items() if limit is not None and limit is not False}
@@ -568,7 +568,7 @@ class FreezeWindow(Part):
     """Exclusive."""
     reason: FilledText
     by: FilledText | None = None
-    """Who decided it."""
+    """The person or team that decided it."""
 
     @model_validator(mode="after")
     def _forward(self) -> "FreezeWindow":

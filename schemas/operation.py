@@ -32,7 +32,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return OperationBy(kind=self.kind, ts=self.ts, actor=self.actor, reason=self.reason)
 
     def to_bytes(self) -> bytes:
-        """The payload. Raises ValueError for text that is no Unicode."""
+        """Return the payload. Raises ValueError for text that is no Unicode."""
         return canonical(msgspec.to_builtins(self))
 
 
@@ -48,7 +48,7 @@ def parse_operation(text: bytes | str) -> Operation:
 
 
 def read_operation(document: bytes | None, deployment: str, trusted: TrustedKeys | None) -> Operation:
-    """The operation in a record's value; ``trusted`` None: bare JSON is taken, and nothing else.
+    """Return the operation in a record's value; ``trusted`` None: bare JSON is taken, and nothing else.
 
     ``deployment``: the one that it has to be signed for.
 

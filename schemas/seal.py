@@ -17,7 +17,7 @@ from tidegate.schemas.signed import PrivateKey, TrustedKeys, key_id
 
 RecordKind = Literal["decision", "command", "correction"]
 Headers = Sequence[tuple[str, bytes]]
-"""As Kafka has them: names may repeat."""
+"""Headers of a Kafka record: names may repeat."""
 
 SIGNATURE = "tidegate.signature"
 KEY = "tidegate.key"
@@ -25,18 +25,18 @@ _RECORD_FORM = b"tidegate-record/1"
 
 
 def sign_record(value: bytes, kind: RecordKind, key: PrivateKey) -> list[tuple[str, bytes]]:
-    """The headers that sign a record: its signature in base64, and the id of the key."""
+    """Return the headers that sign a record: its signature in base64, and the id of the key."""
     signature = b64encode(key.sign(_covered(kind, value)))
     return [(SIGNATURE, signature), (KEY, key_id(key.public_key()).encode())]
 
 
 def has_signature(headers: Headers) -> bool:
-    """Whether a record has a signature, whatever it is worth."""
+    """Tell whether a record has a signature, valid or not."""
     return any(name in (SIGNATURE, KEY) for name, _ in headers)
 
 
 def verify_record(value: bytes | None, headers: Headers, kind: RecordKind, trusted: TrustedKeys) -> str:
-    """The id of the trusted key that signed a record as this ``kind``; the value is not looked into.
+    """Return the id of the trusted key that signed a record as this ``kind``; the value is not looked into.
 
     Raises SignatureError where there is none, or more than one signature.
     """

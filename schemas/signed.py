@@ -34,17 +34,17 @@ DOCUMENT_BYTES_MAX = 1 << 20
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """The id under which a public key is trusted."""
+    """Return the id under which a public key is trusted."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 def is_signed(document: bytes) -> bool:
-    """Whether a document claims to be signed; says nothing of whether it is so."""
+    """Tell whether a document claims to be signed, without verifying it."""
     return document.startswith(_ANY_FORM)
 
 
 def sign(kind: DocumentKind, deployment: str, payload: bytes, key: PrivateKey) -> bytes:
-    """The signed document, for one ``deployment``. Raises SignatureError if it is larger than 1 MiB."""
+    """Return the signed document, for one ``deployment``. Raises SignatureError if it is larger than 1 MiB."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", deployment):
         raise SignatureError(
             f"nothing can be signed for {ascii(deployment)[1:-1]}: TIDEGATE_TOPIC_PREFIX and TIDEGATE_APPLICATION_ID "
@@ -108,12 +108,12 @@ def _shown(word: bytes) -> str:
 
 
 def public_line(key: Ed25519PublicKey, comment: str = "") -> str:
-    """The line that makes a key trusted: its id, its 32 bytes in base64, and a comment."""
+    """Return the line that makes a key trusted: its id, its 32 bytes in base64, and a comment."""
     return f"{key_id(key)} {b64encode(key.public_bytes_raw()).decode()} {comment}".rstrip()
 
 
 def read_trusted(text: str, name: str = "trusted keys") -> dict[str, Ed25519PublicKey]:
-    """The keys of a file of public lines; blank lines and those that begin with # are passed over.
+    """Return the keys of a file of public lines; blank lines and those that begin with # are passed over.
 
     Raises InputError, naming the line, for one that is none, and for a file without any.
     """
@@ -137,12 +137,12 @@ def read_trusted(text: str, name: str = "trusted keys") -> dict[str, Ed25519Publ
 
 
 def private_pem(key: PrivateKey) -> bytes:
-    """A private key as PEM (PKCS 8), not encrypted."""
+    """Return a private key as PEM (PKCS 8), not encrypted."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def read_private(pem: bytes, name: str = "key") -> PrivateKey:
-    """The private key of a PEM file. Raises InputError if it holds no Ed25519 key, or an encrypted one."""
+    """Return the private key of a PEM file. Raises InputError if it holds no Ed25519 key, or an encrypted one."""
     try:
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):

@@ -1,4 +1,4 @@
-"""Which manifest is in force when: revisions in the order in which they take effect."""
+"""The manifest in force at each time: revisions in the order in which they take effect."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,14 @@ class Timeline:
 
     @classmethod
     def of(cls, flags: Mapping[str, Flag]) -> "Timeline":
-        """One manifest, in force since ever."""
+        """Return a single manifest that has always been in force."""
         return cls([Revision(0, 0, flags)])
 
     def index(self, ts: int) -> int:
-        """The position of the revision in force at ``ts`` ms; -1 before the first."""
+        """Return the position of the revision in force at ``ts`` ms; -1 before the first."""
         return bisect_right(self.starts, ts) - 1
 
     def flags(self, ts: int) -> Mapping[str, Flag]:
-        """The flags in force at ``ts`` ms."""
+        """Return the flags in force at ``ts`` ms."""
         at = self.index(ts)
         return self.revisions[at].flags if at >= 0 else {}

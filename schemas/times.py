@@ -24,7 +24,7 @@ class FromNow(int):
 
 
 def read_moment(text: str, now: int) -> int:
-    """A moment of 2001 to 2099, ms; ``now``: the one that ``now`` stands for.
+    """Return a moment of 2001 to 2099, ms; ``now``: the one that ``now`` stands for.
 
     Eight digits are a date, other digits ms. Raises ValueError, with the way out, for anything else.
     """
@@ -53,7 +53,7 @@ def _absolute(text: str) -> int:
 
 
 def iso(ts: int) -> str:
-    """A moment in ISO 8601, to the second where it is a whole one; as it is where no calendar has it."""
+    """Return a moment in ISO 8601, to the second where it is a whole one; as it is where no calendar has it."""
     try:
         moment = _EPOCH + timedelta(milliseconds=ts)
     except OverflowError:
@@ -62,7 +62,7 @@ def iso(ts: int) -> str:
 
 
 def shaped(ts: int, shape: str) -> str:
-    """A moment, UTC, in a shape of ``strftime``; as it is where no calendar has it."""
+    """Return a moment, UTC, in a shape of ``strftime``; as it is where no calendar has it."""
     try:
         return f"{_EPOCH + timedelta(milliseconds=ts):{shape}}"
     except OverflowError:
@@ -70,12 +70,12 @@ def shaped(ts: int, shape: str) -> str:
 
 
 def clock(ts: int) -> str:
-    """The time of day of a moment."""
+    """Return the time of day of a moment."""
     return shaped(ts, "%H:%M:%S")
 
 
 def readable(value: Any, name: str = "") -> Any:
-    """A JSON value of a record, with every moment in it in ISO 8601; ``name``: the field that it is in."""
+    """Return a JSON value of a record, with every moment in it in ISO 8601; ``name``: the field that it is in."""
     if isinstance(value, dict):
         return {key: readable(inner, key) for key, inner in value.items()}
     if isinstance(value, list):

@@ -19,7 +19,7 @@ _pipes: dict[Path, Path] = {}
 
 
 def located(path: Path) -> Path:
-    """Where a file is; of standard input or a pipe a copy, as most files are read more than once.
+    """Return a file's path; of standard input or a pipe that of a copy, as most files are read more than once.
 
     The copy is there until the process ends. Raises OSError.
     """
@@ -45,7 +45,7 @@ def _copied(stream: BinaryIO) -> Path:
 
 
 def begins(path: Path, mark: bytes) -> bool:
-    """Whether a file begins with these bytes. Raises OSError."""
+    """Tell whether a file begins with these bytes. Raises OSError."""
     with located(path).open("rb") as file:
         return file.read(len(mark)) == mark
 
@@ -69,5 +69,5 @@ def _unpacked(path: Path) -> io.BufferedReader:
 
 
 def read_whole(path: Path) -> bytes:
-    """A file's bytes behind its byte order mark. Raises OSError."""
+    """Return a file's bytes behind its byte order mark. Raises OSError."""
     return located(path).read_bytes().removeprefix(BOM)

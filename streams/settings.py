@@ -29,7 +29,7 @@ def _off(value: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """What a worker, a publisher and the commands need to know; a printed one shows no secret."""
+    """Settings of a worker, a publisher and the commands; printed ones show no secret."""
 
     model_config = SettingsConfigDict(env_prefix="TIDEGATE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
@@ -115,7 +115,7 @@ class Settings(BaseSettings):
 
     @property
     def deployment(self) -> str:
-        """What a signed document names, so that it counts in no other deployment."""
+        """The name that a signed document carries, so that it counts in no other deployment."""
         return f"{self.topic_prefix}/{self.application_id}"
 
     @property

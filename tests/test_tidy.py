@@ -6,11 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("schemas", "gates", "streams")
 OUTSIDE = [path for room in ("tidegate", "bench") for path in (ROOT / room).glob("*.py")]
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 CONVENTIONAL = {"command", "log"}
 """Names that a module may have for itself: a subcommand, which is found by its module's name, and a logger."""
+LINES_MAX = 400
+LONG_CLASSES = {"SourcePartition", "GatePartition", "Machine", "Worker"}
+PRONOUNS = re.compile(r"(What|Whether|Where|How|Those|Which|Who|Whose|That|As)\b")
 
 
 def parsed(path: Path) -> ast.Module:
@@ -41,6 +47,17 @@ def used(tree: ast.AST) -> Iterator[str]:
                 yield from re.findall(r"\w+", text)
 
 
+def documented(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Give line and text of each docstring, those of variables and fields too."""
+    for node in ast.walk(tree):
+        for statement in (
+            node.body if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else []
+        ):
+            match statement:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    yield statement.lineno, text
+
+
 def test_no_name_stands_unused() -> None:
     known = Counter(name for tree in [*TREES.values(), *map(parsed, OUTSIDE)] for name in used(tree))
     unused = [f"{path}: {name}" for path, tree in TREES.items() for name in defined(tree) if not known[name]]
@@ -54,3 +71,14 @@ def test_a_public_name_means_one_thing() -> None:
             if not name.startswith("_") and name not in CONVENTIONAL:
                 places[name].add(str(path))
     assert {name: sorted(where) for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_no_class_is_longer_than_a_reader_can_hold() -> None:
+    classes = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert {node.name for node in classes if (node.end_lineno or 0) - node.lineno >= LINES_MAX} == LONG_CLASSES
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_docstrings_begin_with_a_verb_or_a_noun(room: str) -> None:
+    texts = [(f"{path}:{line}", text) for path, tree in TREES.items() for line, text in documented(tree)]
+    assert [(where, text[:60]) for where, text in texts if where.startswith(room) and PRONOUNS.match(text)] == []

@@ -46,11 +46,11 @@ class Placed:
 
 
 ChainFault = tuple[FaultKind, Placed, str]
-"""What is wrong with a record."""
+"""A fault of a record: its kind, the record, and a description."""
 
 
 class Facts(NamedTuple):
-    """What a decision says that the checks need; ``severity`` and ``rule`` as its command must have them."""
+    """The contents of a decision that the checks need; ``severity`` and ``rule`` as its command must have them."""
 
     verdict: Verdict
     kind: str
@@ -70,7 +70,7 @@ class Facts(NamedTuple):
 
     @property
     def standing(self) -> bool:
-        """Whether it rests on no window of its own: an operator's, or a new revision's."""
+        """True if it rests on no window of its own: an operator's, or a new revision's."""
         return self.verdict in ("kill", "rearm", "retire") or self.reasons == ["manifest_revision"]
 
 
@@ -94,12 +94,12 @@ class Link(Placed):
 
     @property
     def sound(self) -> bool:
-        """Whether the content is the one that the hash was made of."""
+        """True if the content is the one that the hash was made of."""
         return self.hash == self.content_hash
 
     @property
     def facts(self) -> Facts | None:
-        """What it says; None where that is not to be relied on."""
+        """The contents; None where they cannot be relied on."""
         return self.said if self.sound else None
 
 
@@ -118,7 +118,7 @@ class Torn(Placed):
 
 
 def parse_record(value: bytes) -> tuple[dict[str, Any], bytes, str]:
-    """A record's fields, its canonical bytes, and the hash of its content. Raises EventError if it has none."""
+    """Return a record's fields, its canonical bytes, and the hash of its content. Raises EventError if it has none."""
     if too_deep(value):
         raise EventError(f"JSON is nested deeper than {MAX_DEPTH} levels")
     try:
@@ -136,7 +136,7 @@ def parse_record(value: bytes) -> tuple[dict[str, Any], bytes, str]:
 
 
 def read_link(where: str, order: int, value: bytes) -> Link:
-    """A decision as a link of a chain, as far as it can be read. Raises EventError if it is no canonicable JSON."""
+    """Return a decision as a link of a chain, as far as it can be read. Raises EventError if it is not canonical."""
     fields, whole, content_hash = parse_record(value)
 
     def text(name: str) -> str | None:
@@ -226,7 +226,7 @@ class Chain:
         self._check_windows()
 
     def _nodes(self) -> tuple[list[Link], dict[str | None, Link]]:
-        """The records that may have a place, in the order of the log, and whatever hash they can be linked by."""
+        """Return the records that may have a place, in the order of the log, and each hash to link them by."""
         by_hash: dict[str | None, Link] = {}
         # One that is only spelled otherwise than one before it counts as a repeat.
         nodes = [link for link in self.found if link.sound and by_hash.setdefault(link.hash, link) is link]
@@ -254,7 +254,7 @@ class Chain:
         return "its content is not what its hash was made of" + (f" ({link.fault})" if link.fault else "")
 
     def _path(self, root: Link, children: Mapping[Link, Sequence[Link]]) -> list[Link]:
-        """The longest way from a record that follows none to an end; what branches off it was put in."""
+        """Return the longest way from a record that follows none to an end; what branches off it was put in."""
         seen = [root]
         for link in seen:
             seen += children[link]
@@ -309,7 +309,7 @@ class Chain:
                 self.faults.append(("inserted", part[0], text))
 
     def _broken(self, root: Link, before: Link | None) -> Iterator[ChainFault]:
-        """How the chain is broken before a record that no link leads to."""
+        """Yield the fault in the chain before a record that no link leads to, if there is one."""
         if self.adrift or root.previous in self.torn or (before is not None and before.hash in self.torn):
             # The line that cannot be read is what it follows, and a finding of its own.
             return
@@ -338,7 +338,7 @@ class Chain:
                 self.faults.append(("contradiction", link, text))
 
     def _check_windows(self) -> None:
-        """Each window after the one before, but for one that was cut and is decided again at its end."""
+        """Check that each window follows the one before, but for one that was cut and is decided again at its end."""
         before: Facts | None = None
         closed: tuple[int, int] | None = None
         known = True
@@ -367,12 +367,12 @@ class Chain:
 
 
 def _shown_by(facts: Facts, closed: tuple[int, int] | None) -> tuple[int, int, bool]:
-    """The window that a decision without one of its own shows."""
+    """Return the window that a decision without one of its own shows."""
     return (*closed, True) if closed else (facts.decided_at, facts.decided_at, False)
 
 
 def _children(nodes: Sequence[Link], by_hash: Mapping[str | None, Link]) -> dict[Link, list[Link]]:
-    """What follows each record; a damaged one without a link is taken to stand where it always stood."""
+    """Return the records that follow each; a damaged one without a link is taken to stand where it always stood."""
     children: dict[Link, list[Link]] = {node: [] for node in nodes}
     ahead: dict[Link, Link] = {}
 
@@ -405,7 +405,7 @@ def _first(part: Sequence[Link]) -> int:
 
 
 def misplaced(records: Sequence[Placed]) -> Iterator[ChainFault]:
-    """The records, as few as possible, that stand elsewhere in the log than they should, which is in this order."""
+    """Yield the records, as few as possible, that stand elsewhere in the log than in this order."""
     ends: list[int] = []
     places: list[int] = []
     before: list[int] = []

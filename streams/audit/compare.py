@@ -1,4 +1,4 @@
-"""Where two records of the same place differ, in the words of the record: which gate, which number, which offsets."""
+"""Differences of two records of the same place, in the words of the record: which gate, number and offsets."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from tidegate.schemas.times import readable
 FOLLOWS = ("hash", "previous_hash", "decision_id", "command_id", "decision_hash", "correction_id")
 """Fields that differ because others do, or because an earlier record did."""
 KEYED_BY = ("gate", "kind", "problem", "code", "partition")
-"""What tells the entries of a list apart."""
+"""Fields that tell the entries of a list apart."""
 CAUSE_FIELDS = (
     "verdict",
     "action",
@@ -24,12 +24,12 @@ CAUSE_FIELDS = (
     "source",
     "arms",
 )
-"""What is told first."""
+"""Fields that are reported first, as the others follow from them."""
 DIFFERENCES_TOLD = 4
 
 
 def describe_differences(one: bytes, other: bytes) -> str:
-    """What differs between two JSON objects, `` in `` field by field; empty where only the spelling does."""
+    """Describe the differences of two JSON objects, as `` in `` field by field; empty if only the spelling differs."""
     a, b = msgspec.json.decode(one), msgspec.json.decode(other)
     found = [(path, here, there) for path, here, there in _walk(a, b, ()) if path[0] not in FOLLOWS]
     if not found:
@@ -61,7 +61,7 @@ def _walk(one: Any, other: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[s
 
 
 def _named(entries: list[Any]) -> dict[str, Any] | None:
-    """The entries of a list by what they are called; None if that does not tell them apart."""
+    """Return the entries of a list by what they are called; None if that does not tell them apart."""
     for key in KEYED_BY:
         if entries and all(isinstance(entry, dict) and key in entry for entry in entries):
             prefix = f"{key} " if key == "partition" else ""
@@ -100,7 +100,7 @@ class _Key(msgspec.Struct):
 
 
 def first_difference(new: Iterable[bytes], old: Iterable[bytes]) -> str | None:
-    """Where two sets of records first differ, unit by unit and byte by byte; None if nowhere."""
+    """Describe the first difference of two sets of records, unit by unit and byte by byte; None if there is none."""
     ours, theirs = by_unit(new), by_unit(old)
     for unit in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(unit, []), theirs.get(unit, [])

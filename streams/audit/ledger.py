@@ -34,7 +34,7 @@ class LedgerEntry(Placed):
 
 
 def read_entry(where: str, order: int, value: bytes) -> LedgerEntry:
-    """A command. Raises EventError if it is none."""
+    """Return a command. Raises EventError if it is none."""
     fields, whole, _ = parse_record(value)
     try:
         command = msgspec.convert(fields, Command)
@@ -52,7 +52,7 @@ def _command_id(decision_id: str, action: str) -> str:
 
 
 def command_id_of(link: Link) -> str | None:
-    """The id of the command that carries out a decision, if one does; None where its ids cannot be read."""
+    """Return the id of the command that carries out a decision, if one does; None where its ids cannot be read."""
     return _command_id(link.id, link.said.verdict) if link.id is not None and link.said is not None else None
 
 
@@ -114,7 +114,7 @@ class Ledger:
         }
 
     def faults(self) -> Iterator[ChainFault]:
-        """What is wrong."""
+        """Yield the faults of the commands."""
         for entry in self.entries:
             if not entry.spelled:
                 yield "not canonical", entry, "the same values, but not written as canonical JSON"
@@ -186,7 +186,7 @@ class Ledger:
             weight = entry.command.weights.canary if due is None else due
 
     def _wrong(self, entry: LedgerEntry, low: int, high: float, weight: float | None, index: int) -> Iterator[str]:
-        """Where a command does not fit."""
+        """Yield the reasons why a command does not fit."""
         seq = entry.command.seq
         if not low <= seq <= high:
             yield f"seq {seq}, {low if low == high else f'{low} or later'} is due"
@@ -194,18 +194,18 @@ class Ledger:
         yield from self._against_neighbours(entry.command, weight, index)
 
     def _is_torn(self, link: Link) -> bool:
-        """Whether the command may be a line that cannot be read any more."""
+        """Tell whether the command may be a line that can no longer be read."""
         return not self.torn.isdisjoint({link.id, command_id_of(link)})
 
     def _weight_after(self, index: int, before: float | None) -> float | None:
-        """The canary's weight after a decision, ``before`` it another; None where that is not known."""
+        """Return the canary's weight after a decision, ``before`` it another; None where that is not known."""
         facts, following = self.links[index].facts, self._following(index)
         if facts is None or facts.verdict != "open":
             return _weight_due(facts, before) if facts is not None else None
         return following.weight if following is not None and following.verdict != "rearm" else None
 
     def _following(self, index: int) -> Facts | None:
-        """What the next decision says, under the same manifest; None where that is not known."""
+        """Return the contents of the next decision under the same manifest; None if they are not known."""
         here = self.links[index].facts
         if here is None or index + 1 == len(self.links) or self.links[index + 1].apart:
             return None
@@ -213,7 +213,7 @@ class Ledger:
         return facts if facts is not None and facts.manifest_hash == here.manifest_hash else None
 
     def _against_neighbours(self, command: Command, weight: float | None, index: int) -> Iterator[str]:
-        """Where a command says something else than the one before it, and the decisions after it."""
+        """Yield the contradictions of a command to the one before it and to the decisions after it."""
         before = command.previous_weights.canary
         if weight is not None and before != weight:
             yield f"previous canary weight {before:g}, it was {weight:g}"
@@ -242,7 +242,7 @@ def _stage_start(facts: Facts, following: Facts | None) -> int | None:
 
 
 def _against_decision(entry: LedgerEntry) -> Iterator[str]:
-    """Where a command says something else than itself, or than the decision that it carries out."""
+    """Yield the contradictions within a command, and to the decision that it carries out."""
     command, link = entry.command, entry.of
     if command.command_id != _command_id(command.decision_id, command.action):
         yield "its command_id is not that of its decision_id and action"
@@ -281,7 +281,7 @@ def _shown(value: str | None) -> str:
 
 
 def _weight_due(facts: Facts, before: float | None) -> float | None:
-    """The canary's weight that follows from a decision, ``before`` it another; None where it does not say."""
+    """Return the canary's weight that follows from a decision, ``before`` it another; None where it does not say."""
     match VERDICTS[facts.verdict].canary:
         case "next":
             return facts.next_weight
@@ -295,7 +295,7 @@ def _weight_due(facts: Facts, before: float | None) -> float | None:
 
 
 def acting(links: Sequence[Link]) -> Iterator[bool | None]:
-    """Whether each decision of a chain asks for a command; None where that depends on what is not known."""
+    """Yield for each decision of a chain whether it asks for a command; None where that is not known."""
     engaged: bool | None = False
     before: Facts | None = None
     for link in links:

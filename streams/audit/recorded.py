@@ -1,4 +1,4 @@
-"""What the topics tell of the past besides telemetry: what was decided, under which manifests, and where orders stood.
+"""The recorded past besides telemetry: decisions, commands, manifests, and the places of orders.
 
 Decisions depend on where an operator's order stood among the panes. That is told by the gates' own log, where it is
 still kept; else the recorded decisions bound it; else its time decides, as for ``--operations``.
@@ -27,7 +27,7 @@ from tidegate.streams.settings import Settings
 
 @dataclass
 class Recorded:
-    """What the topics tell besides telemetry.
+    """The contents of all topics but that of telemetry.
 
     ``exact``: by order, the pane before which it was carried out, and its offset in the gates' log. ``whole``: the log
     has all since where the replay begins, so what is not there was not carried out.
@@ -40,7 +40,7 @@ class Recorded:
     whole: bool = False
 
     def place(self, order: Order, clockwork: Clockwork) -> int:
-        """The panes, below this one, that were closed when an order was carried out."""
+        """Return the panes, below this one, that were closed when an order was carried out."""
         wanted = order.flag, order.operation
         if wanted in self.exact:
             return self.exact[wanted][0]
@@ -48,7 +48,7 @@ class Recorded:
         return min(max((order.operation.ts - clockwork.lateness_ms) // clockwork.pane_ms, low), high)
 
     def among(self, order: Order) -> int:
-        """Where an order stood among those of its gate: before what its log still has, in it, or not there yet."""
+        """Return an order's place in its gate's log: an offset; -1 before what is still there; 1 << 62 for not yet."""
         wanted = order.flag, order.operation
         if wanted in self.exact:
             return self.exact[wanted][1]
@@ -56,7 +56,7 @@ class Recorded:
         return -1 if carried_out else 1 << 62
 
     def _between(self, wanted: tuple[str, OperationBy], pane_ms: int) -> tuple[int, int]:
-        """The least and the most panes that the decisions around the records of an order allow."""
+        """Return the least and the most panes that the decisions around the records of an order allow."""
         lows, high = [NEVER], -NEVER
         for chain in self.chains.values():
             for number, decision in enumerate(chain):
@@ -150,7 +150,7 @@ def _gate_log(
 
 
 def read_timeline(records: Iterable[RecordLike], settings: Settings, trusted: TrustedKeys) -> Timeline:
-    """The revisions in records of the manifests topic. Raises InputError if there is none."""
+    """Return the revisions in records of the manifests topic. Raises InputError if there is none."""
     found = ManifestLog(settings, trusted)
     refused: list[str] = []
     for record in records:
@@ -166,7 +166,7 @@ def read_timeline(records: Iterable[RecordLike], settings: Settings, trusted: Tr
 def read_orders(
     records: Iterable[RecordLike], settings: Settings, trusted: TrustedKeys | None
 ) -> tuple[dict[Operation, int], int]:
-    """The operations that count, as workers take them, by offset in order, and how many records were refused."""
+    """Return the operations that count, as workers take them, by offset in order, and how many records were refused."""
     taken: dict[Operation, int] = {}
     refused = 0
     for record in records:

@@ -26,7 +26,7 @@ def replay(
     corrected: Corrected = lambda _: None,
     tally: Tally | None = None,
 ) -> Iterator[Outcome]:
-    """The decisions and commands that follow from the files, in order; ``corrected`` gets the corrections, ``tally``
+    """Yield the decisions and commands from the files, in order; ``corrected`` gets the corrections, ``tally``
     what the records counted for.
 
     Raises InputError as ``runs``.

@@ -1,4 +1,4 @@
-"""Where in a log signing began: told from the records' own signatures and times."""
+"""The place in a log where signing began, found from the records' own signatures and times."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -49,7 +49,7 @@ def check(records: Iterable[SignedRecord], trusted: TrustedKeys, since: int | No
 
 
 class Beginning(NamedTuple):
-    """How a log begins: ``before``: its records from before signing, ``first``: the first one that is signed.
+    """The beginning of a log; ``before``: its records from before signing, ``first``: the first one that is signed.
 
     ``all_since``: a time, ms, from which on each partition that has a signed record is signed.
     """
@@ -60,7 +60,7 @@ class Beginning(NamedTuple):
 
 
 def beginning(checked: Iterable[Checked]) -> Beginning:
-    """Where signing began, in records of all partitions."""
+    """Find where signing began, in records of all partitions."""
     before, firsts = 0, dict[tuple[SignedKind, int], SignedRecord]()
     for record, fault, unsigned in checked:
         before += unsigned

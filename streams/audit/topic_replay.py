@@ -55,7 +55,7 @@ class PlacedGate(GatePartition):
 
     @property
     def heads(self) -> dict[str, "Head"]:
-        """How far the chains of all units are."""
+        """Return the last hash and number of each unit's chain."""
         units = self._state.retired | self._state.units
         return {name: Head(unit.previous_hash, unit.seq) for name, unit in units.items()}
 
@@ -70,7 +70,7 @@ class Head:
 
 @dataclass(frozen=True)
 class ReplayRequest:
-    """What is to be decided again.
+    """A request to decide again.
 
     ``operations``: by their offsets. ``until``: no kill switch has been turned off from then on, ms. ``part``: what is
     recorded goes on after that.
@@ -89,24 +89,24 @@ class ReplayRequest:
         return [*all_switches(self.timeline, self.until), *operations]
 
     def had(self, order: Order, gate: Position) -> bool:
-        """Whether a gate that is so far has had an order, or one that has overtaken it."""
+        """Tell whether a gate at this position has carried out an order, or one that has overtaken it."""
         # Also where the gates' log has lost its first record and kept a later one, which the gate dropped.
         if order.revision >= 0:
             return order.revision <= gate.switched.get(order.flag, -1)
         return order.offset < gate.operations_next
 
     def due(self, order: Order, gate: Position) -> bool:
-        """Whether a gate that is so far has an order still to come."""
+        """Tell whether an order is still to come for a gate at this position."""
         there = (order.flag, order.operation) in self.past.exact or not self.past.whole
         return there and not self.had(order, gate)
 
     def guessed(self, gates: Sequence[Position | None]) -> int:
-        """How many orders that are to come stand at no known place. ``gates``: how far those are that go on."""
+        """Count the orders to come whose place is not known. ``gates``: the positions that the replay goes on from."""
         waiting = (o for o in self.orders() if self.due(o, gates[gate_of(o.flag, len(gates))] or Position(0, ())))
         return sum((order.flag, order.operation) not in self.past.exact for order in waiting)
 
     def reached(self, gate: int, gates: int) -> Callable[[Position], int]:
-        """The last time, ms, at which a gate that is so far may have decided something: its panes', or an order's."""
+        """Return a function: the last time, ms, at which a gate at a position may have decided something."""
         orders = [order for order in self.orders() if gate_of(order.flag, gates) == gate]
         pane_ms = self.clockwork.pane_ms
         return lambda mark: max(
@@ -114,7 +114,7 @@ class ReplayRequest:
         )
 
     def before(self, start: int, gate: int, gates: int) -> Callable[[Position], bool]:
-        """Whether a gate that is so far has decided nothing at a time after ``start``, ms."""
+        """Return a test: has a gate at a position decided nothing after ``start``, ms?"""
         reached = self.reached(gate, gates)
         return lambda mark: reached(mark) <= start
 
@@ -159,7 +159,7 @@ class TopicReplay:
 
     @property
     def tally(self) -> Tally:
-        """What the records counted for."""
+        """The records that were read, counted by what became of them."""
         return self._pipeline.tally
 
     @property
@@ -170,7 +170,7 @@ class TopicReplay:
     def decide(
         self, runs: Iterable[Sequence[ConsumerRecord]], progress: Callable[[int], None] = lambda _: None
     ) -> Iterator[Outcome]:
-        """The decisions and commands that follow from records of the telemetry topic, in order in each partition.
+        """Yield the decisions and commands that follow from records of the telemetry topic, in order in each partition.
 
         Offsets without a record are those that have none in the topic.
         """
@@ -183,7 +183,7 @@ class TopicReplay:
         self.tally.unclosed = self._pipeline.unclosed()
 
     def difference(self, made: Sequence[bytes], commands: Sequence[bytes]) -> str | None:
-        """Where all that was decided differs first from what was recorded; None if nowhere.
+        """Describe the first difference of all that was decided from the records; None if there is none.
 
         The control topic is compacted: a unit's last command has to be there, and those that are there have to be the
         same.

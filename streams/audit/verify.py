@@ -1,4 +1,4 @@
-"""Whether decisions and commands are still what was once written, told from the records alone.
+"""A check that decisions and commands are still what was once written, from the records alone.
 
 What they cannot tell is that records are missing at the end: compare a unit's last hash with one that is known.
 """
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was read of a unit: different records, identical repeats, and the hash at the end of its chain."""
+    """The records of a unit: different records, identical repeats, and the hash at the end of its chain."""
 
     unit: str
     decisions: int
@@ -59,7 +59,7 @@ class Report:
 
 
 class Audit:
-    """Takes decisions and commands in the order of their log, then says what is wrong with them.
+    """A check that takes in decisions and commands in the order of their log, then says what is wrong with them.
 
     ``commands`` False: none are given. ``from_middle``: the log may start after records that are not given.
     ``compacted``: of the commands, only the last one of each unit has to be there.
@@ -103,7 +103,7 @@ class Audit:
             torn.append(Torn(where=where, order=self._taken, unit=_named(value), text=str(error), hashes=hashes))
 
     def report(self) -> Report:
-        """All that is wrong; to be asked once, after the last record."""
+        """Return all that is wrong; to be asked once, after the last record."""
         settle_units(self._links)
         self._name_torn()
         torn = set().union(*(one.hashes for one in self._torn))
@@ -140,7 +140,7 @@ class Audit:
         )
 
     def _name_torn(self) -> None:
-        """A finding for each line that cannot be read, with the unit of the records that name the same hashes."""
+        """Add a finding for each line that cannot be read, with the unit of the records that name the same hashes."""
         units: dict[str | None, str] = {}
         if self._torn or self._torn_entries:
             for link in self._links:
@@ -156,7 +156,7 @@ class Audit:
 
 
 def _named(value: bytes) -> str:
-    """The unit that a damaged record names, as far as that can be read."""
+    """Return the unit that a damaged record names, as far as that can be read."""
     found = _UNIT.search(value)
     try:
         return "|".join(json.loads(name) for name in found.groups()) if found else ""

@@ -1,4 +1,4 @@
-"""What another manifest would have decided, and what chance alone would.
+"""Decisions that another manifest would have made, and those that chance alone would make.
 
 May import: kafka, dumps and what is below them.
 Read first: comparison.py, then rollouts.py.

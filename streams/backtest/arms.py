@@ -57,7 +57,7 @@ class Effect:
 
     @property
     def text(self) -> str:
-        """As it was written."""
+        """The effect as it was written."""
         return f"{self.metric}={self.size:g}"
 
 
@@ -118,7 +118,7 @@ class Groups:
 
     @classmethod
     def of(cls, blocks: Sequence[tuple[int, Block]], low: int, high: int) -> Self:
-        """The groups of panes ``low`` to ``high``, exclusive, in numbered blocks."""
+        """Return the groups of panes ``low`` to ``high``, exclusive, in numbered blocks."""
         columns: list[list[Any]] = [[] for _ in range(12)]
         groups = 0
         for number, block in blocks:
@@ -153,7 +153,7 @@ class Groups:
         return cls(low, high - low, *(np.concatenate(column) for column in columns))
 
     def under(self, effect: Effect, seed: int) -> "Groups":
-        """The same, had the regression been there."""
+        """Return the same, had the regression been there."""
         size, counters = effect.size, self.counters.copy()
         if effect.metric == "latency":
             return with_changes(self, latency=self.latency * size)
@@ -170,7 +170,7 @@ class Groups:
         return with_changes(self, counters=counters)
 
     def _extra_errors(self, rate: float, seed: int) -> Ints:
-        """How many of each group's good requests fail: each by itself with that chance, from a hash of its place."""
+        """Count each group's good requests that fail: each by itself with that chance, from a hash of its place."""
         good = self.counters[:, AT["requests"]] - self.counters[:, AT["errors"]]
         # Places do not depend on the span that they are looked at in.
         place = (self.number * len(BUCKETED_SOURCES) * BUCKETS + self.key).astype(np.uint64)
@@ -231,7 +231,7 @@ class Groups:
         return found
 
     def lambda_groups(self, source: int, pane: int) -> dict[int, int]:
-        """The λ groups of a source, as seen up to the end of a pane."""
+        """Return the λ groups of a source, as seen up to the end of a pane."""
         sums = Sums()
         here = (self.probe_source == source) & (self.probe_pane <= pane)
         for query, seen in zip(self.probe_query[here].tolist(), self.probe_runs[here].tolist(), strict=True):
@@ -251,7 +251,7 @@ class Groups:
         return int(flips.min()) if len(flips) else self.panes
 
     def arm(self, chosen: Bools) -> Arm:
-        """What an arm of these buckets shows in the whole span; of the gold set both arms show all."""
+        """Return the sums of an arm of these buckets over the whole span; of the gold set both arms have all."""
         arm = Arm()
         for source in self.present:
             mine = self._mine(source, chosen)
@@ -265,7 +265,7 @@ class Groups:
         return arm
 
     def sums_until(self, chosen: Bools) -> dict[int, Ints]:
-        """An arm's counters by source as (pane, counter), each pane with those before it; costs are left out."""
+        """Return an arm's counters by source as (pane, counter), each pane with those before it; costs are left out."""
         found = {}
         for source, (pane, bucket, counters) in self.by_source.items():
             mine = self._mine(source, chosen)[bucket]
@@ -276,7 +276,7 @@ class Groups:
         return found
 
     def arm_until(self, pane: int, chosen: Bools, sums_until: Mapping[int, Ints], *, delta_s: bool) -> Arm:
-        """What an arm shows up to the end of a pane, as far as hard rules read it; ``delta_s``: with its values."""
+        """Return an arm's sums up to a pane's end, as far as hard rules read them; ``delta_s``: with its values."""
         arm = Arm()
         for source, counters in sums_until.items():
             sums = Sums(counters=counters[pane].tolist(), groups=self.lambda_groups(source, pane))
@@ -292,7 +292,7 @@ class Groups:
         return found
 
     def arm_at(self, pane: int, chosen: Bools) -> Arm:
-        """What an arm shows up to the end of a pane, whole."""
+        """Return all sums of an arm up to the end of a pane."""
         arm = Arm()
         for source in self.present:
             here = self.belongs(source, chosen) & (self.pane <= pane)
@@ -334,7 +334,7 @@ def _make_dearer(counters: Ints, factor: float) -> None:
 
 
 def digest_of(values: Floats) -> Digest:
-    """A digest of values in order."""
+    """Return a digest of values in order."""
     digest = Digest()
     digest.add(values)
     return digest
@@ -350,7 +350,7 @@ class EffectSpan:
         self._usual: dict[int, float] = {}
 
     def under(self, effect: Effect | None) -> Groups:
-        """The groups under a regression; None: as they were."""
+        """Return the groups under a regression; None: as they were."""
         if effect is None:
             return self.plain
         if effect not in self._under:
@@ -358,14 +358,14 @@ class EffectSpan:
         return self._under[effect]
 
     def above(self, effect: Effect | None, source: int, limit: float) -> tuple[Ints, Ints]:
-        """As ``Groups.above``, once for each question."""
+        """Return ``Groups.above``, computed once for each question."""
         asked = effect, source, limit
         if asked not in self._above:
             self._above[asked] = self.under(effect).above(source, limit)
         return self._above[asked]
 
     def usual(self, source: int) -> float:
-        """A ΔS that one value in ten of a source exceeds."""
+        """Return a ΔS that one value in ten of a source exceeds."""
         if source not in self._usual:
             values = self.plain.delta_s[self.plain.key[self.plain.delta_s_group] // BUCKETS == source]
             self._usual[source] = float(np.quantile(values, 0.9)) if len(values) else 0.0
@@ -408,7 +408,7 @@ class Split:
         return self.span.under(self.effect).arm_at(pane, self.chosen), self.span.plain.arm_at(pane, ~self.chosen)
 
     def suspects(self, flag: Flag) -> list[tuple[int, bool]]:
-        """The panes at whose end a hard rule could fire at all, and whether it takes ΔS to tell.
+        """Return the panes at whose end a hard rule could fire at all, and whether it takes ΔS to tell.
 
         A rule fires early only if its value is over the limit, which the counters of each source tell; for ΔS it takes
         shares of values above fixed lines, with room for the error of a digest. So the rules themselves, which cost
@@ -437,7 +437,7 @@ class Split:
         return [(pane, bool(quality[pane])) for pane in np.flatnonzero(plain | quality).tolist()]
 
     def _drifts(self, source: int, limit: float) -> Bools:
-        """Where p95 of the canary may be over the baseline's by more than ``limit``.
+        """Mark the panes where p95 of the canary may be over the baseline's by more than ``limit``.
 
         With t a line: either the canary has 5 % of its values above t + limit, or the baseline's p95 is below t.
         """

@@ -34,12 +34,12 @@ def mixed(values: Ids) -> Ids:
 
 
 def drawn(*what: object) -> int:
-    """A 64-bit number for a purpose."""
+    """Return a 64-bit number for a purpose."""
     return xxhash.xxh3_64_intdigest(repr(what).encode())
 
 
 def bucket_of(sticky: Ids, seed: int) -> Ints:
-    """The bucket of sticky ids, which are given as 64-bit hashes."""
+    """Return the bucket of sticky ids, which are given as 64-bit hashes."""
     return (mixed(sticky ^ np.uint64(drawn("bucket", seed))) >> np.uint64(58)).astype(np.int64)
 
 
@@ -70,7 +70,7 @@ class Block:
 
     @classmethod
     def load(cls, blob: bytes) -> Self:
-        """What ``dump`` gave."""
+        """Read back the bytes of ``dump``."""
         arrays = msgspec.msgpack.decode(zlib.decompress(blob))
         return cls(*(np.frombuffer(data, dtype).reshape(shape) for dtype, shape, data in arrays))
 
@@ -88,7 +88,7 @@ class UnitRows:
     count: int = 0
 
     def block(self) -> Block:
-        """The rows, added up."""
+        """Return the rows, added up."""
         pane, key, counters = np.concatenate(self.pane), np.concatenate(self.key), np.concatenate(self.counters)
         order = np.lexsort((key, pane))
         pane, key = pane[order], key[order]
@@ -112,7 +112,7 @@ class UnitRows:
 
 
 def _present(values: Floats, group: Ints, groups: int) -> tuple[Ints, Floats]:
-    """How many values each group has, and the values."""
+    """Return the number of values in each group, and the values."""
     here = ~np.isnan(values)
     return np.bincount(group[here], minlength=groups), values[here]
 

@@ -1,4 +1,4 @@
-"""What another manifest would have decided: B looks wherever A looks, on the evidence that A's ramp produced."""
+"""Decisions of another manifest: B looks wherever A looks, on the evidence that A's ramp produced."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from tidegate.streams.engine.source_partition import SourcePartition
 
 @dataclass(frozen=True)
 class Side:
-    """What one manifest said at ``at`` ms, and the numbers it rests on."""
+    """The judgement of one manifest at ``at`` ms, and the numbers it rests on."""
 
     verdict: str
     reasons: list[str]
@@ -41,7 +41,7 @@ class Side:
 
     @classmethod
     def of(cls, decision: Decision) -> Self:
-        """The part of a decision that is compared."""
+        """Return the part of a decision that is compared."""
         found = list(dict.fromkeys(problem.problem for problem in decision.evidence_problems))
         return cls(decision.verdict, decision.reasons, decision.decided_at, decision.gates, decision.abort_rules, found)
 
@@ -77,12 +77,12 @@ class ComparedWindow:
 
     @property
     def same(self) -> bool:
-        """Whether both say the same at the same moment."""
+        """True if both say the same at the same moment."""
         return self.a is not None and self.b is not None and (self.a.verdict, self.a.at) == (self.b.verdict, self.b.at)
 
 
 def counted(windows: Iterable[ComparedWindow]) -> int:
-    """How many windows there are, those that stand there twice counted once."""
+    """Count the windows; one that is listed twice counts once."""
     return len({(window.unit, window.start) for window in windows})
 
 
@@ -156,7 +156,7 @@ class Shadow:
         return decision
 
     def promoted(self, window: Evidence, pinned: Pinned | None) -> None:
-        """A went on to its next stage at the end of a window; ``pinned``: what stands in for the baseline from then on.
+        """Follow A to its next stage at the end of a window; ``pinned``: what stands in for the baseline from then on.
 
         B would have pinned the baseline of that window, or of the whole stage.
         """
@@ -244,7 +244,7 @@ class SideBySide:
 
 
 def differences(sides: tuple[Side | None, Side | None], flags: tuple[Flag, Flag]) -> list[Difference]:
-    """Where two judgements of one window part; of judgements at two moments the hard rules that fired."""
+    """Return the differences of two judgements of a window; if made at two moments, the hard rules that fired."""
     a, b = sides
     if any(side and side.reasons == ["latched"] for side in sides):
         return []
@@ -269,7 +269,7 @@ def differences(sides: tuple[Side | None, Side | None], flags: tuple[Flag, Flag]
 
 
 def _rule(kind: str, side: Side | None, flag: Flag) -> tuple[float | None, float | None, str]:
-    """A rule's value, its limit and what it said; a side that went on has a limit, but no value."""
+    """Return a rule's value, its limit and what it said; a side that went on has a limit, but no value."""
     seen = next((rule for rule in side.rules if rule.kind == kind), None) if side else None
     if seen is not None:
         return seen.observed, seen.value, "fired" if seen.fired else "quiet"
@@ -287,7 +287,7 @@ def compare(
     progress: Callable[[int], None] = lambda _: None,
     decisions: Callable[[Decision], None] = lambda _: None,
 ) -> Iterator[ComparedWindow]:
-    """Every window that A decides in the files, with what B says to it; units of flags that B lacks are left out.
+    """Yield every window that A decides in the files, with what B says to it; units of flags that B lacks are left out.
 
     ``b``: flags as ``placed`` gives them. ``decisions`` is told each decision of A, which is what a replay gives.
     """

@@ -1,4 +1,4 @@
-"""Where a sham rollout on sequential evidence has to be looked at before its window ends.
+"""The panes at which a sham rollout on sequential evidence has to be judged before its window ends.
 
 A worker looks at every pane. To judge a pane costs a thousand times as much as to count it, so panes in which no gate
 can be proven over its limit are passed over, by conditions that each proof implies: no stop is missed.
@@ -48,7 +48,7 @@ class SpanValues:
                     self.values.setdefault((metric, source), ([], []))[arm].append(values)
 
     def of(self, metric: str, sources: Sequence[int], arm: int) -> Floats:
-        """All of an arm's values from some sources."""
+        """Return all of an arm's values from some sources."""
         found = [part for source in sources for part in self.values.get((metric, source), ([], []))[arm]]
         return np.concatenate(found) if found else np.empty(0)
 
@@ -71,7 +71,7 @@ def _values(groups: Groups, metric: str, chosen: Bools) -> dict[int, tuple[Float
 
 
 def looks(split: Split, flag: Flag, unit: Unit, past: SpanValues) -> Iterator[int]:
-    """The panes of a window, before its last, at whose end a gate could be proven over its limit."""
+    """Yield the panes of a window, before its last, at whose end a gate could be proven over its limit."""
     found = _suspects(split, flag, unit, past)
     found[-1:] = False
     yield from np.flatnonzero(found).tolist()
@@ -135,7 +135,7 @@ class _Asked:
         return found
 
     def _proven(self, bad: NDArray[np.float64] | Ints, n: Ints, limit: float) -> Bools:
-        """Where a rate's bound excludes a limit, which is asked only where its value is over it."""
+        """Mark the panes where a rate's bound excludes a limit; computed only where the value is over it."""
         found = np.zeros(self.panes, np.bool_)
         for pane in np.flatnonzero(bad > limit * n).tolist():
             rows = float(n[pane])
@@ -145,7 +145,7 @@ class _Asked:
         return found
 
     def quantiles(self) -> Bools:
-        """Both quantiles of ΔS by each source, and p95 of the latency of all that is served."""
+        """Return both quantiles of ΔS by each source, and p95 of the latency of all that is served."""
         found = np.zeros(self.panes, np.bool_)
         present = self.split.span.plain.present
         for q, gate, rule in ((0.5, "delta_s.median_max", ""), (0.95, "delta_s.p95_max", "delta_s_p95_over")):
@@ -157,7 +157,7 @@ class _Asked:
         return found
 
     def _drifts(self, metric: str, sources: Sequence[int], q: float, limit: float) -> Bools:
-        """Where the canary's lower order statistic may be over the baseline's upper one by more than a limit.
+        """Mark panes where the canary's lower order statistic may exceed the baseline's upper one by over ``limit``.
 
         With t a line, here the baseline's own quantile: either the canary has as many values above t and the limit as
         its lower rank leaves, or the baseline as few above t as its upper rank leaves. A rank's share of the rows only
@@ -206,7 +206,7 @@ class _Asked:
         return found
 
     def costs(self) -> Bools:
-        """Where the cost per solved is over its limit, and enough are solved to say so; or nothing is."""
+        """Mark the panes where the cost per solved is over its limit and enough are solved to say so, or nothing is."""
         limit = self.flag.gates.cost_uplift_max
         if limit is None:
             return np.zeros(self.panes, np.bool_)
@@ -255,7 +255,7 @@ class _Counted:
 
     @classmethod
     def of(cls, past: Floats, parts: Sequence[tuple[Floats, Ints]], panes: int) -> "_Counted":
-        """The past and the window's parts."""
+        """Return the past and the window's parts."""
         none = np.empty(0), np.empty(0, np.int64)
         values, pane = (np.concatenate(column) for column in zip(none, *parts, strict=True))
         return cls(past, values, pane, panes)
@@ -267,18 +267,18 @@ class _Counted:
 
     @property
     def n(self) -> Ints:
-        """How many up to the end of each pane."""
+        """Return the number of values up to the end of each pane."""
         return len(self.past) + np.cumsum(np.bincount(self.pane, minlength=self.panes))
 
     def above(self, line: float) -> Ints:
-        """How many of those are above a line."""
+        """Return the number of values above a line up to the end of each pane."""
         here = np.bincount(self.pane[self.values > line], minlength=self.panes)
         return int((self.past > line).sum()) + np.cumsum(here)
 
 
 @lru_cache(64)
 def least_rows(q: float, level: float, design_effect: float) -> tuple[int, int]:
-    """The fewest rows that bound a quantile from below, and from above."""
+    """Return the fewest rows that bound a quantile from below, and from above."""
 
     def bounded(end: int) -> int:
         return bisect_left(

@@ -1,4 +1,4 @@
-"""What chance alone decides: a baseline's history split into sham arms, and sham rollouts over it.
+"""Decisions by chance alone: a baseline's history split into sham arms, and sham rollouts over it.
 
 ``aggregate`` reads the events once, into buckets of sticky ids by pane; each rollout then adds up some of the buckets.
 """
@@ -127,11 +127,11 @@ class BaselineHistory:
         return sorted(self._index)
 
     def first(self, unit: str) -> int:
-        """The start of the first pane with rows, ms."""
+        """Return the start of the first pane with rows, ms."""
         return min(entry[0] for entry in self._index[unit]) * self.pane_ms
 
     def covers(self, unit: str, flag: Flag) -> bool:
-        """Whether the log closes a window of a unit."""
+        """Tell whether the log closes a window of a unit."""
         return self.first(unit) + flag.window.length_ms <= self.end
 
     def _block(self, at: int, size: int) -> Block:
@@ -164,7 +164,7 @@ class BucketedPartition(SourcePartition):
             self.history.take(columns, rows, pane[wanted], cell[wanted], counters, self._table)
 
     def _keep_late(self, *_: object) -> None:
-        """A history holds what was accepted."""
+        """Keep no late events: a history holds those that were accepted."""
 
 
 def aggregate(
@@ -175,7 +175,7 @@ def aggregate(
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> BaselineHistory:
-    """The baseline's history of every flag, read once. Raises InputError as ``runs``, or if the log closes nothing."""
+    """Read the baseline's history of every flag, once. Raises InputError as ``runs``, or if the log closes no pane."""
     table, history = EventClasses(Timeline.of(flags)), BaselineHistory(seed, clockwork.pane_ms)
     states: dict[int, BucketedPartition] = {}
     closed = [NEVER] * partitions
@@ -223,17 +223,17 @@ class Rollout:
 
 
 def sham_flag(flag: Flag) -> Flag:
-    """The flag without its shadow stage: nobody mirrors requests to a sham canary."""
+    """Return the flag without its shadow stage: nobody mirrors requests to a sham canary."""
     return flag.model_copy(update={"traffic": flag.traffic.model_copy(update={"shadow": False})})
 
 
 def buckets_for(weight: float) -> int:
-    """How many buckets are a canary of that weight."""
+    """Return the number of buckets of a canary of that weight."""
     return max(1, round(weight * BUCKETS))
 
 
 def rollout_length(flag: Flag, clockwork: Clockwork) -> int:
-    """How long a rollout takes that is green all the way, ms."""
+    """Return how long a rollout takes that is green all the way, ms."""
     length, end = flag.window.length_ms * flag.window.hold_windows, 0
     for _ in flag.ramp_stages[1:]:
         end = clockwork.stage_start(end + length, flag.window.settle_ms)
@@ -241,7 +241,7 @@ def rollout_length(flag: Flag, clockwork: Clockwork) -> int:
 
 
 def starts(history: BaselineHistory, unit: str, flag: Flag, clockwork: Clockwork) -> list[int]:
-    """Where sham rollouts may begin: at every window that leaves time for a whole one, else at the first, ms."""
+    """Return the times at which sham rollouts may begin, ms: each window with time for a whole one, else the first."""
     first, length = history.first(unit), flag.window.length_ms
     last = history.end - rollout_length(flag, clockwork)
     return list(range(first, max(last, first) + 1, length))
@@ -283,7 +283,7 @@ def sham_rollout(
     order: Ints,
     effect: Effect | None,
 ) -> Rollout:
-    """One rollout from ``start`` ms on, decided by the flag's own state machine; ``order``: of the buckets."""
+    """Return one rollout from ``start`` ms on, decided by the flag's own state machine; ``order``: of the buckets."""
     state = begin(flag, unit.split("|", 1)[1], start, clockwork)
     ramp = machine(flag, state, clockwork)
     path: list[tuple[str, list[str], int]] = []
@@ -345,7 +345,7 @@ class Rate:
 
 
 def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The binomial interval of Clopper and Pearson (Biometrika 26, 1934) for ``k`` of ``n``."""
+    """Return the binomial interval of Clopper and Pearson (Biometrika 26, 1934) for ``k`` of ``n``."""
     tail = (1 - confidence) / 2
     lower = 0.0 if k == 0 else _solve(lambda p: 1 - _at_most(k - 1, n, p) < tail)
     upper = 1.0 if k == n else _solve(lambda p: _at_most(k, n, p) > tail)
@@ -360,7 +360,7 @@ def _solve(below: Callable[[float], bool]) -> float:
 
 
 def _at_most(k: int, n: int, p: float) -> float:
-    """The chance of at most ``k`` successes."""
+    """Return the chance of at most ``k`` successes."""
     if not 0 < p < 1:
         return float(p <= 0)
     whole, up, down = math.lgamma(n + 1), math.log(p), math.log1p(-p)
@@ -370,7 +370,7 @@ def _at_most(k: int, n: int, p: float) -> float:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How sham rollouts ended. ``frozen``: those with a freeze on the way. ``causes``: by what they were caught.
+    """Ends of sham rollouts. ``frozen``: those with a freeze on the way. ``causes``: by what they were caught.
 
     Each is a rate of all rollouts; what is held against a promise is a rate of those that came to an end, since one
     that the history cut short might yet have been stopped.
@@ -404,7 +404,7 @@ class Outcomes:
 
 
 def outcomes(rollouts: Sequence[Rollout]) -> Outcomes:
-    """The rates of a set of sham rollouts."""
+    """Return the rates of a set of sham rollouts."""
     n = len(rollouts)
 
     def rate(holds: Callable[[Rollout], bool]) -> Rate:
@@ -424,7 +424,7 @@ def outcomes(rollouts: Sequence[Rollout]) -> Outcomes:
 
 @dataclass(frozen=True)
 class Lifetime:
-    """How long a regression lives until the first abort, freeze or rollback, ms, lateness included.
+    """The time that a regression lives until the first abort, freeze or rollback, ms, lateness included.
 
     ``lived``: of the caught ones, rising. ``median``, ``p90``: over all rollouts; None where too many were never
     caught. ``by``: how many each verdict caught, early aborts apart.
@@ -436,7 +436,7 @@ class Lifetime:
 
     @property
     def missed(self) -> Rate:
-        """Those never caught."""
+        """The share of rollouts in which it was never caught."""
         return Rate(self.of - len(self.lived), self.of)
 
     @property
@@ -455,12 +455,12 @@ class Lifetime:
         return self.lived[rank - 1] if 0 < rank <= len(self.lived) else None
 
     def caught_by(self, ms: int) -> float:
-        """The share of all rollouts caught within a time."""
+        """Return the share of all rollouts caught within a time."""
         return bisect_right(self.lived, ms) / self.of
 
 
 def lifetime(rollouts: Sequence[Rollout], lateness_ms: int) -> Lifetime:
-    """How long a regression lived in a set of sham rollouts."""
+    """Measure how long a regression lived in a set of sham rollouts."""
     caught = [rollout.caught for rollout in rollouts]
     lived = sorted(step[2] + lateness_ms for step in caught if step)
     by = Counter(

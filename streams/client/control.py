@@ -121,7 +121,7 @@ class ControlConsumer:
             self._commands.put_nowait(command)
 
     def _new(self, records: Iterable[ConsumerRecord]) -> list[Command]:
-        """The commands that lie after what their unit has had."""
+        """Return the commands that lie after what their unit has had."""
         fresh = []
         for record in records:
             if record.value is None:

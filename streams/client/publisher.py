@@ -55,7 +55,7 @@ class _Event:
 
 @dataclass
 class _Lane:
-    """What waits for one partition, oldest first, also while it is under way."""
+    """Events that wait for one partition, oldest first, those under way included."""
 
     partition: int
     waiting: deque[_Event] = field(default_factory=deque)
@@ -256,7 +256,7 @@ class TelemetryPublisher(Bindable):
             self._lost_why = f"refused: {str(error) or type(error).__name__}"
 
     async def _connection(self) -> PatientProducer:
-        """A client that knows the topic, as soon as there is one."""
+        """Return a client that knows the topic, as soon as there is one."""
         async with self._connecting:
             while True:
                 try:
@@ -342,12 +342,12 @@ class TelemetryPublisher(Bindable):
 
 
 def _kind(error: Exception) -> str:
-    """What an error is one of: an outage shows itself in many."""
+    """Name the class of an error: an outage shows itself in many."""
     if isinstance(error, UnknownTopicOrPartitionError):
         return "missing"
     return "away" if isinstance(error, OSError) or getattr(error, "retriable", False) else type(error).__name__
 
 
 def _right(error: Exception) -> bool:
-    """Whether a right is missing, which can still be given."""
+    """Tell whether the error is a missing right, which can still be given."""
     return isinstance(error, TopicAuthorizationFailedError | ClusterAuthorizationFailedError)

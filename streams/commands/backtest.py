@@ -165,7 +165,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def difference_words(difference: Difference) -> str:
-    """One difference in a line: the value, and each side's limit and word."""
+    """Return one difference in a line: the value, and each side's limit and word."""
     name, (seen_a, seen_b), (limit_a, limit_b) = difference.name, difference.observed, difference.limits
     said = [word.replace("_", " ") for word in difference.said]
     if set(difference.said) <= {"found", "fine"}:
@@ -234,7 +234,7 @@ def _why(window: ComparedWindow) -> list[str]:
 
 
 def summary(windows: Sequence[ComparedWindow]) -> str:
-    """How many windows are judged the same, and what the others turn from and into."""
+    """Summarize how many windows are judged the same, and what the others turn from and into."""
     differ = [window for window in windows if not window.same]
     of, apart = counted(windows), counted(differ)
     if not differ:

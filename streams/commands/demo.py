@@ -142,7 +142,7 @@ def command(scenario: str, broker: str | None, out: Path, speed: float, seed: in
 
 
 def _worker_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The settings of the demo, and from the caller's environment only how to reach the broker."""
+    """Return the settings of the demo, and from the caller's environment only how to reach the broker."""
     kept = ("TIDEGATE_SECURITY_PROTOCOL", "TIDEGATE_SASL_", "TIDEGATE_SSL_")
     env = {k: v for k, v in os.environ.items() if not k.upper().startswith("TIDEGATE_") or k.upper().startswith(kept)}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
@@ -181,14 +181,14 @@ class WorkerProcess:
                 await self._process.wait()
 
     def failure(self, what: str) -> click.ClickException:
-        """An error that shows the end of the worker's log."""
+        """Return an error that shows the end of the worker's log."""
         lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         return click.ClickException("\n".join([f"the worker {what}; the end of {self._log}:", *lines]))
 
 
 @asynccontextmanager
 async def running_worker(given: Mapping[str, str], log: Path) -> AsyncIterator[WorkerProcess]:
-    """A worker with its log in a file, stopped at the end."""
+    """Yield a worker with its log in a file, stopped at the end."""
     with log.open("wb") as lines:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _LAUNCH),
@@ -355,7 +355,7 @@ class Demo:
             self.console.print(f"  {plain_gates(what)}", soft_wrap=True)
 
     def _delay(self) -> str:
-        """How long after the operator's order a command came."""
+        """Format the time from the operator's order to a command."""
         return "" if self.ordered_at is None else f", {time.monotonic() - self.ordered_at:.2f} s after the order"
 
     def _note(self, notes: list[Text]) -> None:
@@ -400,7 +400,7 @@ class Demo:
         return self._as_expected() and difference is None
 
     def _as_expected(self) -> bool:
-        """Whether every region had the scenario's verdicts; says where not."""
+        """Tell whether every region had the scenario's verdicts; print those that had not."""
         expected = True
         for site in self.simulation.sites.values():
             verdicts = tuple(decision.verdict for decision in self._of(site.unit))
@@ -430,7 +430,7 @@ def _many(records: list[bytes], name: str) -> str:
 
 
 async def _units(settings: Settings, topic: str) -> list[bytes]:
-    """The records of a topic, unit by unit in their order, repeats dropped."""
+    """Return the records of a topic, unit by unit in their order, repeats dropped."""
     async with tail(settings, topic) as records:
         units = by_unit([record.value for record in await records.history()])
     return [record for _, unit in sorted(units.items()) for record in unit]

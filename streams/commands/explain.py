@@ -91,7 +91,7 @@ def _last(lines: Iterable[bytes], name: str, verdict: str | None, where: str) ->
 
 
 def _only(name: str) -> Decision:
-    """The one record of a file, or of standard input."""
+    """Return the one record of a file, or of standard input."""
     path = Path(name)
     where = "standard input" if path == STANDARD_INPUT else name
     try:
@@ -130,7 +130,7 @@ def _id_of(line: bytes) -> str | None:
 
 
 def _pick(lines: Iterator[bytes], digits: str, where: str) -> Decision:
-    """The one decision whose id starts with these digits."""
+    """Return the one decision whose id starts with these digits."""
     found: dict[bytes, str] = {}
     records = others = 0
     for line in lines:

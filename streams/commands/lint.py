@@ -88,7 +88,7 @@ def _never_decides(flag: Flag, rate: float | None, pane_ms: int) -> bool:
 
 
 def _counted(manifest: Path, events: tuple[Path, ...], settings: Settings) -> str:
-    """What becomes of the events of some files."""
+    """Describe what becomes of the events of some files."""
     tally = Tally()
     decided = replay(
         events, read_files([manifest], settings, None), count_partitions(events, 1), settings.clockwork, tally=tally
@@ -170,7 +170,7 @@ def _stages(flag: Flag, rate: float) -> Iterator[_Stage]:
 
 
 def _show_power(console: Console, flag: Flag, rate: float, pane_ms: int) -> None:
-    """What evidence costs at each stage, with ``rate`` requests a second in the unit."""
+    """Show what evidence costs at each stage, with ``rate`` requests a second in the unit."""
     if flag.kind == "kill_switch":
         console.print("a kill switch measures nothing: no evidence to wait for")
         return
@@ -193,12 +193,12 @@ def _show_power(console: Console, flag: Flag, rate: float, pane_ms: int) -> None
 
 
 def _staged(flag: Flag) -> bool:
-    """Whether windows add up until every gate is settled."""
+    """Tell whether windows add up until every gate is settled."""
     return flag.kind == "progressive_rollout" and flag.policy.evidence == "sequential"
 
 
 def _show_verdict(console: Console, flag: Flag, rate: float) -> None:
-    """How long the ramp takes at this rate, what a bad canary costs, and what chance does to a healthy one."""
+    """Show how long the ramp takes at this rate, what a bad canary costs, and what chance does to a healthy one."""
     stages, length = list(_stages(flag, rate)), flag.window.length_ms / 1000
     console.print()
     if not _staged(flag):
@@ -246,7 +246,7 @@ def _bad_value(flag: Flag, gate: str) -> float:
 
 
 def _slowest(flag: Flag, stage: _Stage) -> tuple[Takes | None, float]:
-    """The gate that a stage waits for longest, and how long, in seconds; λ and gold come at their own rate."""
+    """Return the gate that a stage waits for longest, and how long, in seconds; λ and gold come at their own rate."""
     found: tuple[Takes | None, float] = (None, 0.0)
     for takes in to_pass(flag):
         if takes.gate == "lambda_convergent" and not _by_rate(flag, takes.gate):
@@ -258,7 +258,7 @@ def _slowest(flag: Flag, stage: _Stage) -> tuple[Takes | None, float]:
 
 
 def _aborts(flag: Flag) -> bool:
-    """Whether hard rules can fire at all."""
+    """Tell whether hard rules can fire at all."""
     return bool(flag.abort_rules.hard) and flag.kind in ("progressive_rollout", "quality_gated")
 
 
@@ -317,7 +317,7 @@ def _table(*titles: str) -> Table:
 
 
 def _by_rate(flag: Flag, name: str) -> bool:
-    """Whether the rate of requests says how fast a gate's or rule's rows come."""
+    """Tell whether the rate of requests says how fast a gate's or rule's rows come."""
     if name in ("lambda_convergent", "lambda_flip_rate_over"):
         return flag.policy.lambda_source == "traffic" and flag.policy.quality_source != "gold"
     return name not in (*QUALITY_GATES, *QUALITY_RULES) or flag.policy.quality_source != "gold"
@@ -431,7 +431,7 @@ def _told(seconds: float | None) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A time in its two largest units, rounded up to a second: 3m 20s."""
+    """Return a time in its two largest units, rounded up to a second: 3m 20s."""
     left = max(1, math.ceil(seconds - SLACK))
     parts: list[str] = []
     for size, unit in _SPANS:
@@ -442,7 +442,7 @@ def _span(seconds: float) -> str:
 
 
 def _written(seconds: float, pane_ms: int) -> str:
-    """A window length for the manifest: whole panes, and whole minutes where it is longer than one."""
+    """Return a window length for the manifest: whole panes, and whole minutes where it is longer than one."""
     step = math.lcm(pane_ms, 60_000 if seconds > 60 else 1000)
     length = math.ceil((seconds * 1000 - SLACK) / step) * step
     return f"{length // 60_000}m" if length % 60_000 == 0 else f"{length // 1000}s"

@@ -1,4 +1,4 @@
-"""What several commands share: options, and a bar for long work."""
+"""Options that several commands share, and a bar for long work."""
 
 import time
 from pathlib import Path

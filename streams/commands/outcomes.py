@@ -1,4 +1,4 @@
-"""What a replay decides, on its way to files, counted."""
+"""The decisions of a replay, counted on their way to files."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -63,13 +63,13 @@ class After:
         self._begun: set[str] = set()
 
     def take(self, unit: str, decided_at: int) -> bool:
-        """Whether the unit's next decision is one of them."""
+        """Tell whether the unit's next decision is one of them."""
         if self.time is not None and decided_at > self.time:
             self._begun.add(unit)
         return self.time is None or unit in self._begun
 
     def of(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """Those among decisions that were read, each once. Raises InputError for a line that is none."""
+        """Yield those among decisions that were read, each once. Raises InputError for any other line."""
         for its in by_unit(lines).values():
             begin = 0
             if self.time is not None:

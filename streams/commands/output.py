@@ -27,7 +27,7 @@ SPELLED = {
     "█": "#",
     "░": ".",
 }
-"""What the meaning of a line hangs on; all else becomes a question mark."""
+"""Spellings of signs that carry meaning; any other becomes a question mark."""
 HANDLER = "tidegate.spelled"
 
 

@@ -30,7 +30,7 @@ _CHANGES = ("delta_s", "latency", "cost")
 
 
 def value_text(name: str, value: float | bool | None) -> str:
-    """A gate's or rule's number in its unit."""
+    """Return a gate's or rule's number in its unit."""
     if value is None:
         return "?"
     if isinstance(value, bool):
@@ -61,7 +61,7 @@ UNITS_SHOWN = 12
 
 
 def comparison_svg(windows: Sequence[ComparedWindow], names: Sequence[str]) -> str:
-    """Both manifests' verdicts over time, and below them the metric that decides between the two, unit by unit."""
+    """Draw both manifests' verdicts over time, and below them the metric that decides between the two, by unit."""
     canvas = Canvas()
     canvas.text(LEFT, 34, "What B would have decided where A decided", 18, font_weight="600")
     for at, letter, colour, name in ((LEFT, "A", A_COLOUR, names[0]), (LEFT + 400, "B", B_COLOUR, names[1])):
@@ -119,7 +119,7 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[ComparedWindow]) -> 
 def _draw_verdict(
     canvas: Canvas, x: Callable[[float], float], y: float, window: ComparedWindow, side: Side | None
 ) -> None:
-    """A window in its verdict's colour; what lies before an early end was still open."""
+    """Draw a window in its verdict's colour; what lies before an early end was still open."""
     word, left, right = word_of(side), x(window.start), x(window.end)
     right = max(right - (1.5 if right - left > 6 else 0.0), left + 0.5)
     if side is not None and side.at < window.end:
@@ -132,7 +132,7 @@ def _draw_verdict(
 
 
 def deciding(windows: Sequence[ComparedWindow]) -> str | None:
-    """The gate or rule on which A and B part most often; else the gate that came closest to A's limit."""
+    """Return the gate or rule on which A and B part most often; else the gate that came closest to A's limit."""
     parted = Counter(d.name for w in windows for d in w.differences if d.limits != (None, None))
     measured = [(count, name) for name, count in parted.items() if _series(windows, name)]
     if measured:
@@ -160,7 +160,7 @@ def _series(windows: Sequence[ComparedWindow], name: str) -> list[tuple[Compared
 
 
 def _of(side: Side | None, name: str) -> tuple[float | None, float | bool | None]:
-    """What a side saw of a gate or rule, and its limit."""
+    """Return the value that a side saw of a gate or rule, and its limit."""
     for gate in side.gates if side else ():
         if gate.gate == name:
             return gate.observed, gate.threshold
@@ -214,13 +214,13 @@ def _draw_metric(
 
 
 def _point(window: ComparedWindow, name: str) -> str:
-    """The colour of a value that fails under one of the manifests, under both or under none."""
+    """Return the colour of a value that fails under one of the manifests, under both or under none."""
     a, b = (_breaks(side, name) for side in (window.a, window.b))
     return BOTH_COLOUR if a and b else A_COLOUR if a else B_COLOUR if b else "#52606d"
 
 
 def _breaks(side: Side | None, name: str) -> bool:
-    """Whether a side failed a gate or fired a rule."""
+    """Tell whether a side failed a gate or fired a rule."""
     gates = [gate.status == "fail" for gate in side.gates if gate.gate == name] if side else []
     rules = [rule.fired for rule in side.rules if rule.kind == name] if side else []
     return any((*gates, *rules))
@@ -234,7 +234,7 @@ def _draw_limits(
     top: float,
     height: float,
 ) -> None:
-    """A line for each limit, one for both where they agree; labels stand clear of each other."""
+    """Draw a line for each limit, one for both where they agree; labels stand clear of each other."""
     drawn = [
         (letter, colour, limit)
         for letter, colour in (("A", A_COLOUR), ("B", B_COLOUR))
@@ -250,7 +250,7 @@ def _draw_limits(
 
 
 def lifetimes_svg(found: Sequence[Rehearsal]) -> str:
-    """The share of sham rollouts that are stopped or frozen by each minute, with and without each regression."""
+    """Return the share of sham rollouts that are stopped or frozen by each minute, with and without each regression."""
     canvas = Canvas()
     canvas.text(LEFT, 34, "How long a regression lives", 18, font_weight="600")
     said = "share of sham rollouts aborted, frozen or rolled back, by minutes since the canary's first request"

@@ -87,7 +87,7 @@ async def _publish(settings: Settings, document: bytes, trusted: TrustedKeys) ->
 
 
 def already(before: Timeline, document: bytes, settings: Settings, trusted: TrustedKeys) -> str | None:
-    """What to say of a revision that was taken before, whoever signed it; None for any other.
+    """Describe a revision that was taken before, whoever signed it; None for any other.
 
     Raises Refusal for a document that is no revision.
     """
@@ -137,7 +137,7 @@ def check_dropped(before: Timeline, revision: Revision, units: Mapping[str, str]
 
 
 async def _units(settings: Settings) -> dict[str, str] | None:
-    """The last verdict of every unit that is not retired, by its decisions; None where they cannot be read."""
+    """Return the last verdict of every unit that is not retired, by its decisions; None where they cannot be read."""
     standings = Standings()
     try:
         async with tail(settings, settings.decisions_topic) as decisions:

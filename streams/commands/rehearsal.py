@@ -1,4 +1,4 @@
-"""How a rehearsal of a manifest on sham arms is told."""
+"""The report of a manifest's rehearsal on sham arms."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from tidegate.streams.report.text import many, number
 
 @dataclass(frozen=True)
 class Log:
-    """Where the events are and how they are read."""
+    """A log of events, and how it is read."""
 
     paths: Sequence[Path]
     partitions: int
@@ -104,7 +104,7 @@ class Rehearsal:
         console.print()
 
     def _ends(self) -> str:
-        """What became of the rollouts that came to an end."""
+        """Describe the rollouts that came to an end."""
         stopped, cut_short = self.healthy.stopped, self.healthy.open.count
         if not stopped.of:
             return (
@@ -116,7 +116,7 @@ class Rehearsal:
         return f"{of} {_percent(stopped.value)} were stopped without a regression ({_interval(stopped)}): {parts}"
 
     def builtins(self) -> dict[str, Any]:
-        """The numbers, for a file."""
+        """Return the numbers, for a file."""
         lives = {effect.text if effect else "none": life for effect, life in self.lifetimes.items()}
         return {
             "unit": self.unit,
@@ -162,7 +162,7 @@ def rehearsals(
     effects: Sequence[Effect],
     progress: Progress,
 ) -> list[Rehearsal]:
-    """The events read once; then every unit under every manifest."""
+    """Return the events read once; then every unit under every manifest."""
     _check_scopes(flags)
     ramps = [{name: flag for name, flag in known.items() if flag.kind == "progressive_rollout"} for known in flags]
     if not ramps[0]:

@@ -191,7 +191,7 @@ def decide_topics(
 
 
 def _kept(history: History, settings: Settings, start: int | None) -> retained.Retained:
-    """What a replay from ``start`` may be taken up at; a replay of everything rests on no checkpoint, and reads none.
+    """Find the checkpoints from which a replay from ``start`` may resume; a replay of everything needs and reads none.
 
     To be asked before anything else is read: what a checkpoint rests on is then there.
     """
@@ -205,7 +205,7 @@ def _kept(history: History, settings: Settings, start: int | None) -> retained.R
 def _taken_up(
     history: History, settings: Settings, asked: ReplayRequest, cut: retained.ResumePoint, corrected: Corrected
 ) -> TopicReplay:
-    """What decides from a cut on. Raises InputError if its checkpoints cannot be read."""
+    """Load the replay that decides from a cut on. Raises InputError if its checkpoints cannot be read."""
     gates, windows = retained.load(history, settings, cut)
     try:
         return TopicReplay(asked, gates, windows, corrected)
@@ -218,7 +218,7 @@ def _taken_up(
 def _chosen(
     kept: retained.Retained, telemetry: Extent, asked: ReplayRequest, start: int | None
 ) -> retained.ResumePoint:
-    """Where to take the work up; says so. Raises InputError where that cannot be before ``start``."""
+    """Choose and report the point to resume from. Raises InputError if there is none before ``start``."""
     if telemetry.cut:
         where = ", ".join(map(str, telemetry.cut))
         click.echo(f"history is cut: the first records of {telemetry.topic} are gone in partitions {where}")
@@ -242,7 +242,7 @@ def _chosen(
 
 
 def _reached(cut: retained.ResumePoint, asked: ReplayRequest) -> int:
-    """The last time, ms, at which some gate of a cut has decided something: --from cannot be before it."""
+    """Return the last time, ms, at which some gate of a cut has decided something: --from cannot be before it."""
     count = len(cut.gates)
     return max(asked.reached(n, count)(gate.mark) for n, gate in enumerate(cut.gates) if gate is not None)
 

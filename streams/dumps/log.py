@@ -24,7 +24,7 @@ SCAN_BYTES = 1 << 20
 
 
 class _Line(msgspec.Struct):
-    """What tells a record of a dump from a bare event, which may have fields of these names itself."""
+    """Fields that tell a record of a dump from a bare event, which may have fields of these names itself."""
 
     kind: msgspec.Raw = msgspec.Raw()
     sticky_id: msgspec.Raw = msgspec.Raw()
@@ -63,12 +63,12 @@ class Record(msgspec.Struct, array_like=True):
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition that Kafka's default partitioner gives a key."""
+    """Return the partition that Kafka's default partitioner gives a key."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions) if partitions > 1 else 0
 
 
 def read_record(line: bytes, partitions: int) -> list[Record]:
-    """The record that a line stands for; a tick without a partition goes to every one of them.
+    """Return the record that a line stands for; a tick without a partition goes to every one of them.
 
     Raises InputError for a place or time that no record can have.
     """
@@ -242,7 +242,7 @@ _told = msgspec.json.Decoder(_Told)
 
 
 def deleted_unread(paths: Iterable[Path]) -> dict[tuple[int, int], int]:
-    """What ticks in the files say was deleted unread: by partition and first offset, the one after the last.
+    """Return the ranges that ticks in the files call deleted unread: (partition, first offset) to the one after.
 
     A worker that was killed before it saved where it went on said so again, of more.
     """
@@ -275,7 +275,7 @@ def _mentions(path: Path, text: bytes) -> bool:
 
 
 def read_operations(path: Path) -> list[Operation]:
-    """The operations of an NDJSON file. Raises InputError, naming file and line, for a line that is none."""
+    """Return the operations of an NDJSON file. Raises InputError, naming file and line, for a line that is none."""
     found = []
     for _, number, line in read_lines([path]):
         try:

@@ -55,12 +55,12 @@ def write_rows(target: BinaryIO, runs: Iterable[Dense]) -> None:
 
 
 def mentions(path: Path, text: bytes) -> bool:
-    """Whether a value of a dump has ``text`` in it. Raises InputError as ``read_rows``."""
+    """Tell whether a value of a dump has ``text`` in it. Raises InputError as ``read_rows``."""
     return any(row[3] is not None and text in row[3] for row in read_rows(path))
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is in this form, by its name; standard input by its content."""
+    """Tell whether a file is in this form, by its name; standard input by its content."""
     try:
         return path.suffix == SUFFIX or (path == STANDARD_INPUT and begins(path, MAGIC))
     except OSError as error:
@@ -68,7 +68,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def read_rows(path: Path, *, headers: bool = False) -> Iterator[DumpRow]:
-    """The rows of a dump; ``headers``: with those too. Raises InputError, naming the file, if it is none."""
+    """Yield the rows of a dump; ``headers``: with those too. Raises InputError, naming the file, if it is none."""
     arrow, parquet = require()
     wanted = ["partition", "offset", "timestamp", "value"]
     try:

@@ -14,7 +14,7 @@ from tidegate.streams.dumps.log import read_records
 
 
 class RecordLike(Protocol):
-    """What of a record its reader looks at."""
+    """The fields of a record that its reader looks at."""
 
     @property
     def offset(self) -> int:
@@ -54,7 +54,7 @@ class End(NamedTuple):
 
 
 def dump_line(record: ConsumerRecord | End, since: int | None = None) -> bytes:
-    """A record as a line of a dump, which ``--events`` takes; a value that is no JSON object as a string.
+    """Return a record as a line of a dump, which ``--events`` takes; a value that is no JSON object as a string.
 
     ``since``: the offset from which on the topic has nothing before the record, where that is not its own.
     """
@@ -100,7 +100,7 @@ def _embedded(value: bytes | None) -> bytes:
 
 
 def is_dump(path: Path) -> bool:
-    """Whether a file is a dump of a topic. Raises InputError if it cannot be read."""
+    """Tell whether a file is a dump of a topic. Raises InputError if it cannot be read."""
     if parquet.is_parquet(path):
         return True
     first = next(read_records(path), None)
@@ -108,12 +108,12 @@ def is_dump(path: Path) -> bool:
 
 
 def records(path: Path) -> Iterator[Dumped]:
-    """The records of a dump; lines that are none are passed over."""
+    """Yield the records of a dump; lines that are none are passed over."""
     for _, record in read_records(path):
         if record.offset is not None:
             yield Dumped(record.partition, record.offset, record.timestamp, record.value)
 
 
 def values(path: Path) -> Iterator[bytes]:
-    """The values of the records in a dump, or the lines of a file that is none; empty for a record without one."""
+    """Yield the values of a dump's records, or the lines of any other file; empty for a record without a value."""
     return (record.value or b"" for _, record in read_records(path) if record.end is None)

@@ -40,7 +40,7 @@ LEAN_AGAIN = 64
 
 
 def _wire_struct(*, lean: bool) -> type[Any]:
-    """The event with its versions left as raw bytes: they are read once per group.
+    """Return the event with its versions left as raw bytes: they are read once per group.
 
     ``lean``: only the fields of ``LEAN``, and any other is an error.
     """
@@ -131,7 +131,7 @@ class Columns:
     dead: list[tuple[int, str]]
 
     def event_id(self, at: int) -> str:
-        """The id of a row, by position; a label's is of what it labels."""
+        """Return the id of a row, by position; a label's is of what it labels."""
         event = self.events[at]
         return str(event.labels_event_id if event.kind == "label" else event.event_id)
 
@@ -355,7 +355,7 @@ def _valid(table: EventClasses, found: _Found) -> NDArray[np.bool_]:
 
 
 def _decode_joined(values: Sequence[bytes | None], decoder: Any) -> tuple[list[Any] | None, list[int]]:
-    """All values in one call, if it is sure that each record is one value.
+    """Return all values in one call, if it is sure that each record is one value.
 
     Between records that all run from { to } stands "}\\n{", which no JSON value has inside: n results of n records
     then are one each.

@@ -1,4 +1,4 @@
-"""What every event of one combination of repeating fields counts for."""
+"""Event classes: one for each combination of repeating fields, with all that its events count for."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -58,7 +58,7 @@ COLUMNS = ("ts", "event_id", "sticky_id", "query_id", "delta_s", "coverage", "la
 LEAN = frozenset((*REPEATING, *SCOPE, *COLUMNS, "versions"))
 """Fields of events without optional facts about assignment, caches, tools and reason steps."""
 _FACTS = ("evaluated_by", "manifest_hash", "reason_status", "output_mode")
-"""What repeats among the fields that a lean run has none of."""
+"""Repeating fields that a lean run does not have."""
 NOT_VALID, _NOTHING = -1, -2
 _pins_decoder = msgspec.json.Decoder(Versions | None)
 _xxh3 = xxhash.xxh3_64_intdigest
@@ -108,7 +108,7 @@ class LeftOut(msgspec.Struct, array_like=True):
 
 @dataclass(frozen=True)
 class EventClass:
-    """What every event of one combination counts for.
+    """Everything that an event of one combination counts for.
 
     ``cell``: index of (unit, arm, source) in ``EventClasses.cells``, or a negative reason why it counts for nothing.
     ``tagged``, ``untagged``: the counters it adds to, as a run of a λ group and otherwise.
@@ -387,7 +387,7 @@ class EventClasses:
 
 
 def _badness(count: float) -> float:
-    """A number above 0, or NaN for others: how bad an event of a group is."""
+    """Return a number above 0, or NaN for others: how bad an event of a group is."""
     return count if count > 0 else math.nan
 
 
@@ -403,7 +403,7 @@ class _Wanted:
         self.wanted = {field: names for field, names in named.items() if "all" not in names}
 
     def left_by(self, event: Mapping[str, Any]) -> list[str]:
-        """Those of an event's region, tenant, endpoint, cohort and surface that are not among the flag's."""
+        """Return those of an event's region, tenant, endpoint, cohort and surface that are not among the flag's."""
         return [field for field, names in self.wanted.items() if (event[field] or "") not in names]
 
 

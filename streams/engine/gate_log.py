@@ -1,4 +1,4 @@
-"""What lies in the log between the two agents: partials and orders."""
+"""The log between the two agents: partials and orders."""
 
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -32,7 +32,7 @@ UNTOLD = NEVER
 
 
 class Partial(msgspec.Struct, array_like=True):
-    """What one partition saw in one pane, sent on when the pane closes.
+    """The events of one partition in one pane, added up and sent on when the pane closes.
 
     ``previous``: panes below it were closed by the partial before, so a gap shows. Panes between ``previous`` and
     ``pane`` are empty. ``dead_letters``: those that name no flag and region, ``records``: events accepted while
@@ -61,12 +61,12 @@ PIECE_BYTES = 1 << 20
 
 
 def gate_of(flag: str, gates: int) -> int:
-    """The gate partition that decides for a flag: all regions of a flag meet in one."""
+    """Return the gate partition that decides for a flag: all regions of a flag meet in one."""
     return crc32(flag.encode()) % gates
 
 
 def split(partial: Partial, gates: int) -> list[Partial]:
-    """One partial for each gate partition; each carries the time, and the units that are decided there.
+    """Return one partial for each gate partition; each carries the time, and the units that are decided there.
 
     What counts for no unit is told once, in the first.
     """
@@ -78,12 +78,12 @@ def split(partial: Partial, gates: int) -> list[Partial]:
 
 
 def pieces(partial: Partial) -> Iterator[bytes]:
-    """A partial as records that are not too large, unless a single unit is; all but the last say that more follow."""
+    """Yield a partial in records that are not too large, if no unit is; all but the last say that more follow."""
     return whole(piece_slices(partial))
 
 
 def piece_slices(partial: Partial) -> Slices[bytes]:
-    """As ``pieces``; a slice is a unit."""
+    """Yield ``pieces`` in slices; a slice is a unit."""
     place = partial.partition, partial.pane, partial.previous
     units: dict[str, Any] = {}
     size = 0
@@ -119,14 +119,14 @@ order_codec = StampedCodec(Order)
 
 
 def _with_units(partial: Partial) -> Generator[None, None, Partial]:
-    """A partial whose units are bytes so far."""
+    """Yield a partial whose units are bytes so far."""
     units: dict[str, Any] = partial.units
     seen = yield from unit_codec.load_parts(units)
     return Partial(**msgspec.structs.asdict(partial) | {"units": seen})
 
 
 def partial_slices(value: bytes) -> Slices[Partial]:
-    """The partial of an entry's bytes; a slice is a unit. Raises StateError if they are none."""
+    """Yield the partial of an entry's bytes; a slice is a unit. Raises StateError if they are none."""
     try:
         yield (yield from _with_units(_partial_codec_of_parts.load(value)))
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
@@ -134,12 +134,12 @@ def partial_slices(value: bytes) -> Slices[Partial]:
 
 
 def order_key(order: Order) -> bytes:
-    """The key that tells an order from a partial in a gate's log."""
+    """Return the key that tells an order from a partial in a gate's log."""
     if order.revision >= 0:
         return b"switch|%d|%s" % (order.revision, order.flag.encode())
     return b"operation|%d" % order.offset
 
 
 def is_order(key: bytes | None) -> bool:
-    """Whether an entry of a gate's log is an order."""
+    """Tell whether an entry of a gate's log is an order."""
     return key is not None and key.startswith((b"switch|", b"operation|"))

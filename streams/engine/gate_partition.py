@@ -82,7 +82,7 @@ _unit_codec = StateCodec(Unit)
 
 
 def switches(timeline: Timeline, index: int) -> Iterator[Order]:
-    """What the kill switches of a revision ask for: kills where they are off, rearms where they are on again."""
+    """Yield the orders of a revision's kill switches: kills where they are off, rearms where they are on again."""
     revisions = timeline.revisions[: index + 1]
     for name, flag in revisions[-1].flags.items():
         if flag.kind != "kill_switch":
@@ -120,7 +120,7 @@ def _switch(since: Revision, flag: Flag) -> Order:
 
 
 def all_switches(timeline: Timeline, until: int | None = None) -> list[Order]:
-    """What kill switches ask for in whatever revision is in force before ``until``, ms, each once."""
+    """Return the orders of the kill switches of all revisions in force before ``until``, ms, each once."""
     in_force = sorted({timeline.index(start) for start in timeline.starts if until is None or start < until})
     return list({(o.flag, o.revision): o for index in in_force for o in switches(timeline, index)}.values())
 
@@ -195,7 +195,7 @@ class GatePartition:
     def load_slices(
         cls, blob: bytes, gate: int, gates: int, partitions: int, clockwork: Clockwork, timeline: Timeline
     ) -> Slices[Self]:
-        """As ``load``; a slice is a unit."""
+        """``load`` in slices; a slice is a unit."""
         try:
             snapshot = _codec_of_parts.load(blob)
             units = yield from _unit_codec.load_parts(snapshot.units)
@@ -223,7 +223,7 @@ class GatePartition:
         return only(self.dump_slices())
 
     def dump_slices(self) -> Slices[bytes]:
-        """As ``dump``; a slice is a unit. No step may come between."""
+        """``dump`` in slices; a slice is a unit. No step may come between."""
         state = self._state
         units = yield from _unit_codec.dump_parts(state.units)
         retired = yield from _unit_codec.dump_parts(state.retired)
@@ -246,7 +246,7 @@ class GatePartition:
 
     @property
     def mark(self) -> Position:
-        """How far the state is."""
+        """Return the position that the state has reached."""
         state = self._state
         switched = {flag: revision for flag, (revision, _) in state.switched.items()}
         return Position(state.next, tuple(state.closed), state.operations_next, switched)
@@ -278,7 +278,7 @@ class GatePartition:
         return {name: unit for name, unit in self._state.retired.items() if unit.retired}
 
     def stranded(self, ts: int) -> list[Order]:
-        """What a manifest asks for that was changed without a revision, as a file is: orders of ``ts`` ms.
+        """Return the orders, of ``ts`` ms, that follow from a manifest changed without a revision, as a file is.
 
         Last commands for flags that it does not name any more, and weights for kill switches that it turns on.
         """
@@ -320,7 +320,7 @@ class GatePartition:
         return whole(self.operate_slices(offset, order))
 
     def step_slices(self, offset: int, partial: Partial) -> Slices[Outcome]:
-        """As ``step``; in a slice one unit takes in what a partition saw of it, or ends a pane, at most."""
+        """``step`` in slices; in one one unit takes in what a partition saw of it, or ends a pane, at most."""
         state = self._state
         if not self._follows(offset):
             return
@@ -365,7 +365,7 @@ class GatePartition:
         state.next = following
 
     def operate_slices(self, offset: int, order: Order) -> Slices[Outcome]:
-        """As ``operate``; in a slice one unit is operated on, at most."""
+        """``operate`` in slices; in one a single unit is operated on, at most."""
         state = self._state
         if not self._follows(offset):
             return
@@ -382,19 +382,19 @@ class GatePartition:
         yield from self._carry_out(order, min(state.closed))
 
     def _switched_off(self, order: Order) -> bool:
-        """Whether it is a kill switch of a revision that was carried out before, or that a later one has overtaken."""
+        """Tell whether it is a kill switch's order that was carried out before, or overtaken by a later revision."""
         last, manifest_hash = self._state.switched.get(order.flag, (-1, ""))
         same = (order.revision, order.manifest_hash) == (last, manifest_hash)
         return order.revision >= 0 and (order.revision < last or same)
 
     def take_corrections(self) -> list[Correction]:
-        """What late events showed of decisions, in the steps since this was last asked. Take them before ``dump``."""
+        """Return and forget the corrections of the steps since the last call. Take them before ``dump``."""
         taken = list(self._corrections)
         self._corrections.clear()
         return taken
 
     def take_labels(self) -> Counter[str]:
-        """What became of the labels that came in time, in the steps since this was last asked."""
+        """Return and forget the fates of the labels that came in time, in the steps since the last call."""
         taken = +self._labels
         self._labels.clear()
         return taken
@@ -409,7 +409,7 @@ class GatePartition:
             yield from whole(self._carry_out_due(NEVER, min(self._state.closed)))
 
     def _follows(self, offset: int) -> bool:
-        """Whether the entry at ``offset`` is the next one, which it then was; False for one from before."""
+        """Move on if the entry at ``offset`` is the next one; False for one from before. HoleError for a later one."""
         state = self._state
         if offset > state.next:
             raise HoleError(f"partials {state.next} to {offset - 1} of gate {state.gate} are missing")

@@ -37,7 +37,7 @@ class Run:
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):
-    """How far a state is, to choose one without reading it.
+    """The position that a state has reached, to choose one without reading it.
 
     ``next``: the offset to read on from. ``closed``: panes below it are closed, by source partition; of a source
     partition's own state only that one. ``operations_next``: of a gate, the operation to carry out next, and

@@ -11,11 +11,11 @@ Slices = Iterator[T | None]
 
 
 def whole(slices: Slices[T]) -> Iterator[T]:
-    """What the slices give, done without a stop."""
+    """Yield the results of all slices, without a stop."""
     return (found for found in slices if found is not None)
 
 
 def only(slices: Slices[T]) -> T:
-    """The one thing that the slices give, done without a stop."""
+    """Return the one thing that the slices give, done without a stop."""
     (found,) = whole(slices)
     return found

@@ -62,7 +62,7 @@ _COVERAGE = COUNTERS.index("coverage_rows"), COUNTERS.index("coverage_sum")
 _LABELLED = {place: source for source, place in LABELS.items()}
 
 Place = Callable[[int, str], PaneUnit]
-"""Where a unit's rows of a pane are counted."""
+"""Finder of the sums in which a unit's rows of a pane are counted."""
 
 
 class Pane(msgspec.Struct, array_like=True):
@@ -125,7 +125,7 @@ _codec_of_parts = StampedCodec(
 
 @dataclass
 class Step:
-    """What a run gave: partials in order; rows (offset, and error for dead letters) to send on; counts to show.
+    """The results of a run: partials in order; rows (offset, and error for dead letters) to send on; counts to show.
 
     ``left``: events that count for no unit. ``span``: the smallest and the largest ``ts`` of the valid records, ms.
     """
@@ -184,7 +184,7 @@ class SourcePartition:
     def load_slices(
         cls, blob: bytes, partition: int, clockwork: Clockwork, table: EventClasses
     ) -> Slices["SourcePartition"]:
-        """As ``load``; a slice is one unit in one open pane, or some of the ids that came in it."""
+        """``load`` in slices; a slice is one unit in one open pane, or some of the ids that came in it."""
         try:
             snapshot = _codec_of_parts.load(blob)
             opened: dict[int, Pane] = {}
@@ -215,7 +215,7 @@ class SourcePartition:
         return only(self.dump_slices())
 
     def dump_slices(self) -> Slices[bytes]:
-        """As ``dump``; a slice is one unit in one open pane, or what ids came in the pane. No step may come between."""
+        """``dump`` in slices: one unit in one open pane, or the ids that came in it. No step may come between."""
         state, opened, event_ids = self._state, dict[int, Pane](), dict[int, bytes]()
         for index, pane in state.open.items():
             units = yield from unit_codec.dump_parts(pane.units)
@@ -232,7 +232,7 @@ class SourcePartition:
 
     @property
     def mark(self) -> Position:
-        """How far the state is."""
+        """Return the position that the state has reached."""
         return Position(self._state.next, (self._state.closed,))
 
     @property
@@ -247,7 +247,7 @@ class SourcePartition:
         return len(self._state.open)
 
     def open_units(self) -> Iterator[tuple[int, Mapping[str, PaneUnit]]]:
-        """What the open panes hold, by unit."""
+        """Yield each open pane and what it holds, by unit."""
         return ((index, pane.units) for index, pane in sorted(self._state.open.items()))
 
     def step(self, run: Run) -> Step:
@@ -258,7 +258,7 @@ class SourcePartition:
         return total
 
     def step_slices(self, run: Run) -> Slices[Step]:
-        """As ``step``; in a slice some records are counted, or a unit's pane is closed.
+        """``step`` in slices; in one some records are counted, or a unit's pane is closed.
 
         No slice ends while records are being counted: another partition may empty the table that they share.
         """
@@ -280,7 +280,7 @@ class SourcePartition:
         state.next = following
 
     def _end_losses(self, ts: int) -> None:
-        """What came before a record of ``ts`` ms may be as far ahead of it as records may be behind each other."""
+        """End open losses: records lost before one of ``ts`` ms may be ahead of it by the lateness, and no more."""
         state = self._state
         end = (max(ts, state.largest_ts) + state.lateness_ms) // state.pane_ms + 1
         state.losses = [msgspec.structs.replace(loss, end=end) if loss.end == UNTOLD else loss for loss in state.losses]
@@ -577,7 +577,7 @@ class SourcePartition:
     def _note_details(
         self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints, offset: Ints, of: Place
     ) -> None:
-        """What single rows tell: manifest hashes, cache namespaces, tools."""
+        """Note findings of single rows: manifest hashes, cache namespaces, tools."""
         table = self._table
         hashes = table.hash[code]
         known = np.flatnonzero(hashes >= 0)
@@ -669,7 +669,7 @@ class SourcePartition:
 
 
 def _portions(values: Sequence[bytes | None], start: int, most: Callable[[], int]) -> Iterator[tuple[int, int]]:
-    """Where a run is cut from ``start`` on, so that no portion takes much or has more than ``most`` records."""
+    """Yield the portions of a run from ``start`` on: none takes much or has more than ``most`` records."""
     upto = np.cumsum([len(value) if value else 0 for value in values[start:]])
     at = 0
     while at < len(upto):

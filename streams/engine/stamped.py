@@ -32,7 +32,7 @@ VERSION = _version()
 
 
 def layout_of(kind: Any) -> bytes:
-    """The names and types of all that a kind of state holds, in order, as a hash."""
+    """Return the names and types of all that a kind of state holds, in order, as a hash."""
     # Counters are told apart by their place alone.
     text = repr((_described(msgspec.inspect.type_info(kind), set()), COUNTERS))
     return sha256(text.encode()).digest()[:LAYOUT_BYTES]
@@ -72,11 +72,11 @@ class StampedCodec(StateCodec[_T]):
         self._stamp = MARK + self._layout + bytes([len(by)]) + by
 
     def dump(self, state: _T) -> bytes:
-        """The stamp and the state's bytes."""
+        """Return the stamp and the state's bytes."""
         return self._stamp + super().dump(state)
 
     def load(self, blob: bytes | msgspec.Raw) -> _T:
-        """The state back; StateError, which says what to do, if the bytes are no such state or of another layout."""
+        """Read the state back; StateError, with the way out, if the bytes are no such state or of another layout."""
         blob = bytes(blob)
         start = len(self._stamp) if blob.startswith(self._stamp) else self.begins(blob)
         try:
@@ -85,7 +85,7 @@ class StampedCodec(StateCodec[_T]):
             raise StateError(f"{error}; start a new TIDEGATE_APPLICATION_ID") from None
 
     def begins(self, blob: bytes) -> int:
-        """Where the state begins, after the stamp. StateError, which says what to do, if it has another layout."""
+        """Find where the state begins, after the stamp. StateError, which says what to do, if it has another layout."""
         if not blob.startswith(MARK):
             raise StateError(_told("an earlier version", "that version"))
         end = 1 + LAYOUT_BYTES

@@ -1,4 +1,4 @@
-"""What became of the records that were read: counted, or left out and why."""
+"""A tally of the records that were read: counted, or left out and why."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class Tally:
 
     @property
     def left_out(self) -> list[tuple[int, str]]:
-        """How many did not count, by why, in words."""
+        """Return how many did not count, by reason, in words."""
         left = self.step.left
         found = [
             *((count, f"out of scope by {fields}") for fields, count in sorted(left.outside.items())),
@@ -106,7 +106,7 @@ class Tally:
         return frozenset({why for why, count in rest.items() if count} | fields | flags)
 
     def told(self) -> str:
-        """One line: how many counted, and how many did not, and why."""
+        """Return one line: how many counted, and how many did not, and why."""
         step = self.step
         counted = step.accepted - self.foreign
         told = ", ".join(f"{count:,} {why}" for count, why in self.left_out)

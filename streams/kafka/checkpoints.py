@@ -77,7 +77,7 @@ async def write_checkpoint(send: SendCheckpoint, state: bytes, turn: int, genera
 
 
 async def read_checkpoints(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, Saved]:
-    """The newest whole state of each partition that has one; an older one is as valid, a shorter prefix of the work.
+    """Read the newest whole state of each partition that has one; an older one is as valid, a shorter prefix.
 
     Raises StateError if a state is there but cannot be read whole: going on without it would count events twice.
     """
@@ -158,7 +158,7 @@ class Missing(Enum):
 async def _whole(
     consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int, key: bytes, value: bytes
 ) -> Saved | Missing:
-    """The state of a closing record. Raises StateError if it is damaged."""
+    """Return the state of a closing record. Raises StateError if it is damaged."""
     where = f"{tp.topic}-{tp.partition} offset {offset}"
     try:
         closing = _decoder.decode(value)

@@ -10,7 +10,7 @@ MISSING = "it is not there, or hidden from this user; run `tidegate topics --cre
 
 
 async def why(settings: Settings, error: Exception) -> str:
-    """What is wrong, in one sentence; for a connection that failed, what a second attempt meets.
+    """Describe an error in one sentence; for a connection that failed, the error of a second attempt.
 
     So a wrong password, a certificate that does not fit and a name that nobody knows are told apart.
     """

@@ -17,13 +17,13 @@ from tidegate.streams.settings import Settings
 log = structlog.get_logger("tidegate")
 
 PATIENCE_SECONDS = 30.0
-"""How long the topic may go unread before ``refresh`` reads it again."""
+"""Time that the topic may go unread before ``refresh`` reads it again."""
 ATTEMPT_SECONDS = 10.0
 MORE_MS = 500
 
 
 class Follower:
-    """Hands each record of a topic to ``take`` once, in order."""
+    """A reader that hands each record of a topic to ``take`` once, in order."""
 
     def __init__(self, settings: Settings, topic: str, take: Callable[[ConsumerRecord], object]) -> None:
         self._settings, self._take = settings, take

@@ -17,7 +17,7 @@ from tidegate.streams.kafka.reader import REQUEST_TIMEOUT_MS, reader
 from tidegate.streams.settings import Settings
 
 STALLED_SECONDS = 30.0
-"""How long a topic may give nothing while its end is not reached."""
+"""Time that a topic may give nothing while its end is not reached."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Extent:
         return sum(max(end - first, 0) for first, end in self.bounds.values())
 
     def after(self, positions: Mapping[int, int]) -> "Extent":
-        """What of it comes from these offsets on, by partition."""
+        """Return the part of it from these offsets on, by partition."""
         bounds = {p: (min(max(first, positions.get(p, first)), end), end) for p, (first, end) in self.bounds.items()}
         return Extent(self.topic, bounds, self.kept)
 
     def only(self, partition: int) -> "Extent":
-        """One partition of it."""
+        """Return one partition of it."""
         return Extent(self.topic, {partition: self.bounds[partition]}, {partition: self.kept[partition]})
 
     @property
@@ -97,11 +97,11 @@ class History:
             raise TopicError(f"{topic} at {self._settings.broker} cannot be read: {error!r}") from None
 
     def has(self, topic: str) -> bool:
-        """Whether the broker has the topic and shows it to this user."""
+        """Tell whether the broker has the topic and shows it to this user."""
         return topic in self._topics
 
     def extent(self, topic: str, start: int | None = None, end: int | None = None) -> Extent:
-        """What the topic holds now from ``start`` to before ``end``, ms, by the records' own times.
+        """Return the range that the topic holds now from ``start`` to before ``end``, ms, by the records' own times.
 
         Raises TopicError if the topic is not there.
         """
@@ -134,7 +134,7 @@ class History:
         return Extent(topic, bounds, {place.partition: (firsts[place], ends[place]) for place in places})
 
     def read(self, extent: Extent) -> Iterator[list[ConsumerRecord]]:
-        """The records of a range in runs of one partition each, in order within it.
+        """Yield the records of a range in runs of one partition each, in order within it.
 
         Offsets that have no record here have none in the topic. Raises TopicError, also if records are deleted
         while the range is read.
@@ -182,5 +182,5 @@ class History:
             self._consumer.seek(place, first)
 
     def records(self, topic: str, start: int | None = None, end: int | None = None) -> list[ConsumerRecord]:
-        """All records of a range that fits into memory. Raises TopicError."""
+        """Return all records of a range that fits into memory. Raises TopicError."""
         return [record for run in self.read(self.extent(topic, start, end)) for record in run]

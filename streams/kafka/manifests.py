@@ -39,7 +39,7 @@ _decoder = msgspec.json.Decoder(_Payload)
 def sign_revision(
     manifest: str, number: int, effective_from: int, deployment: str, key: PrivateKey, retire: Iterable[str] = ()
 ) -> bytes:
-    """The signed document of a revision; ``manifest``: the YAML, kept as it is; ``effective_from``: ms.
+    """Return the signed document of a revision; ``manifest``: the YAML, kept as it is; ``effective_from``: ms.
 
     ``retire``: flags of earlier revisions that this one takes out of service.
     """
@@ -51,7 +51,7 @@ def sign_revision(
 def with_retired(
     document: bytes, settings: Settings, trusted: TrustedKeys, key: PrivateKey, retire: Iterable[str]
 ) -> bytes:
-    """The same revision, signed again, which retires these flags too. Raises Refusal if it is none."""
+    """Return the same revision, signed again, which retires these flags too. Raises Refusal if it is none."""
     revision = open_revision(document, settings.deployment, trusted, settings.pane)
     payload, _ = open_signed(document, "manifest", settings.deployment, trusted)
     text, start = _decoder.decode(payload).manifest, revision.effective_from
@@ -60,7 +60,7 @@ def with_retired(
 
 
 def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys, pane_ms: int) -> Revision:
-    """A revision on its own, whatever came before it. Raises Refusal with the reason."""
+    """Return a revision on its own, whatever came before it. Raises Refusal with the reason."""
     payload, signer = open_signed(document, "manifest", deployment, trusted)
     try:
         found = _decoder.decode(payload)
@@ -85,7 +85,7 @@ def open_revision(document: bytes | None, deployment: str, trusted: TrustedKeys,
 def accept(
     timeline: Timeline, document: bytes | None, timestamp: int, settings: Settings, trusted: TrustedKeys
 ) -> Revision:
-    """The revision in a record that follows ``timeline``; ``timestamp``: the record's own, ms.
+    """Return the revision in a record that follows ``timeline``; ``timestamp``: the record's own, ms.
 
     Raises Refusal, with the reason, where the signature, the manifest, the number or the time is not right.
 
@@ -121,7 +121,7 @@ def accept(
 
 
 class ManifestLog:
-    """What the records of the manifests topic give, in order: a timeline that grows."""
+    """The manifests topic, taken in record by record: a timeline that grows."""
 
     def __init__(self, settings: Settings, trusted: TrustedKeys) -> None:
         self._settings, self._trusted = settings, trusted
@@ -154,7 +154,7 @@ def tell(record: ConsumerRecord, outcome: Revision | Refusal) -> None:
 
 
 def record_key(revision: Revision) -> bytes:
-    """A key of its own for each revision, so that compaction takes none away."""
+    """Return a key of its own for each revision, so that compaction takes none away."""
     return b"revision-%010d" % revision.number
 
 
@@ -165,7 +165,7 @@ async def read_topic(
     wait: bool = False,
     told: Callable[[ConsumerRecord, Revision | Refusal], None] = lambda record, outcome: None,
 ) -> Timeline:
-    """The revisions in the manifests topic; ``wait``: until there is one. Raises TopicError if it cannot be read."""
+    """Read the revisions in the manifests topic; ``wait``: until there is one. Raises TopicError if that fails."""
     found = ManifestLog(settings, trusted)
     follower = Follower(settings, settings.manifests_topic, lambda record: told(record, found.take(record)))
     try:
@@ -179,12 +179,12 @@ async def read_topic(
 
 
 def load_trusted(path: Path) -> TrustedKeys:
-    """The keys of a file. Raises InputError, naming file and line, if it is none."""
+    """Return the keys of a file. Raises InputError, naming file and line, if it is none."""
     return read_trusted(read_file(path).decode(errors="replace"), str(path))
 
 
 def read_files(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:
-    """The timeline of signed revision files, in any order, or of a single YAML file, which is in force since ever.
+    """Read a timeline from signed revision files, in any order, or from a single YAML file that is always in force.
 
     ``trusted`` None: there are no keys to verify with. Raises InputError, naming the file.
     """
@@ -209,7 +209,7 @@ def read_files(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys |
 
 
 def read_file(path: Path) -> bytes:
-    """A file's bytes, ``-`` for standard input. Raises InputError, naming it, if it cannot be read."""
+    """Return a file's bytes, ``-`` for standard input. Raises InputError, naming it, if it cannot be read."""
     try:
         return read_whole(path)
     except (OSError, ValueError) as error:

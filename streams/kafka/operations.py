@@ -1,4 +1,4 @@
-"""What operators order, from their topic to the gates that decide for the flags."""
+"""Operators' orders, from their topic to the gates that decide for the flags."""
 
 import structlog
 from aiokafka import ConsumerRecord
@@ -13,7 +13,7 @@ log = structlog.get_logger("tidegate")
 
 
 class OperationLog:
-    """What the records of the operations topic give, in order. ``trusted`` None: they are not signed."""
+    """The operations topic, taken in record by record. ``trusted`` None: operations are not signed."""
 
     def __init__(self, settings: Settings, trusted: TrustedKeys | None) -> None:
         self._settings, self._trusted = settings, trusted

@@ -14,12 +14,12 @@ from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
 from tidegate.streams.settings import Settings
 
 RETRY_SECONDS = 1.0
-"""How long a client waits before it tries the same again; the library's own 0.1 s writes sixty lines a second."""
+"""Time that a client waits before it tries the same again; the library's own 0.1 s writes sixty lines a second."""
 RETRY_MS = int(RETRY_SECONDS * 1000)
 SAY_SECONDS = 60.0
-"""How often it is said that an outage goes on."""
+"""Time between two messages that an outage goes on."""
 REQUEST_MS = 30_000
-"""How long the library tries one batch, and waits for an answer."""
+"""Time that the library tries one batch, and waits for an answer."""
 BURST = 3
 ANSWER_SECONDS = 10.0
 STALL_SECONDS = 5.0
@@ -28,7 +28,7 @@ BATCH_BYTES = 128 << 10
 
 
 QUIET_SECONDS = 10.0
-"""How often a library may say the same."""
+"""Time before a library may say the same again."""
 
 
 class Once(logging.Filter):
@@ -39,7 +39,7 @@ class Once(logging.Filter):
         self._said: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is shown."""
+        """Tell whether to show the record."""
         if record.name == "tidegate":
             return True
         key, now = (record.name, str(record.msg)), time.monotonic()
@@ -66,12 +66,12 @@ class Outage:
         self.since: float | None = None
         """When it began, in seconds of the epoch; None: there is none."""
         self.told = False
-        """Whether it has been spoken of."""
+        """True once it has been reported."""
         self._said = -math.inf
         self._kind = ""
 
     def due(self, kind: str, seconds_ago: float = 0.0) -> bool:
-        """Whether to say now that it lasts; ``kind``: of what is wrong, and another kind need not wait a minute."""
+        """Tell whether to report now that it lasts; ``kind``: of what is wrong; another kind need not wait a minute."""
         now = time.monotonic()
         if self.since is None:
             self.since = time.time() - seconds_ago
@@ -142,11 +142,11 @@ class PatientProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka is no
         self._added = False
 
     def known(self, topic: str) -> set[int]:
-        """The topic's partitions when the broker was last asked; none if it was not there."""
+        """Return the topic's partitions when the broker was last asked; none if it was not there."""
         return set(self.client.cluster.partitions_for_topic(topic) or ())
 
     async def find(self, topic: str) -> set[int]:
-        """The topic's partitions. Raises KafkaError if no broker says so, or this user may not know."""
+        """Return the topic's partitions. Raises KafkaError if no broker says so, or this user may not know."""
         if not self.known(topic):
             # A topic is asked for as it is added.
             asking = self.client.force_metadata_update() if self._added else self.client.add_topic(topic)

@@ -17,7 +17,7 @@ log = structlog.get_logger("tidegate")
 
 REQUEST_TIMEOUT_MS = 10_000
 COMMITTED = "read_committed"
-"""How every consumer here reads: records that a transaction took back are not there."""
+"""The isolation of every consumer here: records that a transaction took back are not there."""
 UNREADABLE = "tidegate.unreadable"
 """The header of a record whose batch cannot be read; its value says why."""
 
@@ -55,7 +55,7 @@ class ReadableRecords(PartitionRecords):  # type: ignore[misc]
             self.next_fetch_offset = end
 
     def _unpacked(self) -> Iterator[tuple[Sequence[Any], int, int]]:
-        """The records of each batch, the offset that is due, and the one after the batch, which is due then."""
+        """Yield the records of each batch, the offset that is due, and the one after the batch, which is due then."""
         for batch, behind in self._batches():
             due = self.next_fetch_offset
             try:
@@ -70,7 +70,7 @@ class ReadableRecords(PartitionRecords):  # type: ignore[misc]
             yield rows, due, end
 
     def _batches(self) -> Iterator[tuple[Any, int | None]]:
-        """Each batch, or the error instead of it, and where the one behind it begins, if there is one."""
+        """Yield each batch, or the error instead of it, and where the one behind it begins, if there is one."""
         batch = self._next_batch()
         while batch is not None:
             behind = self._next_batch()
@@ -84,7 +84,7 @@ class ReadableRecords(PartitionRecords):  # type: ignore[misc]
             return error
 
     def _rows(self, batch: Any) -> list[Any]:
-        """The records that count; of control batches and of what a transaction took back, none."""
+        """Return the records that count; of control batches and of what a transaction took back, none."""
         if isinstance(batch, Exception):
             raise batch
         if self._check_crcs and not batch.validate_crc():
@@ -109,7 +109,7 @@ class ReadableRecords(PartitionRecords):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What is known of a record whose batch cannot be read."""
+    """A record whose batch cannot be read, as far as it is known."""
 
     offset: int
     headers: tuple[tuple[str, bytes], ...]

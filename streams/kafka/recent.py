@@ -1,4 +1,4 @@
-"""What became of the telemetry of the last minutes, from the panes that workers have closed."""
+"""The telemetry of the last minutes, counted from the panes that workers have closed."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from tidegate.streams.kafka.tail import tail
 from tidegate.streams.settings import Settings
 
 MINUTES = 5
-"""How far back it is read."""
+"""Minutes of closed panes that are read."""
 
 
 class Recent:
@@ -52,7 +52,7 @@ class Recent:
         self.tally.closed(partial, self._pane_ms, shared=gate == 0)
 
     def told(self) -> str:
-        """One line."""
+        """Return one line."""
         if self.hidden:
             return f"telemetry: how much of it counts is not known here: {self.hidden}"
         if self.tally.step.span is None:

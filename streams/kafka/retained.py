@@ -34,7 +34,7 @@ Agent = Literal["gate", "window"]
 
 
 class Shape(msgspec.Struct, array_like=True, frozen=True):
-    """Of what deployment a state is: its telemetry topic with its partitions, its gates, pane and lateness, ms."""
+    """The deployment that a state is of: its telemetry topic with its partitions, its gates, pane and lateness, ms."""
 
     telemetry: str
     partitions: int
@@ -81,7 +81,7 @@ class ResumePoint:
 
     @property
     def from_beginning(self) -> bool:
-        """Whether some telemetry is read from its beginning."""
+        """True if some telemetry is read from its beginning."""
         return None in self.windows
 
 
@@ -104,7 +104,7 @@ class Retained:
         return ResumePoint([None], [None] * len(self.firsts))
 
     def latest(self, fits: Sequence[Callable[[Position], bool]]) -> ResumePoint | None:
-        """The latest of each gate that fits, with partitions to go with them; None where telemetry is gone for that."""
+        """Return the latest of each gate that fits, and partitions to go with them; None if telemetry is gone."""
         gates = [
             _furthest(entry for entry in entries if its_fits(entry.mark))
             for entries, its_fits in zip(self.gates, fits, strict=True)
@@ -120,7 +120,7 @@ class Retained:
         return ResumePoint(gates, windows)
 
     def earliest(self) -> ResumePoint | None:
-        """The earliest after which all telemetry is there."""
+        """Return the earliest after which all telemetry is there."""
         times = sorted({min(entry.mark.closed) for entries in self.gates for entry in entries})
         at = bisect_left(times, True, key=lambda time: self._by(time) is not None)
         return self._by(times[at]) if at < len(times) else None
@@ -136,7 +136,7 @@ def _furthest(entries: Iterable[RetainedEntry]) -> RetainedEntry | None:
 def find(
     history: History, settings: Settings, firsts: Sequence[int], tell: Callable[[str], None] = lambda _: None
 ) -> Retained:
-    """What workers have retained; where there is nothing, ``tell`` is told why.
+    """Find the checkpoints that workers have retained; if there are none, ``tell`` is told why.
 
     ``firsts``: the first offset there is of each telemetry partition. Raises TopicError if it is of another deployment.
     """
@@ -186,7 +186,7 @@ def _told(shapes: set[Shape]) -> str:
 
 
 def load(history: History, settings: Settings, cut: ResumePoint) -> tuple[list[bytes | None], list[bytes | None]]:
-    """The states of the gates and of the source partitions. Raises TopicError if one is no longer whole."""
+    """Return the states of the gates and of the source partitions. Raises TopicError if one is no longer whole."""
     topic = settings.retained_topic
     gates, windows = (
         [None if entry is None else _state(history, topic, entry) for entry in entries]

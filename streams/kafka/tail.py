@@ -16,14 +16,14 @@ from tidegate.streams.settings import Settings
 
 
 class Tail:
-    """Where reading stands in all partitions of one topic; ``first``: their earliest offsets."""
+    """A reader of all partitions of one topic from now on; ``first``: their earliest offsets."""
 
     def __init__(self, consumer: AIOKafkaConsumer, first: Mapping[TopicPartition, int]) -> None:
         self._consumer, self._first = consumer, first
         self._opened_at = time.time()
 
     async def history(self) -> list[ConsumerRecord]:
-        """The records from where reading stands to the end as it is now, in order within each partition."""
+        """Return the records from where reading stands to the end as it is now, in order within each partition."""
         consumer = self._consumer
         ends = await consumer.end_offsets(consumer.assignment())
         records = []
@@ -35,7 +35,7 @@ class Tail:
         return records
 
     async def last(self) -> list[ConsumerRecord]:
-        """The last record of each partition that has any; reading goes on from the end."""
+        """Return the last record of each partition that has any; reading goes on from the end."""
         for tp, end in (await self._consumer.end_offsets(self._consumer.assignment())).items():
             self._consumer.seek(tp, max(end - 1, self._first.get(tp, 0)))
         return await self.history()

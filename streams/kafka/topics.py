@@ -22,7 +22,7 @@ STATE_MAX_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Topic:
-    """What a topic has to be like. ``partitions`` None: as it is found."""
+    """Requirements of a topic. ``partitions`` None: as it is found."""
 
     name: str
     partitions: int
@@ -32,7 +32,7 @@ class Topic:
 
 
 def topics(settings: Settings) -> list[Topic]:
-    """Every topic a worker needs, in the order of the flow."""
+    """Return every topic a worker needs, in the order of the flow."""
     kept = {"retention.ms": str(settings.retention)}
     state = {"segment.ms": "3600000", "segment.bytes": str(64 << 20), "min.cleanable.dirty.ratio": "0.1"}
     large = {"max.message.bytes": str(STATE_MAX_BYTES)}
@@ -58,7 +58,7 @@ def topics(settings: Settings) -> list[Topic]:
 
 
 async def connect(settings: Settings) -> AIOKafkaAdminClient:
-    """An admin client. Raises TopicError, naming the broker, if none answers."""
+    """Return an admin client. Raises TopicError, naming the broker, if none answers."""
     admin = AIOKafkaAdminClient(**settings.kafka, request_timeout_ms=10_000)
     try:
         await admin.start()
@@ -70,7 +70,7 @@ async def connect(settings: Settings) -> AIOKafkaAdminClient:
 
 
 async def found_partitions(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
-    """The number of partitions of each of the topics that exists."""
+    """Return the number of partitions of each of the topics that exists."""
     existing = set(await admin.list_topics())
     present = [name for name in names if name in existing]
     described = await admin.describe_topics(present) if present else []

@@ -1,4 +1,4 @@
-"""How a worker's event loop stays free, however much there is to do: heartbeats and answers must not wait for work."""
+"""Turns of a worker's event loop: heartbeats and answers must not wait, however much work there is."""
 
 import asyncio
 import gc
@@ -19,14 +19,14 @@ YOUNG, MIDDLE, OLD = 20_000, 4, 1
 
 
 class _Turns:
-    """Who is at work in this process, and since when without a turn for the others."""
+    """Work in this process: how many are at it, and the time of the last turn for the others."""
 
     at_work = 0
     since = 0.0
 
 
 async def paced(slices: Slices[T]) -> AsyncIterator[T]:
-    """What the slices give; everybody else has a turn as soon as a slice ends and the time is up."""
+    """Yield the results of the slices; everybody else has a turn when a slice ends and the time is up."""
     _Turns.at_work += 1
     try:
         for found in slices:
@@ -42,7 +42,7 @@ async def paced(slices: Slices[T]) -> AsyncIterator[T]:
 
 
 async def result_of(slices: Slices[T]) -> T:
-    """The one thing that the slices give, with turns for everybody else."""
+    """Return the one thing that the slices give, with turns for everybody else."""
     (found,) = [found async for found in paced(slices)]
     return found
 
@@ -62,7 +62,7 @@ async def state_sha256(state: bytes) -> bytes:
 
 
 class Collector:
-    """Keeps the garbage collector from going through all units again and again.
+    """A guard that keeps the garbage collector from going through all units again and again.
 
     It stops everything for as long as it takes to visit every object, a second with 5,000 units. States have no cycles:
     what they let go of is freed without it. So whatever has survived a collection that took long is set aside; the

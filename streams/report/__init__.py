@@ -1,4 +1,4 @@
-"""How things are put for people: words, numbers, a terminal.
+"""Reports for people: words, numbers, a terminal.
 
 May import: ``tidegate.gates`` and ``tidegate.schemas``.
 Read first: text.py.

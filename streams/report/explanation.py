@@ -91,7 +91,7 @@ def _window(decision: Decision) -> str:
 
 
 def _why(decision: Decision) -> Iterator[str]:
-    """Sentences; one that starts with a space belongs to the one before."""
+    """Yield sentences; one that starts with a space belongs to the one before."""
     by = decision.operation
     if by is not None:
         yield f"{quoted(by.actor)} ordered it at {iso(by.ts)}: {quoted(by.reason)}"
@@ -148,12 +148,12 @@ def _named(gates: list[GateResult]) -> str:
 
 
 def _ended(decision: Decision) -> bool:
-    """Whether an order or a revision ended the window, so that nothing it showed counts any further."""
+    """Tell whether an order or a revision ended the window, so that nothing it showed counts any further."""
     return any(name in ENDED_WINDOW for name, _ in causes(decision))
 
 
 def _reasons(decision: Decision) -> Iterator[str]:
-    """What reasons say that no gate, rule or problem does."""
+    """Yield the reasons that no gate, rule or problem has named."""
     known = {gate.gate for gate in decision.gates} | {rule.kind for rule in decision.abort_rules}
     known |= {problem.problem for problem in decision.evidence_problems}
     guarded = [gate for gate in decision.gates if gate.gate in kind_gates(decision.kind)]
@@ -228,7 +228,7 @@ def gate_words(decision: Decision, gate: GateResult) -> str:
 
 
 def _undecided(decision: Decision, gate: GateResult) -> str:
-    """An open gate: its value, how far its bound reaches, and what that has to exclude."""
+    """Describe an open gate: its value, how far its bound reaches, and what that has to exclude."""
     name, n = _NAMES.get(gate.gate, plain(gate.gate)), f"{gate.n_canary:,}"
     show = number if gate.gate.startswith(("delta_s", "coverage")) else percent
     floor = gate.gate in ("coverage_min", "tool_success_min", "lambda_convergent")
@@ -259,7 +259,7 @@ def _ruled(gate: GateResult, show: Callable[[float | None], str]) -> str:
 
 
 def _standing(gate: GateResult, show: Callable[[float | None], str]) -> str:
-    """A gate's value, against the baseline's where it is compared."""
+    """Describe a gate's value, against the baseline's where it is compared."""
     if gate.gate in ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max"):
         by = gate.observed or 0.0
         return (
@@ -269,7 +269,7 @@ def _standing(gate: GateResult, show: Callable[[float | None], str]) -> str:
 
 
 def _outlook(gate: GateResult) -> str:
-    """What an open gate still needs at its present value and rate."""
+    """Describe what an open gate still needs at its present value and rate."""
     seen = gate.forecast
     if seen is None or seen.outcome is None or seen.canary is None or seen.minutes is None:
         return "it cannot end soon: its value is too near to the limit or to what has to be ruled out"
@@ -289,7 +289,7 @@ def _against(gate: GateResult, show: Any, what: str) -> str:
 
 
 def _change(by: float, limit: float, show: Any = None) -> str:
-    """How far above or below something is."""
+    """Describe how far above or below a limit something is."""
     if by == 0:
         return "level with"
     return f"{(show or number)(abs(by), limit)} {'below' if by < 0 else 'above'}"
@@ -325,7 +325,7 @@ def rule_words(decision: Decision, rule: RuleResult) -> str:
 
 
 def _exemplars(decision: Decision, name: str, told: set[tuple[Exemplar, ...]]) -> Iterator[str]:
-    """The worst events of a gate or rule, once."""
+    """Yield the worst events of a gate or rule, once."""
     found = tuple(decision.exemplars.get(name, ()))
     if not found or found in told:
         return
@@ -421,7 +421,7 @@ def _next(decision: Decision) -> Iterator[str]:
 
 
 def _then(decision: Decision) -> Iterator[str]:
-    """What comes of a held ramp once nothing holds it any more."""
+    """Yield what follows for a held ramp once nothing holds it any more."""
     held = {name for name, _ in causes(decision)}
     if decision.verdict != "hold" or decision.kind != "progressive_rollout" or not held - _SAY_THEMSELVES:
         return
@@ -444,7 +444,7 @@ _TOO_FEW = {"insufficient_data", "hold_windows", "gate/unknown", "gate/undecided
 
 
 def _also(decision: Decision) -> Iterator[str]:
-    """What blocks nothing but should be known."""
+    """Yield what blocks nothing but should be known."""
     seen = decision.evidence
     if seen is not None and (seen.windows > 1 or seen.left_out):
         left_out = f"; {many(seen.left_out, 'window')} with an evidence problem left out" if seen.left_out else ""

@@ -1,4 +1,4 @@
-"""How decisions look on a terminal, and as plain lines where there is none."""
+"""Decisions on a terminal, or as plain lines where there is none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,12 +53,12 @@ BAR_WIDTH = 40
 
 
 def weight_percent(share: float) -> str:
-    """A weight as people say it."""
+    """Return a weight as people say it."""
     return f"{100 * share:.4g} %"
 
 
 def observed(gate: GateResult) -> str:
-    """What a gate saw, in its unit."""
+    """Format the value that a gate saw, in its unit."""
     if gate.observed is None:
         return "?"
     if gate.gate == "lambda_convergent":
@@ -68,7 +68,7 @@ def observed(gate: GateResult) -> str:
 
 
 def limit(gate: GateResult) -> str:
-    """What a gate holds that against."""
+    """Format the limit of a gate."""
     if gate.threshold is None or gate.status == "off":
         return "off"
     if gate.gate == "lambda_convergent":
@@ -99,7 +99,7 @@ class UnitRow:
 
 
 def gate_rows(decision: Decision, *, only_judged: bool = False) -> list[UnitRow]:
-    """A safety guard's rules, then the gates; ``only_judged``: without those that the flag does not decide on."""
+    """Return a safety guard's rules, then the gates; ``only_judged``: those alone that the flag decides on."""
     judged = kind_gates(decision.kind)
     rows = [_rule_row(rule) for rule in decision.abort_rules if rule.kind.startswith("reason_")]
     for gate in decision.gates:
@@ -121,7 +121,7 @@ def _rule_row(rule: RuleResult) -> UnitRow:
 
 
 def _bound(gate: GateResult) -> str:
-    """The end of the interval that has to exclude the value to rule out."""
+    """Return the end of the interval that has to exclude the value to rule out."""
     if gate.rule_out is None or gate.status == "off":
         return ""
     end = gate.lower if gate.gate in FLOORS else gate.upper
@@ -138,7 +138,7 @@ def _value(gate: GateResult, value: float) -> str:
 
 
 def _along(decision: Decision, gate: GateResult) -> str:
-    """How much of the canary's requests that it takes are there."""
+    """Format how many of the canary requests that it takes have come, as a share."""
     if gate.status != "undecided" or gate.forecast is None:
         return ""
     more = gate.forecast.canary
@@ -169,7 +169,7 @@ def gates_table(decision: Decision) -> Table:
 
 
 def verdict(decision: Decision) -> Text:
-    """The verdict in its colour, with the reasons: of gates that are not known or settled yet that they are."""
+    """Return the verdict in its colour, with the reasons: of gates that are not known or settled yet that they are."""
     said = Text(decision.verdict, style=VERDICT_STYLE.get(decision.verdict, ""))
     return said.append(f" ({'; '.join(_reasons(decision))})", style=GREY)
 
@@ -185,7 +185,7 @@ def _reasons(decision: Decision) -> Iterator[str]:
 
 
 def outcome(decision: Decision) -> Text:
-    """One line: window, stage, verdict, reasons; for an operator's order who gave it and why."""
+    """Return one line: window, stage, verdict, reasons; for an operator's order who gave it and why."""
     by = decision.operation
     if by is not None:
         said = Text(decision.verdict, style=VERDICT_STYLE.get(decision.verdict, ""))
@@ -201,12 +201,12 @@ def outcome(decision: Decision) -> Text:
 
 
 def problem_lines(decision: Decision) -> list[str]:
-    """One line for each evidence problem, with what was seen."""
+    """Return one line for each evidence problem, with what was seen."""
     return [problem_words(found) for found in decision.evidence_problems]
 
 
 def order(command: Command) -> Text:
-    """One line: what a router has to do."""
+    """Return one line: what a router has to do."""
     weight = weight_percent(command.weights.canary)
     what = f"canary stays at {weight}" if command.weights == command.previous_weights else f"canary {weight}"
     return Text(f"command {command.seq}: {command.action}, {what} from {clock(command.effective_from)}")
@@ -219,13 +219,13 @@ def plain_gates(decision: Decision) -> str:
 
 
 def state(kind: str, weight: float, *, engaged: bool) -> str:
-    """Where a flag stands: open or closed, stepped in or not, and the canary's weight."""
+    """Describe the state of a flag: open or closed, stepped in or not, and the canary's weight."""
     canary = f"canary {weight_percent(weight)}"
     return f"{STATES[kind][engaged]}, {canary}" if kind in STATES else canary
 
 
 class Standings:
-    """Where the units stand: the last decision of each, and whether it is engaged; see ``schemas/catalogue.py``."""
+    """Standings of the units: the last decision of each, and whether it is engaged; see ``schemas/catalogue.py``."""
 
     def __init__(self) -> None:
         self.last: dict[str, Decision] = {}
@@ -252,7 +252,7 @@ class Standings:
             self._retired.discard(unit)
 
     def retired(self, unit: str) -> bool:
-        """Whether a unit's flag has left the manifest."""
+        """Tell whether a unit's flag has left the manifest."""
         return unit in self._retired
 
     def stopped(self, unit: str) -> Decision | None:
@@ -260,12 +260,12 @@ class Standings:
         return self._stopped.get(unit)
 
     def engaged(self, unit: str) -> bool:
-        """Whether a unit is engaged; one that nothing was decided of is not."""
+        """Tell whether a unit is engaged; one without a decision is not."""
         return self._engaged.get(unit, False)
 
 
 def state_bar(flag: Flag, weight: float, *, engaged: bool, ended: bool = False) -> Text:
-    """The stages or states, the one in effect marked, and the canary's share of the traffic as a bar.
+    """Return the stages or states, the one in effect marked, and the canary's share of the traffic as a bar.
 
     ``ended``: the canary was taken away, so its weight of 0 is no stage.
     """

@@ -1,4 +1,4 @@
-"""How numbers, foreign texts, evidence problems and what a hold waits for are put into words."""
+"""Words for numbers, foreign texts, evidence problems, and for what a hold waits for."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ from tidegate.schemas.times import iso, readable
 
 
 def sentence(text: str) -> str:
-    """A clause with a capital letter and a full stop; a first λ or Δ stays as it is."""
+    """Return a clause with a capital letter and a full stop; a first λ or Δ stays as it is."""
     first = text[0].upper() if text[0].isascii() else text[0]
     return f"{first}{text[1:]}."
 
@@ -23,7 +23,7 @@ def plain(text: str) -> str:
 
 
 def number(value: float | None, other: float | None = None) -> str:
-    """A number in as few digits as tell it from ``other``."""
+    """Return a number in as few digits as tell it from ``other``."""
     if value is None:
         return "?"
     digits = next((n for n in (4, 6, 9) if other in (None, value) or f"{value:.{n}g}" != f"{other:.{n}g}"), 9)
@@ -32,31 +32,31 @@ def number(value: float | None, other: float | None = None) -> str:
 
 
 def percent(share: float | None, other: float | None = None) -> str:
-    """The same for a share."""
+    """Return the same for a share."""
     if share is None:
         return "?"
     return f"{number(round(100 * share, 10), None if other is None else round(100 * other, 10))} %"
 
 
 def minutes_long(minutes: float) -> str:
-    """A length of time."""
+    """Return a length of time."""
     if minutes < 0.1:
         return "a few seconds"
     return f"{number(minutes)} minute{'s' * (minutes != 1)}"
 
 
 def many(count: int, one: str, several: str | None = None) -> str:
-    """A count of things; ``several``: their plural, if it is not made with an s."""
+    """Return a count of things; ``several``: their plural, if it is not made with an s."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def place(seen: dict[str, Any]) -> str:
-    """Where a record stands in the source topic."""
+    """Name a record's place in the source topic."""
     return f"partition {int(seen['partition'])}, offset {int(seen['offset'])}"
 
 
 def endings(decision: Decision, known: Collection[str] = ()) -> list[str]:
-    """What holds a unit, and when that ends: a clause for each cause; empty where nothing is held.
+    """Describe what holds a unit, and when that ends: a clause for each cause; empty if nothing is held.
 
     ``known``: reasons of which it has been said what they are.
     """
@@ -69,7 +69,7 @@ def endings(decision: Decision, known: Collection[str] = ()) -> list[str]:
 
 
 def problem_words(problem: Problem) -> str:
-    """A problem with what was seen; in its own words where the detail is as expected, else as it is."""
+    """Return a problem with what was seen; in its own words where the detail is as expected, else as it is."""
     try:
         said = _WORDS[problem.problem](problem.detail)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
@@ -196,7 +196,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def _shown(value: Any, depth: int = 3) -> str:
-    """A JSON value in few words."""
+    """Return a JSON value in few words."""
     if isinstance(value, float):
         return number(value)
     if isinstance(value, dict | list) and not depth:

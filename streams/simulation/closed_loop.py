@@ -156,5 +156,5 @@ class ClosedLoop:
 
 
 def latest_start(length: int, speed: float, now: int) -> int:
-    """The last start at which a run of ``length`` ms has no event too far ahead of the clock; ms."""
+    """Return the last start at which a run of ``length`` ms has no event too far ahead of the clock; ms."""
     return now + FUTURE_MS // 2 - max(0, int(length * (1 - 1 / speed)))

@@ -1,4 +1,4 @@
-"""What may befall the modelled service: one scenario for each kind of flag, and one for each evidence problem.
+"""Scenarios of the modelled service: one for each kind of flag, and one for each evidence problem.
 
 A scenario's time counts windows: 0 is the start of the window after the first one that was green, or open.
 """
@@ -22,9 +22,9 @@ ERROR_RATE = 0.0002
 WITHIN = 0.003
 """An error rate that is within the page's limit of 0.005."""
 LABEL_DELAY = 0.2
-"""How long after a request its label comes, in windows."""
+"""Time from a request to its label, in windows."""
 HELD_UP_MS = 30_000
-"""How late a delayed event comes: well beyond the lateness and a pane."""
+"""Delay of a delayed event: well beyond the lateness and a pane."""
 LOOP_CALLS = 12
 """Calls of a tool by an agent that goes round in circles."""
 OLD_MANIFEST = "sha256:" + "0" * 64
@@ -32,7 +32,7 @@ OLD_MANIFEST = "sha256:" + "0" * 64
 
 @dataclass(frozen=True)
 class Canary:
-    """How the modelled canary differs from the baseline; the defaults are a healthy one, a bit dearer and slower.
+    """Differences of the modelled canary from the baseline; the defaults are a healthy one, a bit dearer and slower.
 
     ``coverage``: added to the baseline's. ``reason_failures``: share of requests whose reason step fails.
     """
@@ -51,7 +51,7 @@ Events = Iterator[TelemetryEvent]
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a share of the events of an arm (None: both) from ``first`` to ``last``, in windows.
+    """A change to a share of the events of an arm (None: both) from ``first`` to ``last``, in windows.
 
     ``apply`` gives what is sent in an event's place. What is dated later is sent later; what is dated earlier is
     sent now, late.
@@ -87,7 +87,7 @@ class Scenario:
     eases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def manifest(self, text: str) -> str:
-        """A manifest, YAML, with its first flag made one that the scenario can happen to."""
+        """Return a manifest, YAML, with its first flag made one that the scenario can happen to."""
         if self.kind == "progressive_rollout" and self.regions == 1 and not (self.needs or self.eases):
             return text
         document = yaml.safe_load(text)
@@ -115,7 +115,7 @@ class Scenario:
             raise InputError(f"--scenario: it needs a flag with {self.regions} regions in {flag.name}.scope.regions")
 
     def operation(self, flag: Flag, start: int) -> Operation | None:
-        """What an operator orders in a run from ``start`` ms on."""
+        """Return the operator's order in a run from ``start`` ms on; None if there is none."""
         if self.killed is None:
             return None
         ts = start + int(self.killed * flag.window.length_ms)
@@ -130,7 +130,7 @@ BASELINE_PINS = {
     "TOK_VER": "o200k-1",
     "ANALYZER_CONF": "icu-74",
 }
-"""Where the manifest does not pin the baseline."""
+"""Pins of the baseline where the manifest has none."""
 REGIONS = ("us-east-1", "eu-west-1")
 
 
@@ -138,12 +138,12 @@ REGIONS = ("us-east-1", "eu-west-1")
 
 
 def lost(event: TelemetryEvent, flag: Flag) -> Events:
-    """Nothing arrives."""
+    """Lose the event."""
     yield from ()
 
 
 def exposed(event: TelemetryEvent, flag: Flag) -> Events:
-    """The assignment is reported before each request."""
+    """Report the assignment before each request."""
     if event.source is None:
         yield TelemetryEvent(
             ts=event.ts,
@@ -163,86 +163,86 @@ def exposed(event: TelemetryEvent, flag: Flag) -> Events:
 
 
 def assigned(event: TelemetryEvent, flag: Flag) -> Events:
-    """The manifest that the assignment came from is named."""
+    """Name the manifest that the assignment came from."""
     yield replace(event, manifest_hash=flag.manifest_hash)
 
 
 def requests_lost(event: TelemetryEvent, flag: Flag) -> Events:
-    """Assignments go on, but no request is heard of."""
+    """Report the assignment alone, without its request."""
     if event.kind == "exposure":
         yield event
 
 
 def exposures_lost(event: TelemetryEvent, flag: Flag) -> Events:
-    """Every third user's assignment is not reported."""
+    """Leave out every third user's assignment."""
     if event.kind != "exposure" or int(str(event.sticky_id)[-4:]) % 3:
         yield event
 
 
 def unpinned(event: TelemetryEvent, flag: Flag) -> Events:
-    """One pin is not said."""
+    """Leave out one pin."""
     yield replace(event, versions={name: pin for name, pin in (event.versions or {}).items() if name != "TOK_VER"})
 
 
 def proxied(event: TelemetryEvent, flag: Flag) -> Events:
-    """Users of one proxy are taken for one user, whichever arm they are in."""
+    """Take the users of one proxy for one user, whichever arm they are in."""
     yield event if event.source else replace(event, sticky_id=f"proxy-{str(event.sticky_id)[-1]}")
 
 
 def by_device(event: TelemetryEvent, flag: Flag) -> Events:
-    """The device's id is reported, where the router hashes the user's."""
+    """Report the device's id, where the router hashes the user's."""
     yield event if event.source else replace(event, sticky_id=f"device-{event.sticky_id}")
 
 
 def users_lost(event: TelemetryEvent, flag: Flag) -> Events:
-    """Two users in five get no answer, and nobody reports it."""
+    """Give two users in five no answer, and report nothing of it."""
     if event.source or int(str(event.sticky_id)[-4:]) % 5 > 1:
         yield event
 
 
 def leaked(event: TelemetryEvent, flag: Flag) -> Events:
-    """Somebody is served by the canary who should not be."""
+    """Serve somebody by the canary who should not be."""
     yield replace(event, source=None, sticky_id=f"leaked-{event.sticky_id}") if event.source == "shadow" else event
 
 
 def one_cache(event: TelemetryEvent, flag: Flag) -> Events:
-    """Both arms fill the same cache."""
+    """Let both arms fill the same cache."""
     yield replace(event, cache_namespace="answers", cache_hit=False)
 
 
 def meets_rate_limits(event: TelemetryEvent, flag: Flag) -> Events:
-    """The provider answers 429 at first."""
+    """Let the provider answer 429 at first."""
     yield replace(event, rate_limited=True, attempts=2)
 
 
 def looping(event: TelemetryEvent, flag: Flag) -> Events:
-    """The agent calls one tool with the same arguments again and again."""
+    """Call one tool with the same arguments again and again."""
     call = ToolCall(name="search", args_hash="9f2c")
     yield replace(event, tools=[call] * LOOP_CALLS, tool_calls=LOOP_CALLS, tool_ok=LOOP_CALLS)
 
 
 def unfenced(event: TelemetryEvent, flag: Flag) -> Events:
-    """A ticket is written without an idempotency key."""
+    """Write a ticket without an idempotency key."""
     yield replace(event, tools=[ToolCall(name="create_ticket", write=True)], tool_calls=1, tool_ok=1)
 
 
 def by_client(event: TelemetryEvent, flag: Flag) -> Events:
-    """The client chose the arm by itself."""
+    """Say that the client chose the arm by itself."""
     yield event if event.source else replace(event, evaluated_by="client")
 
 
 def under_old_manifest(event: TelemetryEvent, flag: Flag) -> Events:
-    """The second region's flag servers still assign by the manifest before."""
+    """Assign by the manifest before in the second region."""
     yield event if event.region == regions_of(flag)[0] else replace(event, manifest_hash=OLD_MANIFEST)
 
 
 def held_up(event: TelemetryEvent, flag: Flag) -> Events:
-    """It took place half a minute ago."""
+    """Date the event half a minute back."""
     yield replace(event, ts=event.ts - HELD_UP_MS)
 
 
 def labelled(event: TelemetryEvent, flag: Flag) -> Events:
-    """ΔS, coverage, λ and solved come from an evaluator, some time later."""
+    """Let ΔS, coverage, λ and solved come from an evaluator, some time later."""
     yield replace(event, delta_s=None, coverage=None, lambda_state=None, solved=None)
     yield replace(
         event,
@@ -260,19 +260,19 @@ def labelled(event: TelemetryEvent, flag: Flag) -> Events:
 
 
 def waits(decision: Decision) -> bool:
-    """Whether a stage merely goes on: it is held as its evidence is sound and does not settle every gate yet."""
+    """Tell whether a stage merely goes on: its evidence is sound, but does not settle every gate yet."""
     open_ = any(gate.status in ("undecided", "unknown") for gate in decision.gates)
     going_on = decision.evidence is not None and decision.verdict == "hold" and "latched" not in decision.reasons
     return going_on and open_ and not decision.evidence_problems
 
 
 def regions_of(flag: Flag) -> tuple[str, ...]:
-    """The regions that a flag may be simulated in, the first one first."""
+    """Return the regions that a flag may be simulated in, the first one first."""
     return REGIONS if "all" in flag.scope.regions else flag.scope.regions
 
 
 def always(apply: Callable[[TelemetryEvent, Flag], Events]) -> Change:
-    """A change of every event, from the first."""
+    """Return a change of every event, from the first."""
     return Change(apply, first=-math.inf, last=math.inf)
 
 
@@ -289,7 +289,7 @@ HELD: tuple[Verdict, ...] = ("promote", "hold", "hold")
 
 
 def _problem(name: str, text: str, *changes: Change, verdicts: tuple[Verdict, ...] = HELD_ONCE) -> Scenario:
-    """A ramp that an evidence problem holds up at 25 %."""
+    """Return a scenario of a ramp that an evidence problem holds up at 25 %."""
     return Scenario(text, verdicts, name, changes=changes, eases=SHORT)
 
 
@@ -462,5 +462,5 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def told_scenarios() -> str:
-    """All of them with their stories, as a command's help shows them."""
+    """Return all of them with their stories, as a command's help shows them."""
     return "\b\nScenarios:\n" + "\n".join(f"  {name:22} {scenario.text}" for name, scenario in SCENARIOS.items())

@@ -51,7 +51,7 @@ TOOL_SHARE, TOOL_SUCCESS = 0.4, 0.9997
 DELTA_S, DELTA_S_SD = 0.12, 0.03
 COVERAGE, COVERAGE_SD = 0.86, 0.04
 LIGHT_CHAIN_COST = 0.85
-"""What a request costs once a cost guard has fallen back, in full chains."""
+"""Cost of a request once a cost guard has fallen back, in full chains."""
 BASELINE = Canary(delta_s=0.0, latency=1.0, cost=1.0)
 
 
@@ -90,7 +90,7 @@ def read_trace(path: Path) -> list[Arrival]:
 
 
 class Router:
-    """What a service's router does with commands: sticky arms by hash, weights that change at a moment of event time.
+    """A service's router, which follows commands: sticky arms by hash, weights that change at a moment of event time.
 
     A sticky id's bucket is the first 8 bytes of SHA-256("flag:sticky_id") ÷ 2⁶⁴; it is in the canary where the
     bucket is below the canary's weight, so a growing weight moves ids into the canary and none out of it.
@@ -105,26 +105,26 @@ class Router:
         self._commands.setdefault(command.key, []).append(command)
 
     def weight(self, unit: str, ts: int) -> float:
-        """The canary's weight at ``ts``: the last command's that is in effect, else the weight at the start."""
+        """Return the canary's weight at ``ts``: the last command's that is in effect, else the weight at the start."""
         command = next(self._in_effect(unit, ts), None)
         return self._canary_weight if command is None else command.weights.canary
 
     def guarded(self, unit: str, ts: int) -> bool:
-        """Whether a guard has stepped in at ``ts``."""
+        """Tell whether a guard has stepped in at ``ts``."""
         left = (VERDICTS[command.action].engaged for command in self._in_effect(unit, ts))
         return next((engaged for engaged in left if engaged is not None), False)
 
     def ended(self, unit: str) -> bool:
-        """Whether the last command took the canary away for good."""
+        """Tell whether the last command took the canary away for good."""
         commands = self._commands.get(unit)
         return commands is not None and VERDICTS[commands[-1].action].ended is True
 
     def arm(self, flag: str, region: str, sticky_id: str, ts: int) -> ArmName:
-        """Where the id is served."""
+        """Return the arm that serves the id at ``ts``, ms."""
         return "canary" if _bucket(flag, sticky_id) < self.weight(f"{flag}|{region}", ts) else "baseline"
 
     def _in_effect(self, unit: str, ts: int) -> Iterator[Command]:
-        """The commands that have taken effect by ``ts``, the last first."""
+        """Yield the commands that have taken effect by ``ts``, the last first."""
         return (command for command in reversed(self._commands.get(unit, [])) if command.effective_from <= ts)
 
 
@@ -201,7 +201,7 @@ class Simulation:
         return min(site.window[1] for site in self._by_number) + self._clockwork.lateness_ms
 
     def weight(self, site: Site) -> float:
-        """The canary's weight in a region now."""
+        """Return the canary's weight in a region now."""
         return self.router.weight(site.unit, self.now)
 
     def apply(self, command: Command) -> None:
@@ -233,11 +233,11 @@ class Simulation:
                 site.window = site.window[1], site.window[1] + self.flag.window.length_ms
 
     def tick(self) -> TelemetryEvent:
-        """What moves the watermark to ``now`` − lateness."""
+        """Return the tick that moves the watermark to ``now`` − lateness."""
         return TelemetryEvent(ts=self.now, kind="tick")
 
     def advance(self, until: int) -> list[TelemetryEvent]:
-        """What is sent in [now, until), in that order, with a tick at each pane's end; ``until`` is ``now`` then."""
+        """Return the events sent in [now, until), in order, with a tick at each pane's end, and move ``now`` on."""
         modelled = [*self._requests(until)]
         for site in self._by_number:
             modelled += self._probes(site, until)
@@ -253,7 +253,7 @@ class Simulation:
         return [event for _, event in sorted(sent, key=itemgetter(0))]
 
     def _changed(self, site: Site, event: TelemetryEvent, noise: "_Noise") -> Iterable[TelemetryEvent]:
-        """What the scenario makes of an event."""
+        """Return what the scenario makes of an event."""
         window = (event.ts - site.green_at) / self.flag.window.length_ms
         events: list[TelemetryEvent] = [event]
         for change in self.scenario.changes:
@@ -280,12 +280,12 @@ class Simulation:
         self._next = following
 
     def _in_shadow(self, site: Site, ts: int) -> bool:
-        """Whether the canary is sent a copy of every request, as it serves none."""
+        """Tell whether the canary is sent a copy of every request, as it serves none."""
         serves = self.router.weight(site.unit, ts) > 0 or self.router.ended(site.unit)
         return self.flag.traffic.shadow and not serves
 
     def _probes(self, site: Site, until: int) -> Iterator["Modelled"]:
-        """The gold set, asked of the baseline while it serves anyone, and of the canary until that has ended.
+        """Yield the gold set, asked of the baseline while it serves anyone, and of the canary until that has ended.
 
         Not before the decision on the window before is due: only then is it known that this one begins.
         """
@@ -339,7 +339,7 @@ class Simulation:
         return self._guarded(site, event, canary, noise)
 
     def _guarded(self, site: Site, event: TelemetryEvent, canary: Canary, noise: "_Noise") -> TelemetryEvent:
-        """The answer as a service gives it that obeys its guard: from the light chain, or by citations alone."""
+        """Return the answer as a service gives it that obeys its guard: from the light chain, or by citations alone."""
         stepped_in = event.arm == "canary" and self.router.guarded(site.unit, event.ts)
         if self.flag.kind == "cost_guard" and stepped_in and event.cost is not None:
             return replace(event, cost=round(event.cost * LIGHT_CHAIN_COST, 6))

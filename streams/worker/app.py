@@ -64,14 +64,14 @@ from tidegate.streams.worker.transport import IdempotentProducer, consumer_of, c
 log = structlog.get_logger("tidegate")
 
 END_SECONDS = 10.0
-"""How long a worker that has failed may take to end."""
+"""Time that a worker that has failed may take to end."""
 FORWARD_BYTES = 512 << 10
 """A late record or a dead letter that is larger is cut: one that came compressed may be larger than any topic takes."""
 FORWARD_CUT = 64 << 10
 AWAY_SECONDS = 3.0
 """A broker that says nothing for this long is told to be away; a busy worker may ask less often than it means to."""
 TOPICS_SECONDS = 5.0
-"""How often the topics are looked at."""
+"""Time between two looks at the topics."""
 
 
 class Worker:
@@ -530,7 +530,7 @@ class Worker:
         }
 
     def _heard(self) -> Check:
-        """Whether the broker answers: the operations are read to their end twice a second."""
+        """Check that the broker answers: the operations are read to their end twice a second."""
         silent = self.ordered.silent
         if silent is None or silent < AWAY_SECONDS:
             return Check.of(silent is not None)

@@ -110,7 +110,7 @@ class Checkpointer:
             self.saving = None
 
     def _span(self) -> int | None:
-        """The span of event time that the state is in; None before the first event."""
+        """Return the span of event time that the state is in; None before the first event."""
         watermark: int | None = self.state.watermark
         return None if watermark is None else watermark // self.worker.settings.retain_every
 

@@ -43,7 +43,7 @@ class RunRecords(ReadableRecords):
 
 
 def _dense_runs(rows: Sequence[Any], due: int, end: int) -> Iterator[FetchedRun]:
-    """The records of a batch that ends before ``end``, from offset ``due`` on.
+    """Yield the records of a batch that ends before ``end``, from offset ``due`` on.
 
     More than one run only where compaction took records out; without records, one that says that there are none.
     """
@@ -79,7 +79,7 @@ class RunScheduler(DefaultSchedulingStrategy):
     """Round robin over topics and partitions, with the runs of one fetch joined while their offsets follow."""
 
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Any]]:
-        """The messages of one fetch in the order of delivery."""
+        """Yield the messages of one fetch in the order of delivery."""
         return super().iterate(
             {tp: list(_joined(tp, runs)) if tp.topic in RunRecords.topics else runs for tp, runs in records.items()}
         )

@@ -1,4 +1,4 @@
-"""What a worker tells of itself: /livez, /readyz and Prometheus /metrics."""
+"""A worker's health and numbers: /livez, /readyz and Prometheus /metrics."""
 
 import asyncio
 import platform

@@ -21,14 +21,14 @@ Send = Callable[..., Awaitable[Any]]
 
 
 class Seat:
-    """What the group's coordinator answers to one member. ``session``: how long it waits for a sign of life, s."""
+    """A member's place in the group. ``session``: how long the coordinator waits for a sign of life, s."""
 
     def __init__(self, session: float) -> None:
         self._session = session
         self._kept: float | None = None
 
     def taken(self, keeping: bool, codes: set[int], sent: float, now: float) -> bool:
-        """Whether an answer says that another worker has the place.
+        """Tell whether an answer says that another worker has the place.
 
         ``keeping``: the request, sent at ``sent``, s, renews the membership. A member that is unknown although its last
         renewal is younger than a session did not run out: another has joined with its instance id.
@@ -45,7 +45,7 @@ class Seat:
 
 
 def watched(send: Send, seat: Seat, tell: Callable[[], None]) -> Send:
-    """A client's ``send`` whose answers about the group go past ``seat``; ``tell`` is called when it is taken.
+    """Return a client's ``send`` whose answers about the group go past ``seat``; ``tell`` is called when it is taken.
 
     Who has lost its place does not join again: the client would at once, and take it back while its process ends.
     """
@@ -68,7 +68,7 @@ def watched(send: Send, seat: Seat, tell: Callable[[], None]) -> Send:
 
 
 def _codes(answer: Any) -> set[int]:
-    """The error codes of an answer: its own, or those of each partition."""
+    """Return the error codes of an answer: its own, or those of each partition."""
     if hasattr(answer, "error_code"):
         return {answer.error_code}
     return {code for _, partitions in answer.topics for _, code in partitions}

@@ -1,4 +1,4 @@
-"""What Faust has no setting for: a consumer that reads on from checkpoints, and a producer that waits outages out."""
+"""Faust's services as it has no settings for: a consumer that reads on from checkpoints, a patient producer."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("tidegate")
 
 FAUST = logging.getLogger("faust")
-"""Whose words these services speak: Faust would name the logger after this module, and it would pass for our own."""
+"""The logger of these services: Faust would name it after this module, and it would pass for our own."""
 
 
 class IdempotentProducer(Producer):
