@@ -108,7 +108,7 @@ CAUSES: Mapping[str, Cause] = {
         "all gates pass, but not yet in as many windows in a row as the stage has to be held",
         "evidence",
         "it ends by itself with the last of window.hold_windows green windows in a row; after any other the count "
-        "begins anew",
+        "starts again",
     ),
     "change_freeze": Cause(
         "all gates pass, but a change freeze holds promotes",
@@ -123,12 +123,12 @@ CAUSES: Mapping[str, Cause] = {
     "latched/close": Cause(
         "a hard rule closed the gate before the window's end",
         "window",
-        "it ends by itself with the next window, which is judged anew",
+        "it ends by itself with the next window, which is judged afresh",
     ),
     "rearm": Cause(
         "an operator's rearm ended the window before its end",
         "at once",
-        "the unit begins anew at its first stage, on evidence from after the rearm",
+        "the unit starts again at its first stage, on evidence from after the rearm",
     ),
     "patience": Cause(
         "the stage has lasted longer than policy.patience: somebody should look at it",
@@ -166,7 +166,7 @@ CAUSES: Mapping[str, Cause] = {
         "a gate fails, and policy.on_gate_fail is hold",
         "settled",
         "what failed stays in the stage's evidence: it ends once every gate passes on all of it, or with "
-        f"{REARM}, which begins anew at the first stage",
+        f"{REARM}, which starts again at the first stage",
     ),
     "gate/fail/close": Cause(
         "a gate is outside its bounds",
@@ -208,7 +208,7 @@ CAUSES: Mapping[str, Cause] = {
         "requests come with another version than the rollout began with",
         "versions",
         "it lasts for as long as such requests come: until a window without any, or until "
-        f"{REARM}, which takes what then runs as right and begins anew at the first stage",
+        f"{REARM}, which takes what then runs as right and starts again at the first stage",
     ),
     "pins_drifted/window": Cause(
         "a version changed within the window",
@@ -260,7 +260,7 @@ CAUSES: Mapping[str, Cause] = {
         "the arms' shares of users are not the stage's weights",
         "count",
         "it lasts until as many sticky ids as it took to find it have come without one, from the next window on, or "
-        f"until {REARM}, which begins anew at the first stage",
+        f"until {REARM}, which starts again at the first stage",
     ),
     "region_divergence": Cause(
         "regions of the flag assign users by different manifests",
@@ -280,7 +280,7 @@ CAUSES: Mapping[str, Cause] = {
     "window_unstable/manifest": Cause(
         "a new revision of the manifest took over in the middle of the window",
         "at once",
-        "under it the flag begins anew at its first stage with its next event, or is retired if it is not named",
+        "under it the flag starts again at its first stage with its next event, or is retired if it is not named",
     ),
     "orphan_telemetry": Cause(
         "users were served without an exposure",

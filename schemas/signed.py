@@ -67,7 +67,7 @@ def open_signed(document: bytes | None, kind: DocumentKind, deployment: str, tru
     """
     if document is None or len(document) > DOCUMENT_BYTES_MAX:
         size = "is empty" if document is None else f"has {len(document)} bytes, more than {DOCUMENT_BYTES_MAX}"
-        raise SignatureError(f"the document {size}; sign it anew")
+        raise SignatureError(f"the document {size}; sign it again")
     head, newline, payload = document.partition(b"\n")
     words = head.split(b" ")
     if words[0] != _FORM and is_signed(document):
@@ -95,7 +95,7 @@ def open_signed(document: bytes | None, kind: DocumentKind, deployment: str, tru
             raise ValueError
         key.verify(signature, _covered(kind, deployment, payload))
     except (ValueError, InvalidSignature):
-        raise SignatureError("the signature does not fit: the document was changed or cut; sign it anew") from None
+        raise SignatureError("the signature does not fit: the document was changed or cut; sign it again") from None
     return payload, words[3].decode()
 
 

@@ -17,6 +17,9 @@ CONVENTIONAL = {"command", "log"}
 LINES_MAX = 400
 LONG_CLASSES = {"SourcePartition", "GatePartition", "Machine", "Worker"}
 PRONOUNS = re.compile(r"(What|Whether|Where|How|Those|Which|Who|Whose|That|As)\b")
+BANNED = re.compile(
+    r"(?<!there )\bis no (?!longer\b|more\b|evidence\b)|\banew\b|cannot be had|taken up|in haste|since ever"
+)
 
 
 def parsed(path: Path) -> ast.Module:
@@ -82,3 +85,14 @@ def test_no_class_is_longer_than_a_reader_can_hold() -> None:
 def test_docstrings_begin_with_a_verb_or_a_noun(room: str) -> None:
     texts = [(f"{path}:{line}", text) for path, tree in TREES.items() for line, text in documented(tree)]
     assert [(where, text[:60]) for where, text in texts if where.startswith(room) and PRONOUNS.match(text)] == []
+
+
+def test_messages_are_plain_english() -> None:
+    banned = []
+    for path, tree in TREES.items():
+        comments = {text for _, text in documented(tree)}
+        for node in ast.walk(tree):
+            match node:
+                case ast.Constant(value=str(text)) if text not in comments and BANNED.search(text):
+                    banned.append(f"{path}:{node.lineno}: {text}")
+    assert banned == []

@@ -28,7 +28,7 @@ FaultKind = Literal[
     "inserted",
     "repeated with changes",
     "starts after",
-    "starts anew",
+    "starts again",
     "contradiction",
     "signature",
 ]
@@ -319,7 +319,7 @@ class Chain:
                 yield "starts after", root, f"{text}: give what came before, or --from-middle"
         elif root.previous is None:
             text = f"a first record, after the chain that ends at {before.where}"
-            yield "starts anew", root, f"{text}: put in, or its worker had lost its state"
+            yield "starts again", root, f"{text}: put in, or its worker had lost its state"
         else:
             text = f"does not follow the record of {before.where}: what stood between them is missing"
             yield "missing", root, text

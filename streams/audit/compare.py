@@ -8,6 +8,7 @@ import msgspec
 from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.times import readable
+from tidegate.streams.report.text import many
 
 FOLLOWS = ("hash", "previous_hash", "decision_id", "command_id", "decision_hash", "correction_id")
 """Fields that differ because others do, or because an earlier record did."""
@@ -108,5 +109,5 @@ def first_difference(new: Iterable[bytes], old: Iterable[bytes]) -> str | None:
             if a != b:
                 return f"{unit}: record {index} differs{describe_differences(a, b)}"
         if len(one) != len(other):
-            return f"{unit}: {len(one)} records here, {len(other)} in the other file"
+            return f"{unit}: {many(len(one), 'record')} here, {len(other)} in the other file"
     return None

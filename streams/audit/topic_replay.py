@@ -22,6 +22,7 @@ from tidegate.streams.engine.runs import Position, Run
 from tidegate.streams.engine.slices import Slices, whole
 from tidegate.streams.engine.source_partition import SourcePartition
 from tidegate.streams.engine.tally import Tally
+from tidegate.streams.report.text import many
 
 
 class PlacedGate(GatePartition):
@@ -204,7 +205,7 @@ class TopicReplay:
                 if a != b:
                     return f"{unit}: decision {number} differs{describe_differences(a, b)}"
             if len(one) > len(other) or (len(one) < len(other) and not part):
-                return f"{unit}: {len(one)} decisions here, {len(other)} in the topic"
+                return f"{unit}: {many(len(one), 'decision')} here, {len(other)} in the topic"
         return self._commands_differ(commands)
 
     def _commands_differ(self, commands: Sequence[bytes]) -> str | None:

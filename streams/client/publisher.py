@@ -297,7 +297,7 @@ class TelemetryPublisher(Bindable):
                 if self._producer is not None and not self._producer.known(self._topic):
                     await self._tell(UnknownTopicOrPartitionError())
                 else:
-                    stalled = "the broker is there, and confirms nothing"
+                    stalled = "the broker answers, but acknowledges nothing"
                     await self._tell(KafkaConnectionError(stalled if silent > STALL_SECONDS else self._lost_why))
             elif self._connected and silent <= WATCH_SECONDS:
                 since = self._outage.shown

@@ -37,6 +37,7 @@ from tidegate.streams.report.terminal import (
     problem_lines,
     state_bar,
 )
+from tidegate.streams.report.text import many
 from tidegate.streams.settings import Settings, command_settings
 from tidegate.streams.simulation.closed_loop import ClosedLoop
 from tidegate.streams.simulation.embedded_broker import embedded_broker
@@ -317,7 +318,7 @@ class Demo:
         minutes = (simulation.now - simulation.start) / 60_000
         progress = (
             f"event time {clock(simulation.now)}, minute {minutes:.1f} at {self.speed:g} times real time; "
-            f"{self.loop.events:,} events, {self.loop.events / seconds:,.0f} a second"
+            f"{many(self.loop.events, 'event')}, {self.loop.events / seconds:,.0f} a second"
         )
         parts: list[RenderableType] = [self._stands(site) for site in simulation.sites.values()]
         parts.append(Text(progress, style="dim"))

@@ -99,7 +99,7 @@ def _only(name: str) -> Decision:
             content = file.read()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{quoted(name)} is no decision_id, and as a file: {reason}") from None
+        raise InputError(f"{quoted(name)} is not a decision_id, and as a file: {reason}") from None
     try:
         # It may stand on several lines, as other tools write it.
         return decision_from_bytes(content)
@@ -109,7 +109,9 @@ def _only(name: str) -> Decision:
         except InputError:
             records = []
         if len(records) > 1 and all(_id_of(record) for record in records[:2]):
-            raise InputError(f"{where} holds {len(records)} records: name one, with --decisions {name}") from None
+            raise InputError(
+                f"{where} holds {many(len(records), 'record')}: name one, with --decisions {name}"
+            ) from None
         if len(records) != 1 or records[0] == content.strip():
             raise InputError(f"{where}: {error}") from None
     try:
@@ -140,7 +142,8 @@ def _pick(lines: Iterator[bytes], digits: str, where: str) -> Decision:
             found[line] = known
     ids = sorted(set(found.values()))
     if not found:
-        rest = f", and {others:,} lines that are none" if others else ""
+        what = "is not a decision" if others == 1 else "are not decisions"
+        rest = f", and {many(others, 'line')} that {what}" if others else ""
         raise InputError(f"{where} has no decision sha256:{digits}… among {records:,}{rest}")
     if len(ids) > 1:
         some = ", ".join(map(plain, ids[:3]))

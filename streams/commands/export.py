@@ -17,6 +17,7 @@ from tidegate.streams.commands.options import Time, bars
 from tidegate.streams.dumps import parquet
 from tidegate.streams.dumps.records import End, dump_line
 from tidegate.streams.kafka.history import Extent, History
+from tidegate.streams.report.text import many
 from tidegate.streams.settings import command_settings
 
 MANIFEST_FILE = "manifest.json"
@@ -73,7 +74,7 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
     except OSError as error:
         raise InputError(f"--out: {error.filename or out}: {error.strerror or error}") from None
     for entry in entries:
-        click.echo(f"{entry['file']}: {entry['records']} records of {entry['topic']}")
+        click.echo(f"{entry['file']}: {many(entry['records'], 'record')} of {entry['topic']}")
     for extent in extents:
         if extent.cut and (start is None or extent.topic in early):
             click.echo(f"history is cut: the first records of {extent.topic} are gone in partitions {extent.cut}")

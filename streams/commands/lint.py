@@ -41,7 +41,7 @@ def _rate(_: click.Context, __: click.Parameter, value: str | None) -> float | N
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)/([smh])", value.strip())
     rate = float(match[1]) / _PER_SECONDS[match[2]] if match else 0.0
     if not 0 < rate <= RATE_MAX:
-        raise SettingsError(f"--rate: {value!r} is no rate; write requests over time: 2/s, 90/m or 5000/h")
+        raise SettingsError(f"--rate: {value!r} is not a rate; write requests over time, such as 2/s, 90/m or 5000/h")
     return rate
 
 

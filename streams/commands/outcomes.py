@@ -151,7 +151,8 @@ class OutcomeWriter:
     def tell(self, tally: Tally, timeline: Timeline) -> None:
         """Say how many there were, of how many events, and which flags wait for probes that nobody sends."""
         told = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.most_common())
-        click.echo(f"{self._verdicts.total()} decisions ({told or 'no window was closed'}), {self._ordered} commands")
+        decided, ordered = many(self._verdicts.total(), "decision"), many(self._ordered, "command")
+        click.echo(f"{decided} ({told or 'no window was closed'}), {ordered}")
         click.echo(tally.told())
         if not self._verdicts and not self.after.time:
             click.echo(tally.unclosed)

@@ -98,7 +98,7 @@ def command(
     paths = [*events, *more_events]
     for used in (*manifests, *paths, commands, corrections, compare, operations):
         if used is not None and _same(used, out):
-            raise InputError(f"--out: {out} is used otherwise; decisions would be written over it")
+            raise InputError(f"--out: {out} is also an input; writing decisions would overwrite it")
     made = OutcomeWriter(out, commands, corrections, keep=compare is not None, after=start)
     if broker is not None:
         if paths or operations is not None:
@@ -230,14 +230,17 @@ def _chosen(
         cut = kept.latest([asked.before(start, gate, len(kept.gates)) for gate in range(len(kept.gates))])
         if cut is None:
             remedy = f"the first is --from {iso(_reached(first, asked))}" if first else "leave --from out"
-            raise InputError(f"--from: no retained checkpoint before it is followed by all its telemetry; {remedy}")
+            raise InputError(f"--from: no retained checkpoint before it has all the telemetry after it; {remedy}")
     if cut is None:
-        click.echo("no retained checkpoint is followed by all its telemetry: all units begin anew, and may differ")
+        click.echo(
+            "no retained checkpoint has all the telemetry after it, so every unit starts from scratch and its "
+            "decisions may differ"
+        )
         return kept.nothing
     if cut.from_beginning:
-        click.echo("not all have a retained checkpoint before --from: telemetry is read from its beginning")
+        click.echo("some partitions have no retained checkpoint before --from, so telemetry is read from its beginning")
     else:
-        click.echo(f"taken up at the checkpoint of {iso(cut.closed * asked.clockwork.pane_ms)}, retained by a worker")
+        click.echo(f"resumed at the checkpoint of {iso(cut.closed * asked.clockwork.pane_ms)}, retained by a worker")
     return cut
 
 
@@ -268,7 +271,7 @@ def _counted(
 ) -> dict[Operation, int]:
     operations, refused = past.read_orders(records, settings, trusted)
     if refused:
-        click.echo(f"{refused} records of {where} are no operations that count")
+        click.echo(f"{many(refused, 'record')} of {where} refused: not valid operations")
     return operations
 
 

@@ -20,6 +20,7 @@ from tidegate.schemas.manifest import Flag
 from tidegate.schemas.times import iso
 from tidegate.streams.commands.options import Time
 from tidegate.streams.report.terminal import order, outcome, plain_gates, problem_lines, weight_percent
+from tidegate.streams.report.text import many
 from tidegate.streams.settings import command_settings
 from tidegate.streams.simulation.closed_loop import ClosedLoop, latest_start
 from tidegate.streams.simulation.scenarios import SCENARIOS, told_scenarios
@@ -71,7 +72,7 @@ def command(
     progress = Progress(console=Console(soft_wrap=True), disable=not sys.stdout.isatty())
     console = progress.console
     console.print(
-        f"{len(arrivals):,} requests from {iso(simulation.start)} on, {', '.join(simulation.sites)} "
+        f"{many(len(arrivals), 'request')} from {iso(simulation.start)} on, {', '.join(simulation.sites)} "
         f"at {weight_percent(first_weight(flag))}: {SCENARIOS[scenario].text}",
         highlight=False,
     )
@@ -97,7 +98,7 @@ def command(
             moved=lambda now: progress.update(task, completed=now - simulation.start),
         )
         asyncio.run(loop.run())
-    console.print(f"{loop.events:,} events published", highlight=False)
+    console.print(f"{many(loop.events, 'event')} published", highlight=False)
 
 
 def _pick(flags: Mapping[str, Flag], name: str | None) -> Flag:

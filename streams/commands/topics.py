@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tidegate.schemas.errors import NoBrokerError, TopicError
 from tidegate.streams.kafka.topics import check_topics, create_topics, topics
+from tidegate.streams.report.text import many
 from tidegate.streams.settings import command_settings
 
 
@@ -39,4 +40,7 @@ def command(create: bool, broker: str | None) -> None:
             raise
         click.echo(f"tidegate: {error}", err=True)
         raise SystemExit(1) from None
-    console.print(f"[green]all topics are there: {p} telemetry partitions, {g} gates[/green]", highlight=False)
+    console.print(
+        f"[green]all topics are there: {many(p, 'telemetry partition')}, {many(g, 'gate partition')}[/green]",
+        highlight=False,
+    )

@@ -108,7 +108,7 @@ def is_dump(path: Path) -> bool:
 
 
 def records(path: Path) -> Iterator[Dumped]:
-    """Yield the records of a dump; lines that are none are passed over."""
+    """Yield the records of a dump; lines that are not decisions are passed over."""
     for _, record in read_records(path):
         if record.offset is not None:
             yield Dumped(record.partition, record.offset, record.timestamp, record.value)

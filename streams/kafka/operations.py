@@ -26,7 +26,7 @@ class OperationLog:
             operation = read_operation(record.value, self._settings.deployment, self._trusted)
             check_time(operation, record.timestamp, self._settings.operation_max_age)
             if operation in self._seen:
-                raise Refusal(f"the record at offset {self._seen[operation]} once more; order it anew")
+                raise Refusal(f"a repeat of the record at offset {self._seen[operation]}; give the order again")
         except Refusal as refusal:
             log.warning("operation refused", offset=record.offset, reason=str(refusal))
             return None

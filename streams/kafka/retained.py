@@ -20,6 +20,7 @@ from tidegate.schemas.errors import TopicError
 from tidegate.streams.engine.runs import NEVER, Position
 from tidegate.streams.kafka.history import Extent, History
 from tidegate.streams.kafka.turns import state_sha256
+from tidegate.streams.report.text import many
 from tidegate.streams.settings import Settings
 
 INDEX, PARTS = 0, 1
@@ -159,7 +160,7 @@ def find(
             if min(entry.parts, default=-1) >= first_part:
                 entries.append(entry)
     if garbage:
-        tell(f"{garbage} records of {topic} are no retained checkpoints")
+        tell(f"{many(garbage, 'record')} of {topic} could not be read as a retained checkpoint")
     if not entries:
         tell(f"no retained checkpoints: topic {topic} has none")
         return Retained.none(firsts)

@@ -140,11 +140,12 @@ async def check_topics(settings: Settings) -> tuple[int, int]:
                     "start a new TIDEGATE_APPLICATION_ID"
                 )
         if found[settings.retained_topic] < 2:
-            raise TopicError(f"topic {settings.retained_topic} has 1 partition, not 2; make it anew")
+            raise TopicError(f"topic {settings.retained_topic} has 1 partition, not 2; delete and recreate it")
         for name in (settings.manifests_topic, settings.operations_topic):
             if found[name] != 1:
                 raise TopicError(
-                    f"topic {name} has {found[name]} partitions, not 1, so its records have no order; make it anew"
+                    f"topic {name} has {found[name]} partitions, not 1, so its records have no order; "
+                    "delete and recreate it"
                 )
         policies = await _policies(admin, [topic.name for topic in wanted])
         for topic in wanted:

@@ -414,7 +414,7 @@ def _next(decision: Decision) -> Iterator[str]:
         case "hold" if not ("latched" in decision.reasons or _ended(decision) or guards):
             yield f"the canary stays at {at}"
         case "pass":
-            yield "weights stay as they are, and the next window is judged anew"
+            yield "weights stay as they are, and the next window is judged afresh"
     problems = {problem.problem for problem in decision.evidence_problems}
     yield from endings(decision, set(decision.reasons) - problems)
     yield from _then(decision)

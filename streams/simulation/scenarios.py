@@ -422,7 +422,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "client-evaluated": _problem(
         "client_evaluated",
-        "some clients choose their arm themselves: what they send is no evidence",
+        "some clients choose their arm themselves: what they send is not evidence",
         Change(by_client, share=0.1),
     ),
     "assignment-mismatch": Scenario(

@@ -188,7 +188,7 @@ async def serve(
 
     ``ready``: what has to be well. ``refresh``: called before metrics are shown, to bring them up to date.
 
-    Raises SettingsError if the address cannot be had.
+    Raises SettingsError if the address is taken or not this machine's.
     """
 
     async def livez(_: web.Request) -> web.Response:
@@ -215,8 +215,9 @@ async def serve(
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise SettingsError(
-            f"TIDEGATE_HTTP_HOST, TIDEGATE_HTTP_PORT: {host}:{port} cannot be had: {error.strerror or error}; a second "
-            "worker on one machine needs a port of its own, and 0 takes a free one"
+            f"TIDEGATE_HTTP_HOST, TIDEGATE_HTTP_PORT: cannot listen on {host}:{port}: {reason}; a second "
+            "worker on one machine needs a port of its own, or 0 to pick a free port"
         ) from None
     return runner

@@ -16,7 +16,7 @@ STOP_SECONDS = 4.5
 
 
 def _give_up() -> None:
-    log.error("stopped in haste", reason=f"the broker confirmed nothing for {STOP_SECONDS} s")
+    log.error("forced stop", reason=f"the broker acknowledged nothing for {STOP_SECONDS} s")
     os._exit(1)
 
 

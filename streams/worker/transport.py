@@ -54,7 +54,7 @@ class IdempotentProducer(Producer):
                 # It was not taken: what is sent next comes after it.
                 if not isinstance(error.__cause__, KafkaTimeoutError):
                     raise
-                log.warning("waiting for the broker", topic=topic, reason="what was sent to it is not confirmed")
+                log.warning("waiting for the broker", topic=topic, reason="it has not acknowledged what was sent to it")
 
 
 def consumer_of(worker: "Worker") -> type[Consumer]:

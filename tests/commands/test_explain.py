@@ -523,11 +523,11 @@ Next
                     Problem(problem="window_unstable", detail={"manifest": "sha256:1", "changed_at": START + 60_000})
                 ],
             ),
-            ["The manifest changed at 2025-08-31T10:16:00Z".lower(), "the flag begins anew at its first stage"],
+            ["The manifest changed at 2025-08-31T10:16:00Z".lower(), "the flag starts again at its first stage"],
         ),
         (
             decided("hold", ["rearm"], window=Span(start=START, end=END, closed=False)),
-            ["rearm ended the window", "the unit begins anew at its first stage"],
+            ["rearm ended the window", "the unit starts again at its first stage"],
         ),
     ],
     ids=lambda value: f"{value.kind} {value.verdict} {value.reasons[0]}" if isinstance(value, Decision) else "",
@@ -841,7 +841,10 @@ class TestFinding:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("abcdef0123",), "decisions.ndjson has no decision sha256:abcdef0123… among 5, and 2 lines that are none"),
+            (
+                ("abcdef0123",),
+                "decisions.ndjson has no decision sha256:abcdef0123… among 5, and 2 lines that are not decisions",
+            ),
             (("abcdef0123", "--decisions", "none.ndjson"), "none.ndjson: No such file or directory"),
             (
                 ("abc",),

@@ -95,7 +95,7 @@ def test_sign_rounds_a_time_from_now_up_to_a_pane() -> None:
             "20.001Z is not the start of a pane; the next one starts at 2023-11-14T22:13:30Z",
         ),
         (("--revision", 1, "--effective-from", "soon"), '--effective-from: "soon" is not a time; write 2026-01-31'),
-        (("--revision", 1, "--effective-from", "now+5"), "write a whole number and its unit: 5s"),
+        (("--revision", 1, "--effective-from", "now+5"), "write a whole number with a unit, such as 5s"),
         (("--revision", 0, "--effective-from", NOON), "'--revision': 0 is not in the range"),
         (("--revision", 1, "--effective-from", NOON, "--key", "key.pub"), "key.pub: no Ed25519 private key"),
         (("--revision", 1, "--effective-from", NOON, "--key", "none"), "none: No such file"),

@@ -96,7 +96,7 @@ class TestOutput:
         due = int(before.split("with ts ")[1].split()[0])
         assert "no window was closed: the first one ends" in told(tick(due - 1))
         after = told(tick(due))
-        assert after.startswith("1 decisions (")
+        assert after.startswith("1 decision (")
         assert "no window was closed" not in after
 
     def test_a_log_in_which_nothing_counts_says_so(self, case: Case) -> None:

@@ -22,7 +22,7 @@ def broker() -> Iterator[str]:
 def test_all_that_are_there_are_fine(broker: str) -> None:
     done = tidegate("topics", "--broker", broker)
     assert (done.code, done.err) == (0, "")
-    assert "all topics are there: 4 telemetry partitions, 4 gates" in " ".join(done.out.split())
+    assert "all topics are there: 4 telemetry partitions, 4 gate partitions" in " ".join(done.out.split())
 
 
 def test_names_and_configs_are_shown_in_full(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     done = from_topics("--compare")
     assert (done.code, done.err) == (0, ""), done.out
     assert "the same bytes as the topics" in done.out
-    assert "1 records of" in done.out, "the unsigned kill does not count"
+    assert "1 record of" in done.out, "the unsigned kill does not count"
     assert by_unit(out.read_bytes().splitlines()) == live
     assert by_unit(commands.read_bytes().splitlines()) == obeyed
     whole = out.read_bytes(), commands.read_bytes()
@@ -178,7 +178,7 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
         files = {option: dump / f"{name}.{ending}" for option, name in FILES.items()}
         done = replay(*chain.from_iterable(files.items()), "--compare", dump / f"decisions.{ending}")
         assert (done.code, done.err) == (0, ""), done.out
-        assert "1 records of" in done.out, "the unsigned kill does not count"
+        assert "1 record of" in done.out, "the unsigned kill does not count"
     assert (out.read_bytes(), commands.read_bytes()) == whole
     assert tidegate("export", "--broker", settings.broker, "--out", dump).code == 0
     manifest = json.loads((dump / "manifest.json").read_bytes())
@@ -201,7 +201,7 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     for after in (half, half + 20_000):  # before the kill and after it
         middle = from_topics("--from", after, "--compare")
         assert middle.code == 0, middle.out
-        assert "taken up at the checkpoint of" in middle.out
+        assert "resumed at the checkpoint of" in middle.out
         again = by_unit(out.read_bytes().splitlines())
         assert {
             unit: [line for line in lines if json.loads(line)["decided_at"] > after] for unit, lines in live.items()
@@ -226,7 +226,7 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     rest = from_topics("--compare")
     assert rest.code == 0, rest.out
     assert "history is cut" in rest.out
-    assert "taken up at the checkpoint of" in rest.out
+    assert "resumed at the checkpoint of" in rest.out
     again = by_unit(out.read_bytes().splitlines())
     assert all(live[unit][-len(lines) :] == lines for unit, lines in again.items())
     assert again.keys() == live.keys()

@@ -507,7 +507,7 @@ def test_an_auditor_who_may_only_read_has_the_workers_bytes_and_leaves_no_trace(
     exported = stage.run("auditor", "export", "--broker", broker, "--out", folder / "export")
     assert exported.code == 0, exported.err
     # The tick is in each of the four partitions.
-    assert f"{story.sent + 3 + len(LARGE)} records of {PREFIX}.telemetry" in exported.out
+    assert f"{story.sent + 3 + len(LARGE):,} records of {PREFIX}.telemetry" in exported.out
     watched = stage.run("auditor", "watch", "--once")
     assert "answer|eu" in watched.out
     assert re.search(r"^telemetry: [1-9][\d,]* events counted; left out: ", watched.out, re.MULTILINE)

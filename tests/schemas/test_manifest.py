@@ -352,7 +352,7 @@ class TestDurations:
 
     def test_a_bare_number_is_told_its_unit(self) -> None:
         for bare in (15, "15"):
-            with pytest.raises(ValueError, match="write a whole number and its unit: 15s"):
+            with pytest.raises(ValueError, match="write a whole number with a unit, such as 15s"):
                 parse_duration(bare)
 
 
@@ -441,7 +441,7 @@ AT_ONE_KEY = [
     ("traffic.shadow", "0", "traffic.shadow", "write true or false"),
     ("window.length", "15s", "window.length", "write length: 20s"),
     ("window.length", "0s", "window.length", "write length: 10s"),
-    ("window.length", "900", "window.length", "a whole number and its unit: 900s"),
+    ("window.length", "900", "window.length", "a whole number with a unit, such as 900s"),
     ("window.length", "1.5h", "window.length", "a whole number and its unit"),
     ("window.length", "null", "window.length", "a whole number and its unit"),
     ("window.settle", "-1s", "window.settle", "a whole number and its unit"),
@@ -459,7 +459,7 @@ AT_ONE_KEY = [
     ("policy.wrong_promote", "0.6", "policy.wrong_promote", "at most 0.5"),
     ("policy.evidence", "sequental", "policy.evidence", "did you mean sequential?"),
     ("policy.design_effect", "0.9", "policy.design_effect", "at least 1"),
-    ("policy.patience", "7", "policy.patience", "a whole number and its unit: 7s"),
+    ("policy.patience", "7", "policy.patience", "a whole number with a unit, such as 7s"),
     ("policy.rule_out", "{error_rate: 0.005}", "policy.rule_out.error_rate", "above 0.005"),
     ("policy.rule_out", "{tool_success: 0.995}", "policy.rule_out.tool_success", "below 0.99"),
     ("policy.rule_out", "{coverage: 0.7}", "policy.rule_out.coverage", "below 0.7"),

@@ -385,7 +385,7 @@ class TestCompare:
     def test_missing_records_are_a_difference_on_either_side(self) -> None:
         a = self.records("hold", "pass")
         assert first_difference(a, a[:1]) == "f|: 2 records here, 1 in the other file"
-        assert first_difference(a[:1], a) == "f|: 1 records here, 2 in the other file"
+        assert first_difference(a[:1], a) == "f|: 1 record here, 2 in the other file"
         assert first_difference(a, a + self.records("hold", region="eu")) == "f|eu: 0 records here, 1 in the other file"
 
     @pytest.mark.parametrize("line", [b"x", b"{}", b"[]", b'{"flag":1,"region":""}', b"\xff", b"[" * 100_000])

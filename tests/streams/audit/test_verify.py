@@ -584,7 +584,7 @@ def test_a_chain_that_begins_again_is_found() -> None:
     identity = {"decision_id": fields(again)["decision_id"], "effective_from": moment + 20_000}
     log.decisions.append(again)
     log.commands.append(ordered(fields(log.commands[order]) | identity))
-    assert log.found() == [("starts anew", f"d{len(log.decisions) - 1}", unit_of(again))]
+    assert log.found() == [("starts again", f"d{len(log.decisions) - 1}", unit_of(again))]
 
 
 def test_whoever_writes_the_rest_of_a_chain_anew_is_betrayed_by_the_last_hash_alone() -> None:

@@ -91,7 +91,7 @@ def test_revisions_take_effect_in_their_order() -> None:
         ("", "empty"),
         ("flags: {}", "no flags"),
         ("flags: {x: {kind: kil_switch}}", r"flags\.x\.kind: unknown kind.*did you mean kill_switch"),
-        ("flags: {x: {window: {length: 15s}}}", r"flags\.x\.window\.length: the window is no multiple"),
+        ("flags: {x: {window: {length: 15s}}}", r"flags\.x\.window\.length: the window is not a multiple"),
         ("flags: [", "not valid YAML"),
     ],
 )

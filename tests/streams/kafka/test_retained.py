@@ -223,7 +223,7 @@ def test_garbage_is_passed_over_and_counted(value: bytes | None) -> None:
     history.logs[INDEX].append(b"", value)
     told: list[str] = []
     assert find(history, SETTINGS, [7], told.append).earliest() is not None
-    assert told == ["1 records of tidegate.retained are no retained checkpoints"]
+    assert told == ["1 record of tidegate.retained could not be read as a retained checkpoint"]
 
 
 @pytest.mark.parametrize(
