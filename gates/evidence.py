@@ -26,7 +26,7 @@ STORM_SHARE, STORM_EVENTS = 0.05, 5
 ORPHANS_MAX = 0.01
 """Share of a window's sticky ids that may be without an exposure: exposures may be late or lost like any event."""
 
-Pins = dict[str, str]
+_Pins = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def problems(seen: Evidence) -> list[Problem]:
     return [Problem(problem=detector.__name__, detail=detail) for detector in DETECTORS for detail in detector(seen)]
 
 
-def pin_sets(arm: Arm) -> list[tuple[Pins, PinSet]]:
+def pin_sets(arm: Arm) -> list[tuple[_Pins, PinSet]]:
     """Return the sets of pins an arm showed, in the order they were first seen."""
     sets = [
         (pins, found)
@@ -322,6 +322,6 @@ def pin_sets(arm: Arm) -> list[tuple[Pins, PinSet]]:
     return [(decode(pins), found) for pins, found in sorted(sets, key=lambda item: (item[1].first, item[0]))]
 
 
-def judged(flag: Flag, pins: Pins) -> list[str]:
+def judged(flag: Flag, pins: _Pins) -> list[str]:
     """Return the pins of a set that drift is judged on: the six and those the manifest names."""
     return [pin for pin in pins if pin in PINS or pin in flag.versions or pin in flag.baseline_versions]

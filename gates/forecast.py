@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from tidegate.gates.metrics import LABELLED, MISSING_MAX, ArmMetrics
 from tidegate.gates.power import judged_gates
 from tidegate.gates.rules import QUALITY_GATES
 from tidegate.gates.sequential import COST_LEAST
 from tidegate.schemas.decision import Forecast, GateResult, Need, Problem
+from tidegate.schemas.event import ArmName
 from tidegate.schemas.manifest import Flag
 
-ArmName = Literal["canary", "baseline"]
 SHARES = (
     "rows with delta_s",
     "rows with coverage",
@@ -101,7 +100,7 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
     for name, arm in arms:
         if reason in QUALITY_GATES:
             if labelled:
-                metric, field = FIELDS.get(reason, ("delta_s", "delta_s"))
+                metric, field = METRIC_FIELDS.get(reason, ("delta_s", "delta_s"))
                 yield need(name, f"labels with {field}", LABELLED[metric](arm.labels), least)
             else:
                 yield need(name, _source_rows(flag, name, canary, baseline), arm.quality_rows, least)
@@ -144,7 +143,7 @@ def _needs(reason: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) ->
                 yield need("baseline", "solved requests", baseline.solved, 1)
 
 
-FIELDS = {"coverage_min": ("coverage", "coverage"), "lambda_convergent": ("lambda", "lambda_state")}
+METRIC_FIELDS = {"coverage_min": ("coverage", "coverage"), "lambda_convergent": ("lambda", "lambda_state")}
 """Of a quality gate the metric and the field; the others read ΔS."""
 
 
@@ -160,8 +159,8 @@ def _by_labels(gate: str, flag: Flag, canary: ArmMetrics, baseline: ArmMetrics) 
         return not all(tells(arm.served) for arm in both) and any(tells(arm.served_labels) for arm in both)
     if gate not in QUALITY_GATES or (gate == "lambda_convergent" and probes):
         return False
-    tells = LABELLED[FIELDS.get(gate, ("delta_s", ""))[0]]
-    read = (canary,) if gate in FIELDS else both
+    tells = LABELLED[METRIC_FIELDS.get(gate, ("delta_s", ""))[0]]
+    read = (canary,) if gate in METRIC_FIELDS else both
     return not all(tells(arm.quality) for arm in read) and any(tells(arm.labels) for arm in both)
 
 

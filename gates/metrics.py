@@ -56,7 +56,7 @@ class Lambda:
 
 
 @dataclass(frozen=True)
-class Told:
+class MetricSource:
     """The source of a metric: the sums to read it from, and the number of rows that should have it.
 
     ``labels``: how many of those are labels, which have taken the metric over; 0 where the requests' own values and
@@ -112,12 +112,12 @@ class ArmMetrics:
         together.merge(self.labels)
         return together
 
-    def told(self, metric: str) -> Told:
+    def told(self, metric: str) -> MetricSource:
         """Return the rows of ΔS, coverage or λ."""
         if metric in self.taken_over:
             n = LABELLED[metric](self.labels)
-            return Told(self.labels, n, n)
-        return Told(self._together, self.quality_rows)
+            return MetricSource(self.labels, n, n)
+        return MetricSource(self._together, self.quality_rows)
 
     @property
     def delta_s(self) -> Digest:

@@ -7,7 +7,7 @@ from tidegate.gates.verdict import to_pass
 from tidegate.schemas.catalogue import GUARDS
 from tidegate.schemas.manifest import DEFAULT_STAGES, PAGE, Flag
 
-NAMES = {
+KIND_WORDS = {
     "progressive_rollout": "a rollout",
     "quality_gated": "a quality gate",
     "cost_guard": "a cost guard",
@@ -74,7 +74,7 @@ def stuck(flag: Flag) -> Iterator[str]:
 
 
 def _stages(flag: Flag) -> Iterator[str]:
-    stages, name = flag.traffic.stages, NAMES[flag.kind]
+    stages, name = flag.traffic.stages, KIND_WORDS[flag.kind]
     first, last = stages[0], stages[-1]
     if flag.kind != "progressive_rollout":
         ramp = () if flag.kind == "kill_switch" else DEFAULT_STAGES
@@ -111,7 +111,7 @@ def _rules(flag: Flag) -> Iterator[str]:
     hard = flag.abort_rules.hard
     if flag.kind in GUARDS:
         if hard != PAGE.abort_rules.hard:
-            yield f"hard rules never fire on {NAMES[flag.kind]}: abort_rules.hard guards nothing"
+            yield f"hard rules never fire on {KIND_WORDS[flag.kind]}: abort_rules.hard guards nothing"
         return
     never = [f"{rule.kind} {rule.value:g}" for rule in hard if rule.value == _EXTREMES[rule.kind]]
     if never:
@@ -160,10 +160,10 @@ def _unread(flag: Flag) -> Iterator[str]:
         if unread:
             yield f"a kill switch measures nothing, and does not look at {', '.join(sorted(unread))}"
     if flag.traffic.shadow and flag.kind not in ("progressive_rollout", "quality_gated"):
-        yield f"{NAMES[flag.kind]} reads no mirrored requests: traffic.shadow changes nothing"
+        yield f"{KIND_WORDS[flag.kind]} reads no mirrored requests: traffic.shadow changes nothing"
     judged = kind_gates(flag.kind)
     if "gates" in given and flag.kind in ("safety_guard", "cost_guard", "quality_gated"):
         limits, page = flag.gates.limits(), PAGE.gates.limits()
         others = [gate for gate, limit in limits.items() if gate not in judged and limit != page[gate]]
         if others:
-            yield f"{NAMES[flag.kind]} is not decided by {', '.join(others)}"
+            yield f"{KIND_WORDS[flag.kind]} is not decided by {', '.join(others)}"

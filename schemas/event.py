@@ -40,6 +40,7 @@ Text = Annotated[str, Meta(max_length=TEXT_MAX)]
 Version = Annotated[str, Meta(max_length=512)]
 Versions = Annotated[dict[Version, Version], Meta(max_length=64, description="the six pins and any other version")]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+ArmName = Literal["baseline", "canary"]
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +80,7 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         ),
     ] = None
     flag: Annotated[Name | None, Meta(description="required but for ticks")] = None
-    arm: Annotated[Literal["baseline", "canary"] | None, Meta(description="required but for ticks")] = None
+    arm: Annotated[ArmName | None, Meta(description="required but for ticks")] = None
     sticky_id: Annotated[
         Name | None,
         Meta(description="what the assignment sticks to; record key; required but for ticks"),

@@ -21,7 +21,7 @@ class SignedRecord(NamedTuple):
     headers: Sequence[tuple[str, bytes]]
 
 
-class Checked(NamedTuple):
+class CheckedRecord(NamedTuple):
     """A record and what is wrong with its signature; ``before``: it is unsigned, from before signing began."""
 
     record: SignedRecord
@@ -29,7 +29,7 @@ class Checked(NamedTuple):
     before: bool = False
 
 
-def check(records: Iterable[SignedRecord], trusted: TrustedKeys, since: int | None) -> Iterator[Checked]:
+def check(records: Iterable[SignedRecord], trusted: TrustedKeys, since: int | None) -> Iterator[CheckedRecord]:
     """Hold each record's signature against the trusted keys.
 
     ``since``: from the first record of a partition with this time, ms, or a later one, on, every one has to be signed.
@@ -45,7 +45,7 @@ def check(records: Iterable[SignedRecord], trusted: TrustedKeys, since: int | No
         if fault is None if since is None else record.timestamp >= since:
             begun.add(log)
         before = fault is not None and not has_signature(record.headers) and log not in begun
-        yield Checked(record, None if before else fault, before)
+        yield CheckedRecord(record, None if before else fault, before)
 
 
 class Beginning(NamedTuple):
@@ -59,7 +59,7 @@ class Beginning(NamedTuple):
     all_since: int
 
 
-def beginning(checked: Iterable[Checked]) -> Beginning:
+def beginning(checked: Iterable[CheckedRecord]) -> Beginning:
     """Find where signing began, in records of all partitions."""
     before, firsts = 0, dict[tuple[SignedKind, int], SignedRecord]()
     for record, fault, unsigned in checked:

@@ -3,15 +3,15 @@
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 from uuid import uuid4
 
 from tidegate.schemas import assignment
 from tidegate.schemas.decision import Weights
 from tidegate.schemas.errors import EventError
+from tidegate.schemas.event import ArmName
 from tidegate.streams.client.checking import unknown_fields
 
-Arm = Literal["baseline", "canary"]
 Pins = Mapping[str, str]
 ARMS = ("baseline", "canary")
 
@@ -60,21 +60,21 @@ class BoundTelemetry:
     ) -> None:
         self._publisher, self._fields, self._versions, self._weights = publisher, fields, versions, weights
 
-    def arm(self, sticky_id: str) -> Arm:
+    def arm(self, sticky_id: str) -> ArmName:
         """Return the arm of an id by the last command's weights; the baseline where no command has come yet."""
         flag = self._fields["flag"]
         weights = (self._weights or {}).get(f"{flag}|{self._fields['region']}")
         return assignment.arm(flag, sticky_id, weights.canary) if weights else "baseline"
 
-    def request(self, sticky_id: str, arm: Arm | None = None, **fields: Any) -> "RequestEvent":
+    def request(self, sticky_id: str, arm: ArmName | None = None, **fields: Any) -> "RequestEvent":
         """Return the event of one request, to stand around its work in ``with`` or ``async with``."""
         return RequestEvent(self, self._given(sticky_id, arm) | fields)
 
-    def exposure(self, sticky_id: str, arm: Arm | None = None, **fields: Any) -> bool:
+    def exposure(self, sticky_id: str, arm: ArmName | None = None, **fields: Any) -> bool:
         """Publish that an id was assigned to an arm; whether it was taken."""
         return self.publish({"kind": "exposure"} | self._given(sticky_id, arm) | fields)
 
-    def label(self, event_id: str, sticky_id: str, arm: Arm | None = None, **fields: Any) -> bool:
+    def label(self, event_id: str, sticky_id: str, arm: ArmName | None = None, **fields: Any) -> bool:
         """Publish an evaluator's word on an earlier request: ``delta_s``, ``coverage``, ``lambda_state``, ``solved``.
 
         ``event_id``: the request's, from ``event.event_id``; ``sticky_id`` and ``arm``: the request's too.
@@ -89,7 +89,7 @@ class BoundTelemetry:
             event["versions"] = pins
         return self._publisher.publish(event | dict(fields))
 
-    def _given(self, sticky_id: str, arm: Arm | None) -> dict[str, Any]:
+    def _given(self, sticky_id: str, arm: ArmName | None) -> dict[str, Any]:
         if arm is None and self._weights is not None:
             arm = self.arm(sticky_id)
         return {"sticky_id": sticky_id, "arm": arm}
@@ -112,9 +112,9 @@ class RequestEvent:
         return cast("str", self._fields["event_id"])
 
     @property
-    def arm(self) -> Arm:
-        """What serves the request; None where nobody has said so yet."""
-        return cast("Arm", self._fields["arm"])
+    def arm(self) -> ArmName:
+        """The arm that serves the request; None while it is not known."""
+        return cast("ArmName", self._fields["arm"])
 
     def set(self, **fields: Any) -> None:
         """Add fields, such as ``status``, ``cost`` or ``solved``, or replace them."""

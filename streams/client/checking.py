@@ -14,13 +14,13 @@ from tidegate.schemas.event import TelemetryEvent, encode, parse
 
 log = logging.getLogger("tidegate.publisher")
 
-FIELDS = frozenset(TelemetryEvent.__struct_fields__)
+EVENT_FIELDS = frozenset(TelemetryEvent.__struct_fields__)
 COMPLAINTS_MAX = 100
 """Lines about wrong events after which there are no more: what is wrong with them may be different each time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedEvent:
     """A valid event as it is sent. ``key`` None: it goes to every partition."""
 
     event: TelemetryEvent
@@ -31,8 +31,8 @@ class Checked:
 def unknown_fields(names: Iterable[str]) -> list[str]:
     """Return a line for each name that is not a field of telemetry, with the field that it is like."""
     lines = []
-    for name in sorted(str(name) for name in set(names) - FIELDS):
-        near = get_close_matches(name, sorted(FIELDS), 1)
+    for name in sorted(str(name) for name in set(names) - EVENT_FIELDS):
+        near = get_close_matches(name, sorted(EVENT_FIELDS), 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         lines.append(f"{quoted(name)} is not a field of telemetry{hint}")
     return lines
@@ -44,16 +44,16 @@ class Checker:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def check(self, event: TelemetryEvent | Mapping[str, Any]) -> Checked:
+    def check(self, event: TelemetryEvent | Mapping[str, Any]) -> CheckedEvent:
         """Return the event as it is sent. Raises EventError, or whatever a value that is no event leads to."""
         value = encode(event)
         # As the broker will stamp it: a `ts` in other units than ms lies far in the future.
         checked = parse(value, timestamp=int(time.time() * 1000))
-        if isinstance(event, Mapping) and not event.keys() <= FIELDS:
+        if isinstance(event, Mapping) and not event.keys() <= EVENT_FIELDS:
             for line in unknown_fields(event):
                 self._say(line, "telemetry goes without a field: %s (said once)", line)
         key = None if checked.kind == "tick" or checked.sticky_id is None else checked.sticky_id.encode()
-        return Checked(checked, key, value)
+        return CheckedEvent(checked, key, value)
 
     def complain(self, error: BaseException) -> None:
         """Log the first error of each field, or of each kind."""

@@ -16,7 +16,7 @@ class _Keeping(Bindable):
     def __init__(self, *, strict: bool = True) -> None:
         self._strict, self._checker = strict, Checker()
         self.events: list[TelemetryEvent] = []
-        """What was published, in order."""
+        """The published events, in order."""
         self.sent = self.failed = self.dropped = self.rejected = self.pending = 0
 
     def publish(self, event: TelemetryEvent | Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 
-class Counted(Protocol):
+class PublisherCounters(Protocol):
     """Has a publisher's counters; see ``TelemetryPublisher``."""
 
     @property
@@ -37,7 +37,7 @@ class PublisherCollector(Collector):
     REGISTRY.register(PublisherCollector(telemetry))
     """
 
-    def __init__(self, publisher: Counted) -> None:
+    def __init__(self, publisher: PublisherCounters) -> None:
         self._publisher = publisher
 
     def collect(self) -> Iterator[Metric]:

@@ -25,7 +25,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from tidegate.schemas.event import TelemetryEvent
 from tidegate.streams.client.bound import Bindable
-from tidegate.streams.client.checking import Checked, Checker
+from tidegate.streams.client.checking import CheckedEvent, Checker
 from tidegate.streams.kafka.connect import why
 from tidegate.streams.kafka.patience import (
     RETRY_SECONDS,
@@ -148,7 +148,7 @@ class TelemetryPublisher(Bindable):
         self.dropped += 1
         self._lost_why = f"{self._capacity} events wait already, see `capacity`"
 
-    def _take(self, checked: Checked) -> None:
+    def _take(self, checked: CheckedEvent) -> None:
         self._queue.put_nowait(_Event(checked.key, checked.value))
         if not self.pending:
             self._heard_at = time.monotonic()

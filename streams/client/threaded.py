@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tidegate.schemas.event import TelemetryEvent
 from tidegate.streams.client.bound import Bindable
-from tidegate.streams.client.checking import Checked
+from tidegate.streams.client.checking import CheckedEvent
 from tidegate.streams.client.publisher import TelemetryPublisher
 from tidegate.streams.settings import Settings, load_settings
 
@@ -58,7 +58,7 @@ class SyncTelemetryPublisher(Bindable):
         self._publisher = TelemetryPublisher(self._settings, capacity=self._capacity, close_seconds=self._close_seconds)
         # Reentrant: a signal's handler may publish too.
         self._lock = threading.RLock()
-        self._inbox: list[Checked] = []
+        self._inbox: list[CheckedEvent] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()

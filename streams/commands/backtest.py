@@ -29,7 +29,7 @@ from tidegate.streams.report.terminal import VERDICT_STYLE, weight_percent
 from tidegate.streams.report.text import many, plain
 from tidegate.streams.settings import command_settings
 
-WIDTH = 150
+TABLE_WIDTH = 150
 """Columns of the tables where there is no terminal to ask."""
 
 
@@ -93,7 +93,7 @@ def command(
         _make_folder(out)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = WIDTH
+        console.width = TABLE_WIDTH
     with bars() as progress:
         size = sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".gz") or None
         counting = progress.add_task("finding partitions", total=size)

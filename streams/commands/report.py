@@ -37,14 +37,14 @@ from tidegate.streams.report.text import many, plain
 from tidegate.streams.settings import Settings, command_settings
 
 FINDINGS_SHOWN = 50
-NAMES: Mapping[str, tuple[str, ...]] = {
+FILE_NAMES: Mapping[str, tuple[str, ...]] = {
     "decisions": ("decisions",),
     "commands": ("control", "commands"),
     "operations": ("operations",),
     "manifest": ("manifests", "manifest"),
     "events": ("telemetry",),
 }
-"""What files of a folder are called, by the option that else names them."""
+"""Names of files in a folder, by the option that otherwise names them."""
 ENDINGS = ("ndjson.gz", "parquet", "ndjson", "yml")
 
 
@@ -63,7 +63,7 @@ class Sources:
         """Fill in, of what no option names, what is in the folder."""
         if self.folder is None:
             return
-        for kind, names in NAMES.items():
+        for kind, names in FILE_NAMES.items():
             there = (self.folder / f"{name}.{ending}" for name in names for ending in ENDINGS)
             first = next((path for path in there if path.is_file()), None)
             if not getattr(self, kind) and first is not None:
@@ -71,7 +71,7 @@ class Sources:
 
     def every(self) -> Iterator[Path]:
         """Give every file, in the order in which a reader asks for them."""
-        for kind in NAMES:
+        for kind in FILE_NAMES:
             yield from getattr(self, kind)
 
     def options(self, *kinds: str) -> list[str]:
@@ -166,7 +166,7 @@ def _keys(path: Path | None) -> list[str]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What was read, what came of the checks, and how to make them again."""
+    """The records that were read, the results of the checks, and how to make them again."""
 
     decisions: Sequence[bytes]
     commands: Sequence[bytes]

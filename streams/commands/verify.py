@@ -16,7 +16,7 @@ from rich.text import Text
 from tidegate.schemas.errors import InputError, TopicError
 from tidegate.schemas.signed import TrustedKeys
 from tidegate.schemas.times import iso
-from tidegate.streams.audit.signing import Checked, SignedKind, SignedRecord, beginning, check
+from tidegate.streams.audit.signing import CheckedRecord, SignedKind, SignedRecord, beginning, check
 from tidegate.streams.audit.verify import Audit, Report
 from tidegate.streams.commands.options import LogFile, Time
 from tidegate.streams.dumps.log import read_records
@@ -82,7 +82,7 @@ def command(
 
 
 def placed_in_files(kind: SignedKind, paths: Sequence[Path], *, trusted: bool) -> Iterator[SignedRecord]:
-    """The records of files. Raises InputError for one without headers where signatures are looked at."""
+    """Yield the records of files. Raises InputError for one without headers where signatures are looked at."""
     for path in paths:
         for number, record in read_records(path, headers=trusted):
             if record.end is not None:
@@ -105,7 +105,7 @@ def placed_in_topic(kind: SignedKind, records: Sequence[ConsumerRecord]) -> Iter
 
 
 async def read_decided(settings: Settings) -> tuple[list[ConsumerRecord], list[ConsumerRecord]]:
-    """The records of both topics, to an end at which neither had more: a worker may be writing."""
+    """Return the records of both topics, to an end at which neither had more: a worker may be writing."""
     topic = settings.decisions_topic
     try:
         async with tail(settings, topic) as decisions, tail(settings, settings.control_topic) as control:
@@ -127,10 +127,10 @@ def audit_records(
     since: int | None,
 ) -> str:
     """Give the records to the audit, with what is wrong with their signatures; what is to be said of these."""
-    checked: list[Checked] = []
+    checked: list[CheckedRecord] = []
     # A compacted topic may hold tombstones.
     records = (one for one in chain(*placed) if one.value is not None or one.kind == "decision")
-    for one in map(Checked, records) if trusted is None else check(records, trusted, since):
+    for one in map(CheckedRecord, records) if trusted is None else check(records, trusted, since):
         checked.append(one)
         if one.fault is None:
             take = audit.decision if one.record.kind == "decision" else audit.command

@@ -123,7 +123,7 @@ async def _keep_showing(settings: Settings, console: Console, board: Board, deci
 
 
 PRESSED = {b"\x1b[A": "up", b"\x1bOA": "up", b"k": "up", b"\x1b[B": "down", b"\x1bOB": "down", b"j": "down", b"q": "q"}
-"""What a terminal sends for a key."""
+"""Keys by what a terminal sends for them."""
 
 
 @contextmanager

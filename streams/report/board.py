@@ -1,4 +1,4 @@
-"""Where every unit stands, one line each, worst first: what `watch` shows, as lines of a given size.
+"""The board of `watch`: where every unit stands, a line each, worst first, in a given size.
 
 Signs and words carry everything; colours only repeat it.
 """
@@ -28,8 +28,8 @@ from tidegate.streams.report.terminal import (
 from tidegate.streams.report.text import endings, many, plain
 
 STOPPED, ATTENTION, WAITING, GOOD, GONE = range(5)
-"""How a unit stands, worst first."""
-SIGNS = ("✗", "!", "…", "✓", "–")
+"""Levels of a unit, worst first."""
+LEVEL_SIGNS = ("✗", "!", "…", "✓", "–")
 STYLES = (f"bold {RED}", f"bold {AMBER}", AMBER, GREEN, GREY)
 KEYS = "↑ ↓ choose a unit, q ends"
 ID_DIGITS = 8
@@ -61,7 +61,7 @@ DAY_MS = 86_400_000
 
 
 class Standing(NamedTuple):
-    """How a unit stands: ``level`` from ``STOPPED`` to ``GONE``, and the ``decision`` that the words rest on."""
+    """The standing of a unit: ``level`` from ``STOPPED`` to ``GONE``, and the ``decision`` that the words rest on."""
 
     unit: str
     level: int
@@ -71,7 +71,7 @@ class Standing(NamedTuple):
     @property
     def sign(self) -> str:
         """The level as a sign."""
-        return SIGNS[self.level]
+        return LEVEL_SIGNS[self.level]
 
 
 def short_id(decision: Decision) -> str:
@@ -129,7 +129,7 @@ def in_short(minutes: float) -> str:
 
 
 def _at(ts: int, now: int) -> str:
-    """A moment's time of day, with its date where that is not today's."""
+    """Return a moment's time of day, with its date where that is not today's."""
     return shaped(ts, "%H:%M" if ts // DAY_MS == now // DAY_MS else "%Y-%m-%d %H:%M")
 
 
@@ -169,7 +169,7 @@ def standing(unit: str, standings: Standings, weight: float, now: int) -> Standi
 
 
 def _held(last: Decision, at: str, now: int) -> tuple[int, str]:
-    """How a unit stands that is held, and in which words."""
+    """Return the level of a unit that is held, and the words for it."""
     status = {gate.gate: gate.status for gate in last.gates}
     problems = [one.problem for one in last.evidence_problems if one.problem != "insufficient_data"]
     failed = [gate for gate in last.gates if gate.status == "fail" and gate.gate in last.reasons]
@@ -196,7 +196,7 @@ def _held(last: Decision, at: str, now: int) -> tuple[int, str]:
 
 
 def _closed(last: Decision) -> int:
-    """How a quality gate stands that is closed: by what it saw, or as it saw too little."""
+    """Return the level of a closed quality gate: by what it saw, or as it saw too little."""
     if any(rule.fired and rule.severity == "hard" for rule in last.abort_rules):
         return STOPPED
     if any(gate.status == "fail" and gate.gate in last.reasons for gate in last.gates):
@@ -216,7 +216,7 @@ class Board:
         self._chosen: str | None = None
 
     def shows(self, flag: str) -> bool:
-        """Whether a flag's units are shown."""
+        """Tell whether a flag's units are shown."""
         return self._flag in (None, flag)
 
     def take(self, decision: Decision, written: int | None = None) -> bool:
@@ -234,12 +234,12 @@ class Board:
         return self.standings.last
 
     def weight(self, unit: str) -> float:
-        """The canary's weight, as the last command says, or else the last decision."""
+        """Return the canary's weight, as the last command says, or else the last decision."""
         commanded = self.weights.get(unit)
         return commanded.canary if commanded else self.decisions[unit].stage.canary_weight
 
     def rows(self, now: int) -> list[Standing]:
-        """How each unit stands, worst first; ``now``: ms."""
+        """Return the standing of each unit, worst first; ``now``: ms."""
         found = (standing(unit, self.standings, self.weight(unit), now) for unit in self.decisions)
         return sorted(found, key=lambda row: (row.level, row.unit))
 
@@ -279,7 +279,7 @@ class Board:
         return lines if height is None else lines[:height]
 
     def _header(self, rows: list[Standing], now: int, away: str) -> list[Text]:
-        counts = [(sign, sum(row.level == level for row in rows)) for level, sign in enumerate(SIGNS)]
+        counts = [(sign, sum(row.level == level for row in rows)) for level, sign in enumerate(LEVEL_SIGNS)]
         header = Text(f"{many(len(rows), 'unit')}", "bold")
         header.append("".join(f"  {sign} {count}" for sign, count in counts if count))
         if rows:
@@ -292,7 +292,7 @@ class Board:
         return lines
 
     def _details(self, row: Standing, width: int, now: int) -> Iterator[Text]:
-        """The chosen unit: what was decided and when, on what evidence, until when it lasts, and every gate."""
+        """Yield the chosen unit: what was decided and when, on what evidence, until when it lasts, and every gate."""
         decision, stage = row.decision, row.decision.stage
         yield from _wrapped(f"{row.sign} {_unit(decision)}: {row.words}", width, f"bold {_hue(row.level)}")
         age = in_short((now - self._written[row.unit]) / 60_000)
@@ -366,12 +366,12 @@ def _lines(rows: list[Standing], at: int, shown: slice, width: int, ages: list[s
 
 
 def _packed(length: str) -> str:
-    """A length of time without its space, and minutes as m."""
+    """Return a length of time without its space, and minutes as m."""
     return length.replace(" ", "").replace("min", "m")
 
 
 def _name(decision: Decision, most: int) -> str:
-    """The unit in at most so many cells: of a long flag the end is cut, as a region tells two units apart."""
+    """Return the unit in at most so many cells: of a long flag the end is cut, as a region tells two units apart."""
     region = f"/{plain(decision.region)}" if decision.region else ""
     whole, flag = Text(plain(decision.flag) + region), Text(plain(decision.flag))
     if whole.cell_len > most:
@@ -382,7 +382,7 @@ def _name(decision: Decision, most: int) -> str:
 
 
 def _gates(decision: Decision) -> Iterator[Text]:
-    """Every gate that the flag decides on, worst first: value, bound, limit, what the bound has to exclude, status."""
+    """Yield the gates that the flag decides on, worst first: value, bound, limit, value to exclude, status."""
     rows = gate_rows(decision, only_judged=True)
     ranks = {status: number for number, status in enumerate(_WORST_FIRST)}
     rows.sort(key=lambda row: ranks.get(row.status, len(ranks)))

@@ -22,8 +22,8 @@ from tidegate.streams.report.rollout import VERDICT_SIGNS, StageSpan, Told, Unit
 from tidegate.streams.report.terminal import gate_rows, percent
 from tidegate.streams.report.text import many, plain
 
-GOOD = ("promote", "pass", "open", "restore")
-WAITING = ("hold", "freeze", "degrade", "fallback")
+GOOD_VERDICTS = ("promote", "pass", "open", "restore")
+WAITING_VERDICTS = ("hold", "freeze", "degrade", "fallback")
 IDS_SHOWN = 3
 
 
@@ -89,9 +89,9 @@ Tone = Literal["good", "wait", "bad", "neutral"]
 
 def tone(verdict: str) -> Tone:
     """Return how a verdict is to be taken."""
-    if verdict in GOOD:
+    if verdict in GOOD_VERDICTS:
         return "good"
-    return "wait" if verdict in WAITING else "neutral" if verdict == "rearm" else "bad"
+    return "wait" if verdict in WAITING_VERDICTS else "neutral" if verdict == "rearm" else "bad"
 
 
 def _span(units: Sequence[UnitHistory]) -> str:
@@ -199,7 +199,7 @@ def _stage(stage: StageSpan) -> dict[str, str]:
     }
 
 
-def _told(told: Told) -> dict[str, Any]:
+def _told(told: Passage) -> dict[str, Any]:
     first, last, count = told.first, told.last, len(told.decisions)
     again = f" · said {many(count, 'time')} in the same words, until {_moment(last.decided_at)}" if count > 1 else ""
     ids = ", ".join(_short(one) for one in told.decisions[:IDS_SHOWN])

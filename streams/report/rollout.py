@@ -26,12 +26,12 @@ VERDICT_SIGNS: Mapping[str, str] = {
     "kill": "✗",
     "retire": "✗",
 }
-"""What tells verdicts apart without colour."""
+"""Signs that tell verdicts apart without colour."""
 
 
 @dataclass(frozen=True)
 class UnitHistory:
-    """What was decided of one unit, in order; ``commands``: those that are known, by the decision they carry out."""
+    """The decisions of one unit, in order; ``commands``: those that are known, by the decision they carry out."""
 
     flag: str
     region: str
@@ -156,7 +156,7 @@ def _against(decision: Decision) -> Iterator[tuple[str, str, str]]:
 
 
 @dataclass(frozen=True)
-class Told:
+class Passage:
     """Decisions in a row that are said in the same words; ``decisions``: at least one."""
 
     decisions: Sequence[Decision]
@@ -173,9 +173,9 @@ class Told:
         return self.decisions[-1]
 
 
-def in_words(history: UnitHistory) -> list[Told]:
+def in_words(history: UnitHistory) -> list[Passage]:
     """Put every decision into words; neighbours that are said in the same words are said once."""
     told = [(one, explanation(one)) for one in history.decisions]
     same = groupby(told, key=lambda pair: (pair[0].verdict, pair[0].stage.index, pair[0].kind, pair[1].sections))
     groups = [list(group) for _, group in same]
-    return [Told([one for one, _ in group], group[0][1]) for group in groups]
+    return [Passage([one for one, _ in group], group[0][1]) for group in groups]

@@ -147,7 +147,7 @@ def _along(decision: Decision, gate: GateResult) -> str:
 
 
 def gates_table(decision: Decision) -> Table:
-    """Every gate with its value, its limit and the rows it rests on."""
+    """Return every gate with its value, its limit and the rows it rests on."""
     table = Table("gate", box=None, pad_edge=False, header_style=GREY)
     staged = decision.evidence is not None
     for title in ("observed", *(["bound"] * staged), "limit", *(["rule out"] * staged), "canary rows", "baseline rows"):

@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 from msgspec.structs import replace
 
-from tidegate.gates.forecast import ArmName
 from tidegate.schemas.decision import Decision, Verdict
 from tidegate.schemas.errors import InputError
-from tidegate.schemas.event import TelemetryEvent, ToolCall
+from tidegate.schemas.event import ArmName, TelemetryEvent, ToolCall
 from tidegate.schemas.manifest import Flag
 from tidegate.schemas.operation import Operation
 

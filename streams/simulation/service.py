@@ -23,14 +23,13 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from tidegate.gates.forecast import ArmName
 from tidegate.gates.unit import first_weight
 from tidegate.schemas.assignment import bucket
 from tidegate.schemas.catalogue import VERDICTS
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Command, Decision
 from tidegate.schemas.errors import InputError
-from tidegate.schemas.event import TelemetryEvent
+from tidegate.schemas.event import ArmName, TelemetryEvent
 from tidegate.schemas.manifest import Flag
 from tidegate.streams.files import open_log
 from tidegate.streams.simulation.scenarios import BASELINE_PINS, Canary, Scenario, regions_of

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from tests.gates.build import flag
-from tidegate.gates.remarks import NAMES, remarks
+from tidegate.gates.remarks import KIND_WORDS, remarks
 from tidegate.schemas.load import load_manifest
 from tidegate.schemas.manifest import FlagKind
 
@@ -22,7 +22,7 @@ FINE = {
 def test_nothing_is_said_of_a_flag_with_the_defaults(kind: str) -> None:
     text = f"flags: {{f: {{kind: {kind}, {FINE[kind]}}}}}"
     assert remarks(load_manifest(text).flags["f"]) == []
-    assert kind in NAMES
+    assert kind in KIND_WORDS
 
 
 ROLLOUT = [

@@ -30,7 +30,7 @@ from tests.commands.test_explain import (
 )
 from tests.streams.play import play
 from tidegate.schemas.decision import Decision, EvidenceSpan, GateForecast, Weights, seal_decision
-from tidegate.streams.report.board import SIGNS, STYLES, Board, table
+from tidegate.streams.report.board import LEVEL_SIGNS, STYLES, Board, table
 from tidegate.streams.report.terminal import GATE_STYLE, GREY, VERDICT_STYLE
 
 NOW = END + 120_000
@@ -208,7 +208,7 @@ def printed(lines: list[Text], **terminal: object) -> str:
 def test_without_colour_the_same_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signs differ from one another, and no line changes but for its colours."""
     filled = board(*all_decisions())
-    assert len(set(SIGNS)) == len(SIGNS)
+    assert len(set(LEVEL_SIGNS)) == len(LEVEL_SIGNS)
     coloured = printed(filled.frame(80, 24, NOW))
     monkeypatch.setenv("NO_COLOR", "1")
     plain = printed(filled.frame(80, 24, NOW))
