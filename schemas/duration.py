@@ -25,8 +25,8 @@ def parse_duration(text: object) -> int:
     if match is None:
         bare = not isinstance(text, bool) and re.fullmatch(r"[0-9]{1,15}", str(text))
         example = f"{text}s" if bare else "90s, 15m or 1h"
-        fix = f"write a whole number and its unit: {example}"
-        raise fault(f"{kind_of(text)} is no duration", fix)
+        fix = f"write a whole number with a unit, such as {example}"
+        raise fault(f"{kind_of(text)} is not a duration", fix)
     length = int(match[1]) * UNIT_MS[match[2]]
     if length > MAX_DURATION_MS:
         raise fault(f"{text} is longer than 366 days", "write a shorter duration")

@@ -57,7 +57,7 @@ def parse_instant(text: object) -> int:
     except ValueError:
         when = None
     if not isinstance(when, datetime) or when.tzinfo is None:
-        raise fault(f"{kind_of(text)} is no time with its offset", "write it like 2026-12-24T00:00:00Z")
+        raise fault(f"{kind_of(text)} is not a time with its offset from UTC", "write it like 2026-12-24T00:00:00Z")
     return round(when.timestamp() * 1000)
 
 
@@ -199,7 +199,7 @@ class Window(Part):
         pane_ms = (info.context or {}).get("pane_ms", 1)
         if self.length_ms < pane_ms or self.length_ms % pane_ms:
             panes = max(1, -(-self.length_ms // pane_ms))
-            problem = f"the window is no multiple of the pane, {_duration(pane_ms)}"
+            problem = f"the window is not a multiple of the pane, {_duration(pane_ms)}"
             raise fault(problem, f"write length: {_duration(panes * pane_ms)}", "length")
         return self
 
@@ -416,7 +416,7 @@ class Flag(Part):
             )
         if self.traffic.stages[0] >= 1 and self.kind == "quality_gated":
             raise fault(
-                "a quality gate at weight 1 leaves no traffic for a baseline, so it would open and close for ever",
+                "a quality gate at weight 1 leaves no traffic for a baseline, so it would open and close forever",
                 "write less than 1",
                 "traffic",
                 "canary_weight",
@@ -592,6 +592,6 @@ class Manifest(Part):
 
 
 def _duration(ms: int) -> str:
-    """The shortest way to write a duration in the manifest."""
+    """Return the shortest way to write a duration in the manifest."""
     units = reversed(UNIT_MS.items())
     return next(f"{ms // size}{unit}" for unit, size in units if ms % size == 0)

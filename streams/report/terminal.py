@@ -46,7 +46,7 @@ STATES = {
     "safety_guard": ("full answers", "cite-only answers"),
     "kill_switch": ("on", "killed"),
 }
-"""What a flag that is no ramp is at rest, and what it is once it is engaged."""
+"""Names of the states of a flag that is not a ramp: at rest, and engaged."""
 _SHARES = ("latency_p95_uplift_max", "error_rate_max", "tool_success_min", "cost_uplift_max")
 _CHANGES = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
 BAR_WIDTH = 40

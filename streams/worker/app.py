@@ -479,7 +479,7 @@ class Worker:
         await keeper.send(topic, record.key.encode(), value, keeper.tp.partition, headers)
 
     async def _idle(self) -> None:
-        """What has to happen although no record comes: late checkpoints, ticks."""
+        """Do what has to happen although no record comes: late checkpoints, ticks."""
         if self.failed or self.stopped:
             return
         for keeper in list(self.keepers.values()):

@@ -1,6 +1,7 @@
 """A worker's health and numbers: /livez, /readyz and Prometheus /metrics."""
 
 import asyncio
+import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -105,7 +105,7 @@ def consumer_of(worker: "Worker") -> type[Consumer]:
                 raise
 
         def known_end(self, tp: TP) -> int | None:
-            """The offset after a partition's last record, as the broker last said; None: it has not yet."""
+            """Return the offset after a partition's last record, as the broker last said; None: it has not yet."""
             consumer = self._thread._consumer
             reading = consumer and consumer._subscription.subscription
             places = reading and reading.assignment

@@ -1,4 +1,4 @@
-"""What /metrics shows of units: made anew from their states for each scrape, so that nothing that moved away stays."""
+"""Units on /metrics: read from their states at each scrape, so that nothing that moved away stays."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -17,7 +17,7 @@ UNITS_MAX = 1_000
 GATED_UNITS_MAX = 200
 """Units whose gates a worker shows: eight gates, five numbers each."""
 UNIT = ["flag", "region"]
-STATES = (
+UNIT_STATES = (
     *("ramping", "settling", "graduated", "latched", "asleep", "retired"),
     *("open", "closed", "engaged", "standby", "on", "off"),
 )
@@ -35,8 +35,8 @@ class Seen(NamedTuple):
     gates: tuple[GateResult, ...]
 
 
-class Said(NamedTuple):
-    """What a unit's last decision said, as far as it is shown."""
+class LastDecision(NamedTuple):
+    """A unit's last decision, as far as it is shown."""
 
     hash: str
     decided_at: int
@@ -44,7 +44,7 @@ class Said(NamedTuple):
 
 
 def state_of(unit: Unit) -> str:
-    """One of ``STATES``."""
+    """Return one of ``UNIT_STATES``."""
     if unit.retired:
         return "retired"
     if unit.kind == "kill_switch":
@@ -68,12 +68,12 @@ class UnitGauges(Collector):
 
     def __init__(self) -> None:
         self._seen: dict[int, dict[str, Seen]] = {}
-        self._said: dict[str, Said] = {}
+        self._said: dict[str, LastDecision] = {}
 
     def decided(self, decision: Decision) -> None:
         """Note a unit's last decision."""
         if decision.key in self._said or len(self._said) < UNITS_MAX:
-            self._said[decision.key] = Said(decision.hash, decision.decided_at, tuple(decision.gates))
+            self._said[decision.key] = LastDecision(decision.hash, decision.decided_at, tuple(decision.gates))
 
     def see(self, partition: int, gate: GatePartition) -> None:
         """Take the units of a gate as they are now."""
@@ -100,7 +100,7 @@ class UnitGauges(Collector):
         return Seen(unit.weight, unit.stage, state_of(unit), window_ms, decided_at, said.gates if said else ())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The families, each with all units that have room."""
+        """Yield the families, each with all units that have room."""
         units = [(name.split("|", 1), one) for gate in list(self._seen.values()) for name, one in gate.items()]
         shown = units[:UNITS_MAX]
         yield _family("canary_weight", "share of traffic", ((unit, one.weight) for unit, one in shown))
@@ -112,7 +112,7 @@ class UnitGauges(Collector):
         yield _family("unit_stage", "index of the stage, from 0", ((unit, one.stage) for unit, one in shown))
         yield _family(
             "unit_state",
-            f"1 for the state that the unit is in: {', '.join(STATES)}",
+            f"1 for the state that the unit is in: {', '.join(UNIT_STATES)}",
             (([*unit, one.state], 1) for unit, one in shown),
             "state",
         )

@@ -15,7 +15,7 @@ from tidegate.gates.unit import begin, dormant
 from tidegate.schemas.decision import Decision
 from tidegate.streams.worker import units
 from tidegate.streams.worker.health import Metrics
-from tidegate.streams.worker.units import STATES, state_of
+from tidegate.streams.worker.units import UNIT_STATES, state_of
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -138,7 +138,7 @@ def test_the_states_are_those_that_are_listed() -> None:
         switch = dormant(flag, "eu", CLOCKWORK)
         switch.kind, switch.weight = "kill_switch", weight
         seen.append(state_of(switch))
-    assert sorted(set(seen)) == sorted(STATES)
+    assert sorted(set(seen)) == sorted(UNIT_STATES)
     assert seen[:6] == ["ramping", "settling", "graduated", "latched", "asleep", "retired"]
 
 
