@@ -40,6 +40,8 @@ Text = Annotated[str, Meta(max_length=TEXT_MAX)]
 Version = Annotated[str, Meta(max_length=512)]
 Versions = Annotated[dict[Version, Version], Meta(max_length=64, description="the six pins and any other version")]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+PARAPHRASES, SEEDS = 3, 2
+"""Of one λ group: each paraphrase is asked with each seed, both counted from 1."""
 ArmName = Literal["baseline", "canary"]
 
 
@@ -113,8 +115,8 @@ class TelemetryEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         str | None, Meta(description="→ ← <> ×, -> <- x, or the words; anything else counts as ×")
     ] = None
     query_id: Annotated[str | None, Meta(description="probe tag: with paraphrase and seed, one λ run")] = None
-    paraphrase: Annotated[int, Meta(ge=1, le=3)] | None = None
-    seed: Annotated[int, Meta(ge=1, le=2)] | None = None
+    paraphrase: Annotated[int, Meta(ge=1, le=PARAPHRASES)] | None = None
+    seed: Annotated[int, Meta(ge=1, le=SEEDS)] | None = None
     latency_ms: (
         Annotated[float, Meta(ge=0, le=MAX_LATENCY, description="required for requests; failed ones count too")] | None
     ) = None

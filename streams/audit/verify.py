@@ -39,7 +39,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Summary:
+class UnitSummary:
     """The records of a unit: different records, identical repeats, and the hash at the end of its chain."""
 
     unit: str
@@ -54,7 +54,7 @@ class Report:
     """The findings in the order of the records. ``earlier``: commands from before the decisions that were given."""
 
     findings: list[Finding]
-    units: list[Summary]
+    units: list[UnitSummary]
     earlier: int
 
 
@@ -173,7 +173,7 @@ def _by_unit(records: list[P]) -> dict[str, list[P]]:
     return dict(units)
 
 
-def _summary(unit: str, found: Chain | None, entries: list[LedgerEntry]) -> Summary:
+def _summary(unit: str, found: Chain | None, entries: list[LedgerEntry]) -> UnitSummary:
     links = found.found if found else ()
     repeats = sum(record.repeats for record in chain(links, entries))
-    return Summary(unit, len(links), len(entries), repeats, found.links[-1].content_hash if found else "none")
+    return UnitSummary(unit, len(links), len(entries), repeats, found.links[-1].content_hash if found else "none")

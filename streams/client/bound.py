@@ -13,7 +13,7 @@ from tidegate.schemas.event import ArmName
 from tidegate.streams.client.checking import unknown_fields
 
 Pins = Mapping[str, str]
-ARMS = ("baseline", "canary")
+ARMS: tuple[ArmName, ...] = ("baseline", "canary")
 
 
 class Publishing(Protocol):

@@ -45,7 +45,7 @@ def command(decision: str, decisions: Path | None, broker: str | None, last: str
     digits = re.fullmatch(r"(?:sha256:)?([0-9a-f]{8,64})", decision.lower())
     nowhere = decisions is None and broker is None
     if digits is None and decision.lower().startswith("sha256:"):
-        raise InputError(f"{quoted(decision)} is no decision_id: give {LEAST_DIGITS} to 64 of its hex digits")
+        raise InputError(f"{quoted(decision)} is not a decision_id: give {LEAST_DIGITS} to 64 of its hex digits")
     others: list[str] = []
     if digits is None and last is None and nowhere and (Path(decision).is_file() or Path(decision) == STANDARD_INPUT):
         found = _only(decision)
@@ -65,17 +65,17 @@ def command(decision: str, decisions: Path | None, broker: str | None, last: str
 
 
 def _kept(name: str, decisions: Path | None, broker: str | None) -> tuple[Iterator[bytes], str]:
-    """Where to look. Raises InputError, for what is no file either, where nothing was named and nothing is there."""
+    """Open the place to look in. Raises InputError for a name that is not a file, if no place is given or there."""
     if decisions is None and broker is None and not DEFAULT_FILE.is_file():
         raise InputError(
-            f"{quoted(name)} is no file, and to look for a decision or a flag of that name there is no {DEFAULT_FILE} "
-            "here: give --decisions FILE or --broker"
+            f"{quoted(name)} is not a file, and there is no {DEFAULT_FILE} here to look for a decision or a flag of that "
+            "that name: give --decisions FILE or --broker"
         )
     return recorded_lines(decisions, broker)
 
 
 def _last(lines: Iterable[bytes], name: str, verdict: str | None, where: str) -> tuple[Decision, list[str]]:
-    """The last decision of a flag, or of one of its regions, and the units that have others like it."""
+    """Return the last decision of a flag, or of one of its regions, and the units that have others like it."""
     try:
         every = decisions_of(lines, name, where)
     except InputError as error:

@@ -43,12 +43,12 @@ def command(flag: str | None, decisions: Path | None, broker: str | None, every:
     for column in table.columns:
         column.no_wrap = True
     table.columns[3].overflow = "ellipsis"
-    for run in runs(found, every=every):
+    for run in runs_of(found, every=every):
         table.add_row(*_row(run))
     console.print(table)
 
 
-def runs(found: list[Decision], *, every: bool = False) -> list[list[Decision]]:
+def runs_of(found: list[Decision], *, every: bool = False) -> list[list[Decision]]:
     """Put decisions of a unit in a row together that say the same; ``every``: each alone."""
     done: list[list[Decision]] = []
     last: dict[str, list[Decision]] = {}
@@ -78,5 +78,5 @@ def _row(run: list[Decision]) -> tuple[str | Text, ...]:
 
 
 def _days(run: list[Decision]) -> bool:
-    """Whether a run goes over midnight."""
+    """Tell whether a run goes over midnight."""
     return len({decision.decided_at // 86_400_000 for decision in run}) > 1

@@ -9,9 +9,7 @@ from msgspec import Meta
 
 from tidegate.schemas.document import Document, dotted
 from tidegate.schemas.errors import InputError
-
-PARAPHRASES, SEEDS = 3, 2
-Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+from tidegate.schemas.event import PARAPHRASES, Name
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""How far an answer is from its anchor, how much of a section was retrieved, and whether answers agree."""
+"""Measures of answers: distance from the anchor, share of a section retrieved, agreement with each other."""
 
 from collections.abc import Hashable, Sequence
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from tidegate.schemas.errors import InputError
 
 Vector = Sequence[float] | npt.NDArray[np.floating]
-CONVERGENT, DIVERGENT, CHAOTIC = "→", "←", "×"
+AGREE, DIVERGENT, CHAOTIC = "→", "←", "×"
 
 
 def delta_s(answer: Vector, anchor: Vector) -> float:
@@ -51,7 +51,7 @@ def lambda_states(answers: Sequence[Vector | None], agree: float) -> list[str]:
     chosen = close[int(close.sum(axis=1).argmax())]
     if 2 * int(chosen.sum()) > len(answers):
         for i, agrees in zip(given, chosen.tolist(), strict=True):
-            states[i] = CONVERGENT if agrees else DIVERGENT
+            states[i] = AGREE if agrees else DIVERGENT
     return states
 
 

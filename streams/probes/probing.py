@@ -9,9 +9,10 @@ from itertools import product
 from typing import Any, cast
 
 from tidegate.schemas.errors import InputError
-from tidegate.streams.client.bound import Arm, Bindable, BoundTelemetry, Publishing
-from tidegate.streams.probes.gold import PARAPHRASES, SEEDS, GoldSet, Question
-from tidegate.streams.probes.measures import CONVERGENT, Vector, coverage, delta_s, lambda_states
+from tidegate.schemas.event import PARAPHRASES, SEEDS, ArmName
+from tidegate.streams.client.bound import ARMS, Bindable, BoundTelemetry, Publishing
+from tidegate.streams.probes.gold import GoldSet, Question
+from tidegate.streams.probes.measures import AGREE, Vector, coverage, delta_s, lambda_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,7 @@ class Answer:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-ARMS: tuple[Arm, ...] = ("baseline", "canary")
-Ask = Callable[[Arm, str, int], Awaitable[Answer]]
+Ask = Callable[[ArmName, str, int], Awaitable[Answer]]
 """Asks an arm a question with a seed, 1 or 2. An exception counts as an error of the arm."""
 Embed = Callable[[str], Vector | Awaitable[Vector]]
 
@@ -58,7 +58,7 @@ class _Run:
 
 async def probe(
     gold: GoldSet, ask: Ask, publisher: Publishing, *, embed: Embed | None = None, concurrency: int = 4
-) -> dict[Arm, Summary]:
+) -> dict[ArmName, Summary]:
     """Probe both arms once with all questions, and publish; a summary of each arm.
 
     Each question is a λ group of an arm, named by its id; its six events have one ``ts``, so that no window parts them.
@@ -68,7 +68,7 @@ async def probe(
     if embed is None and gold.has_texts:
         raise InputError("the gold set has anchors in words: give a function that embeds them, --embed MODULE:FUNCTION")
     probes = _Probes(gold, ask, embed, publisher, concurrency)
-    summaries: dict[Arm, Summary] = {arm: Summary() for arm in ARMS}
+    summaries: dict[ArmName, Summary] = {arm: Summary() for arm in ARMS}
     try:
         async with asyncio.TaskGroup() as tasks:
             for question, arm in product(gold.questions, ARMS):
@@ -86,7 +86,7 @@ async def probe_every(
     *,
     embed: Embed | None = None,
     concurrency: int = 4,
-    done: Callable[[dict[Arm, Summary]], None] = lambda _: None,
+    done: Callable[[dict[ArmName, Summary]], None] = lambda _: None,
 ) -> None:
     """Probe again and again, until cancelled. A round that lasts longer than ``seconds`` is followed at once."""
     while True:
@@ -111,7 +111,7 @@ class _Probes:
             **(gold.scope | {"source": "gold"}),
         )
 
-    async def group(self, question: Question, arm: Arm, summary: Summary) -> None:
+    async def group(self, question: Question, arm: ArmName, summary: Summary) -> None:
         """Ask one arm one question six times, then publish all of it."""
         anchor = await self._vector(question.anchor)
         asked = product(range(1, PARAPHRASES + 1), range(1, SEEDS + 1))
@@ -119,7 +119,7 @@ class _Probes:
         states = lambda_states([run.vector for run in runs], self._gold.agree)
         ts = int(time.time() * 1000)
         summary.groups += 1
-        summary.converged += all(state == CONVERGENT for state in states)
+        summary.converged += all(state == AGREE for state in states)
         for run, state in zip(runs, states, strict=True):
             fields = self._measured(run, anchor, question) | {"lambda_state": state}
             summary.events += 1
@@ -132,7 +132,7 @@ class _Probes:
             common = {"ts": ts, "arm": arm, "sticky_id": f"probe:{question.id}"}
             self._bound.publish(common | place | fields | dict(given))
 
-    async def _run(self, question: Question, arm: Arm, paraphrase: int, seed: int) -> _Run:
+    async def _run(self, question: Question, arm: ArmName, paraphrase: int, seed: int) -> _Run:
         async with self._free:
             began = time.perf_counter()
             try:

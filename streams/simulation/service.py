@@ -29,14 +29,16 @@ from tidegate.schemas.catalogue import VERDICTS
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Command, Decision
 from tidegate.schemas.errors import InputError
-from tidegate.schemas.event import ArmName, TelemetryEvent
+from tidegate.schemas.event import PARAPHRASES, SEEDS, ArmName, TelemetryEvent
 from tidegate.schemas.manifest import Flag
 from tidegate.streams.files import open_log
 from tidegate.streams.simulation.scenarios import BASELINE_PINS, Canary, Scenario, regions_of
 
 USERS = 4_000
-QUESTIONS, PARAPHRASES, SEEDS = 20, (1, 2, 3), (1, 2)
-RUNS = [(question, run) for run in product(PARAPHRASES, SEEDS) for question in range(QUESTIONS)]
+QUESTIONS = 20
+RUNS = [
+    (question, run) for run in product(range(1, PARAPHRASES + 1), range(1, SEEDS + 1)) for question in range(QUESTIONS)
+]
 """The gold set in the order it is asked: every question once before any is asked again."""
 PROBED_SHARE = 0.75
 """Part of a window in which it is asked, so that labels of all of it come before the end."""

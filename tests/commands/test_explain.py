@@ -850,7 +850,7 @@ class TestFinding:
                 ("abc",),
                 'no decision of "abc"; did you mean prompt_pack or prompt_pack/us-east-1?; of a decision_id give 8',
             ),
-            (("sha256:xyz",), '"sha256:xyz" is no decision_id'),
+            (("sha256:xyz",), '"sha256:xyz" is not a decision_id'),
             (("f" * 65,), "of a decision_id give 8 to 64 hex digits"),
             (
                 ("promt_pack", "--decisions", "decisions.ndjson"),

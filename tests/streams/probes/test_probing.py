@@ -14,8 +14,7 @@ from tests.commands.invoke import tidegate
 from tests.streams.events import NOON, PINS, tick
 from tidegate.probes import Answer, Summary, load_gold, probe, probe_every
 from tidegate.schemas.errors import InputError
-from tidegate.schemas.event import TelemetryEvent
-from tidegate.streams.client.bound import Arm
+from tidegate.schemas.event import ArmName, TelemetryEvent
 from tidegate.testing import FakePublisher
 
 GOLD = load_gold(
@@ -33,13 +32,13 @@ questions:
 )
 ANCHORS = {one: q.anchor for q in GOLD.questions for one in q.paraphrases}
 TARGETS = {one: q.target for q in GOLD.questions for one in q.paraphrases}
-Ask = Callable[[Arm, str, int], Awaitable[Answer]]
+Ask = Callable[[ArmName, str, int], Awaitable[Answer]]
 
 
-def asking(changed: Callable[[Arm, str, int], bool] = lambda *_: False) -> Ask:
+def asking(changed: Callable[[ArmName, str, int], bool] = lambda *_: False) -> Ask:
     """A service that answers with the anchor itself; where ``changed``, with something else."""
 
-    async def ask(arm: Arm, question: str, seed: int) -> Answer:
+    async def ask(arm: ArmName, question: str, seed: int) -> Answer:
         vector = ANCHORS[question]
         assert not isinstance(vector, str)
         if changed(arm, question, seed):
@@ -58,7 +57,7 @@ def published(ask: Ask) -> list[TelemetryEvent]:
 def test_each_question_is_asked_of_both_arms_in_three_ways_with_two_seeds() -> None:
     asked: Counter[tuple[str, str, int]] = Counter()
 
-    async def ask(arm: Arm, question: str, seed: int) -> Answer:
+    async def ask(arm: ArmName, question: str, seed: int) -> Answer:
         asked[arm, question, seed] += 1
         return Answer(vector=[1.0, 0.0])
 
@@ -95,7 +94,7 @@ def test_a_groups_six_events_have_one_time_so_that_no_window_parts_them() -> Non
 def test_an_arm_that_fails_has_an_error_and_no_lambda() -> None:
     """The others of its group go on."""
 
-    async def ask(arm: Arm, question: str, seed: int) -> Answer:
+    async def ask(arm: ArmName, question: str, seed: int) -> Answer:
         if (arm, question, seed) == ("canary", "uno", 2):
             raise TimeoutError
         return await asking()(arm, question, seed)
@@ -110,7 +109,7 @@ def test_words_are_embedded_by_the_function_that_is_given() -> None:
     telemetry = FakePublisher()
     gold = load_gold("{flag: f, questions: [{id: q, paraphrases: [a, b, c], anchor: yes it is}]}")
 
-    async def ask(arm: Arm, question: str, seed: int) -> Answer:
+    async def ask(arm: ArmName, question: str, seed: int) -> Answer:
         return Answer(text="yes it is" if arm == "baseline" else "no")
 
     async def embed(text: str) -> list[float]:
@@ -125,7 +124,7 @@ def test_words_are_embedded_by_the_function_that_is_given() -> None:
 def test_an_answer_that_cannot_be_measured_ends_the_round_with_one_clear_error() -> None:
     """It is the caller's mistake, not the arm's."""
 
-    async def ask(arm: Arm, question: str, seed: int) -> Answer:
+    async def ask(arm: ArmName, question: str, seed: int) -> Answer:
         return Answer(text="without a vector")
 
     with pytest.raises(InputError, match="no vector"):
@@ -133,12 +132,12 @@ def test_an_answer_that_cannot_be_measured_ends_the_round_with_one_clear_error()
 
 
 def test_on_a_schedule_rounds_follow_until_it_is_cancelled() -> None:
-    telemetry, rounds = FakePublisher(), list[dict[Arm, Summary]]()
+    telemetry, rounds = FakePublisher(), list[dict[ArmName, Summary]]()
 
     async def run() -> None:
         third = asyncio.Event()
 
-        def done(summaries: dict[Arm, Summary]) -> None:
+        def done(summaries: dict[ArmName, Summary]) -> None:
             rounds.append(summaries)
             if len(rounds) == 3:
                 third.set()

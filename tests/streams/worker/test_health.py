@@ -120,7 +120,10 @@ class TestHealth:
             finally:
                 await runner.cleanup()
 
-        with pytest.raises(SettingsError, match=r"^TIDEGATE_HTTP_HOST, TIDEGATE_HTTP_PORT: 127\.0\.0\.1:\d+ .*0 takes"):
+        with pytest.raises(
+            SettingsError,
+            match=r"^TIDEGATE_HTTP_HOST, TIDEGATE_HTTP_PORT: cannot listen on 127\.0\.0\.1:\d+: .*or 0 to pick",
+        ):
             asyncio.run(run())
 
 
