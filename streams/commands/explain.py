@@ -68,8 +68,8 @@ def _kept(name: str, decisions: Path | None, broker: str | None) -> tuple[Iterat
     """Open the place to look in. Raises InputError for a name that is not a file, if no place is given or there."""
     if decisions is None and broker is None and not DEFAULT_FILE.is_file():
         raise InputError(
-            f"{quoted(name)} is not a file, and there is no {DEFAULT_FILE} here to look for a decision or a flag of that "
-            "that name: give --decisions FILE or --broker"
+            f"{quoted(name)} is not a file, and to look for a decision or a flag of that name there is no "
+            f"{DEFAULT_FILE} here: give --decisions FILE or --broker"
         )
     return recorded_lines(decisions, broker)
 
