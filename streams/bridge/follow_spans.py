@@ -20,8 +20,7 @@ from tidegate.streams.client.publisher import TelemetryPublisher
 from tidegate.streams.kafka.connect import why
 from tidegate.streams.kafka.follow import stop
 from tidegate.streams.kafka.patience import RETRY_MS, SAY_SECONDS, hold_back
-from tidegate.streams.kafka.reader import COMMITTED, ReadableRecords, install
-from tidegate.streams.kafka.tail import CONNECT_MS
+from tidegate.streams.kafka.reader import COMMITTED, REQUEST_TIMEOUT_MS, ReadableRecords, unpack_with
 from tidegate.streams.settings import Settings
 
 log = logging.getLogger("tidegate.bridge")
@@ -47,7 +46,7 @@ async def follow_spans(
     present end. ``said`` is called once a minute. Raises TopicError.
     """
     hold_back()
-    install(ReadableRecords)
+    unpack_with(ReadableRecords)
     consumer = AIOKafkaConsumer(
         topic,
         **settings.kafka,
@@ -56,7 +55,7 @@ async def follow_spans(
         auto_offset_reset="earliest" if from_start else "latest",
         isolation_level=COMMITTED,
         fetch_max_wait_ms=settings.fetch_wait,
-        request_timeout_ms=max(CONNECT_MS, settings.fetch_wait * 2),
+        request_timeout_ms=max(REQUEST_TIMEOUT_MS, settings.fetch_wait * 2),
         retry_backoff_ms=RETRY_MS,
     )
     where = f"topic {topic} at {settings.broker} (TIDEGATE_BROKER) cannot be read"

@@ -14,18 +14,17 @@ from tidegate.streams.client.checking import unknown_fields
 
 Names = list[str]
 Price = Annotated[float, Meta(ge=0)]
-LABELLED = ("delta_s", "coverage", "solved", "lambda_state")
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a million tokens cost."""
+    """Prices of a million tokens."""
 
     input: Price
     output: Price
 
 
 class SpanMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the mapping file says; see ``otel.yml`` beside this file."""
+    """The contents of a mapping file; see ``otel.yml`` beside this file."""
 
     fields: dict[str, Names]
     variant: Names

@@ -10,7 +10,7 @@ from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import EventError
 from tidegate.schemas.event import encode
 from tidegate.streams.bridge.mapping import SpanMapping
-from tidegate.streams.bridge.otlp import Attributes, OtlpError, Span, read_spans
+from tidegate.streams.bridge.otlp import Attributes, OtelSpan, OtlpError, read_spans
 
 log = logging.getLogger("tidegate.bridge")
 
@@ -39,24 +39,24 @@ class _Evaluation:
 class _Trace:
     """The spans of one record, by their places in their traces."""
 
-    def __init__(self, spans: list[Span]) -> None:
+    def __init__(self, spans: list[OtelSpan]) -> None:
         self.spans = spans
         self._by_id = {span.id: span for span in spans}
-        self._children: dict[str, list[Span]] = {}
+        self._children: dict[str, list[OtelSpan]] = {}
         for span in spans:
             if span.parent_id:
                 self._children.setdefault(f"{span.trace_id}:{span.parent_id}", []).append(span)
 
-    def upward(self, span: Span) -> Iterator[Span]:
+    def upward(self, span: OtelSpan) -> Iterator[OtelSpan]:
         """Give a span, its parent and so on, as far as they are in the record."""
         seen: set[str] = set()
-        found: Span | None = span
+        found: OtelSpan | None = span
         while found is not None and found.id not in seen:
             seen.add(found.id)
             yield found
             found = self._by_id.get(f"{found.trace_id}:{found.parent_id}")
 
-    def below(self, span: Span) -> Iterator[Span]:
+    def below(self, span: OtelSpan) -> Iterator[OtelSpan]:
         """Give a span and all that happened in it, in order."""
         seen, waiting = {span.id}, [span]
         while waiting:
@@ -109,7 +109,7 @@ class SpanBridge:
     def _named(self, name: str) -> str:
         return " or ".join(self._mapping.fields.get(name) or [f"{name} in the mapping"])
 
-    def _evaluations(self, span: Span) -> list[_Evaluation]:
+    def _evaluations(self, span: OtelSpan) -> list[_Evaluation]:
         found = {}
         for attributes in (span.attributes, *(event for _, _, event in span.events)):
             flag = _first([attributes], self._mapping.fields.get("flag", ()))
@@ -117,14 +117,14 @@ class SpanBridge:
                 found[str(flag)] = _Evaluation(str(flag), attributes)
         return list(found.values())
 
-    def _requests(self, trace: _Trace, span: Span) -> list[_Evaluation]:
-        """The flags of a span that none around it has: those are requests already."""
+    def _requests(self, trace: _Trace, span: OtelSpan) -> list[_Evaluation]:
+        """Return the flags of a span that none around it has: those are requests already."""
         around = {found.flag for outer in list(trace.upward(span))[1:] for found in self._evaluations(outer)}
         is_label = SCORE in span.attributes and bool(span.links)
         return [] if is_label else [found for found in self._evaluations(span) if found.flag not in around]
 
-    def _common(self, trace: _Trace, span: Span, evaluation: _Evaluation) -> dict[str, Any]:
-        """The fields that a request and its labels share."""
+    def _common(self, trace: _Trace, span: OtelSpan, evaluation: _Evaluation) -> dict[str, Any]:
+        """Return the fields that a request and its labels share."""
         mapping, inner = self._mapping, [one.attributes for one in trace.below(span)]
         places = [evaluation.attributes, *inner, span.resource]
         variant = _first(places[:2], mapping.variant)
@@ -144,7 +144,7 @@ class SpanBridge:
         versions = {pin: str(value) for pin, value in pins.items() if value is not None}
         return fields | ({"versions": versions} if versions else {})
 
-    def _request(self, trace: _Trace, span: Span, evaluation: _Evaluation) -> dict[str, Any]:
+    def _request(self, trace: _Trace, span: OtelSpan, evaluation: _Evaluation) -> dict[str, Any]:
         event = {"event_id": span.id, "kind": "request", "ts": span.end_ns // NS_PER_MS}
         event |= self._common(trace, span, evaluation)
         event["latency_ms"] = (span.end_ns - span.start_ns) / NS_PER_MS
@@ -164,8 +164,8 @@ class SpanBridge:
             event["error"] = span.failed
         return event
 
-    def _cost(self, trace: _Trace, span: Span) -> float | None:
-        """What the tokens of a request cost; None where no span has any, or a model has no price.
+    def _cost(self, trace: _Trace, span: OtelSpan) -> float | None:
+        """Return the cost of a request's tokens; None where no span has any, or a model has no price.
 
         A span's usage is that of the spans in it, if they have any.
         """
@@ -241,14 +241,14 @@ def _first(places: list[Attributes], names: Any) -> Any:
     return next((place[name] for name in names for place in places if place.get(name) is not None), None)
 
 
-def _usage(span: Span) -> tuple[float, float] | None:
+def _usage(span: OtelSpan) -> tuple[float, float] | None:
     read, written = (_first([span.attributes], names) for names in (INPUT, OUTPUT))
     if read is None and written is None:
         return None
     return _typed("cost", read or 0), _typed("cost", written or 0)
 
 
-def _scores(span: Span) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _scores(span: OtelSpan) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if SCORE in span.attributes:
         yield span.end_ns, span.attributes
     for _, ts_ns, attributes in span.events:

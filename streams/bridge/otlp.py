@@ -17,7 +17,7 @@ class OtlpError(InputError):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class OtelSpan:
     """One span. Ids are hexadecimal; times are in nanoseconds; ``links`` are (trace id, span id)."""
 
     trace_id: str
@@ -38,7 +38,7 @@ class Span:
         return f"{self.trace_id}:{self.span_id}"
 
 
-def read_spans(value: bytes | None) -> list[Span]:
+def read_spans(value: bytes | None) -> list[OtelSpan]:
     """Read a record's spans, in either form. Raises OtlpError."""
     if not value:
         raise OtlpError("the record is empty")
@@ -46,7 +46,7 @@ def read_spans(value: bytes | None) -> list[Span]:
     return _from_json(value) if value.lstrip()[:1] == b"{" else _from_protobuf(value)
 
 
-def _from_json(value: bytes) -> list[Span]:
+def _from_json(value: bytes) -> list[OtelSpan]:
     try:
         return [
             _json_span(span, _json_attributes(resource.get("resource", {}).get("attributes")))
@@ -58,8 +58,8 @@ def _from_json(value: bytes) -> list[Span]:
         raise OtlpError(f"not OTLP traces in JSON: {type(error).__name__}: {str(error)[:100]}") from None
 
 
-def _json_span(span: dict[str, Any], resource: Attributes) -> Span:
-    return Span(
+def _json_span(span: dict[str, Any], resource: Attributes) -> OtelSpan:
+    return OtelSpan(
         trace_id=span["traceId"].lower(),
         span_id=span["spanId"].lower(),
         parent_id=span.get("parentSpanId", "").lower(),
@@ -97,7 +97,7 @@ def _json_value(value: dict[str, Any]) -> Any:
     return None
 
 
-def _from_protobuf(value: bytes) -> list[Span]:
+def _from_protobuf(value: bytes) -> list[OtelSpan]:
     try:
         from google.protobuf.message import DecodeError
         from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
@@ -109,12 +109,12 @@ def _from_protobuf(value: bytes) -> list[Span]:
         raise OtlpError(f"not OTLP traces in protobuf: {error}") from None
 
 
-def _protobuf_spans(traces: Any) -> Iterator[Span]:
+def _protobuf_spans(traces: Any) -> Iterator[OtelSpan]:
     for given in traces.resource_spans:
         resource = _attributes(given.resource.attributes)
         for scope in given.scope_spans:
             for span in scope.spans:
-                yield Span(
+                yield OtelSpan(
                     trace_id=span.trace_id.hex(),
                     span_id=span.span_id.hex(),
                     parent_id=span.parent_span_id.hex(),

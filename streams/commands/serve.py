@@ -17,7 +17,7 @@ from tidegate.streams.status.routes import add_status
 from tidegate.streams.status.state import StatusState
 from tidegate.streams.worker import logs
 
-STOP_SECONDS = 5.0
+SERVE_STOP_SECONDS = 5.0
 
 
 @click.command()
@@ -46,7 +46,7 @@ async def _serve(settings: Settings, host: str, port: int, trusted: TrustedKeys 
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    runner = web.AppRunner(status_app(settings, trusted), access_log=None, shutdown_timeout=STOP_SECONDS)
+    runner = web.AppRunner(status_app(settings, trusted), access_log=None, shutdown_timeout=SERVE_STOP_SECONDS)
     await runner.setup()
     try:
         try:

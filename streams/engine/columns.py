@@ -78,7 +78,7 @@ class _Unread:
         return self._read[row]
 
     def sticky_id(self, at: int) -> str:
-        """The sticky id of a row, by position."""
+        """Return the sticky id of a row, by position."""
         row = int(self._row[at])
         if row in self._read:
             return str(self._read[row].sticky_id)
@@ -97,7 +97,7 @@ class _Read(list[Any]):
     """Decoded records."""
 
     def sticky_id(self, at: int) -> str:
-        """The sticky id of a row, by position."""
+        """Return the sticky id of a row, by position."""
         return str(self[at].sticky_id)
 
     def take(self, keep: Ints) -> "_Read":
@@ -138,7 +138,7 @@ class Columns:
 
 @dataclass
 class _Found:
-    """What was read of a run: columns as in ``Columns``, of every record that could be decoded.
+    """Everything read of a run: columns as in ``Columns``, of every record that could be decoded.
 
     ``query``: 64-bit xxh3 of the query ids, 0 where absent; None where they are still in ``events`` alone.
     """
@@ -327,14 +327,14 @@ def _scanned(values: Sequence[bytes | None], table: EventClasses, native: Native
 
 
 def _first_of_each(key: Ints, revision: Ints) -> NDArray[np.bool_]:
-    """Which rows are the first of their key and revision; of no key each is."""
+    """Mark the first row of each key and revision; every row without a key is one."""
     first = key < 0
     first[np.unique((revision << 32) + key, return_index=True)[1]] = True
     return first
 
 
 def _valid(table: EventClasses, found: _Found) -> NDArray[np.bool_]:
-    """Which rows are whole; fills in the ids of labels, which may be known by what they label alone."""
+    """Mark the rows that are whole; fill in the ids of labels that have none, from the events they label."""
     code, event, sticky = found.code, found.event, found.sticky
     if not len(code):
         return np.ones(0, np.bool_)

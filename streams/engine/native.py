@@ -74,12 +74,12 @@ def choose(mode: str | None) -> None:
 
 
 def available() -> bool:
-    """Whether it is installed."""
+    """Tell whether it is installed."""
     return _found is not None
 
 
 def running() -> str:
-    """The decoder in use, with its version if it is the native one."""
+    """Return the decoder in use, with its version if it is the native one."""
     return "python" if _used is None else f"native {_used.VERSION}"
 
 
@@ -103,7 +103,7 @@ def _kind(wanted: inspect.Type) -> tuple[str, float | None, float | None, bool]:
 
 
 class Layout:
-    """What becomes of each field: part of the key, a column, or only checked; and where the columns are.
+    """The use of each field: part of the key, a column, or only checked; and the places of the columns.
 
     ``keys``, ``columns``: names of fields. ``told``: names of those that mark a row as ``TOLD``, ``detailed`` as
     ``DETAILED``.
@@ -132,7 +132,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the native decoder read of a run, one entry a value; ``key``: negative where Python has to read it.
+    """The native decoder's result for a run, one entry a value; ``key``: negative where Python has to read it.
 
     ``event``, ``sticky``, ``query``: 64-bit xxh3, 0 where absent. ``sticky_at``: where the sticky id begins and ends in
     its value. ``delta_s`` and the like: NaN where absent. ``marks``: bits.
@@ -196,7 +196,7 @@ class NativeTable:
         )
 
     def codes_of(self, key: Ints, revision: Ints) -> Ints:
-        """The codes of keys, negative where they are not known."""
+        """Return the codes of keys, negative where they are not known."""
         found: Ints = self._codes[revision, key]
         return found
 

@@ -23,8 +23,8 @@ UNREADABLE = "tidegate.unreadable"
 
 
 def reader(settings: Settings, *topics: str, **options: Any) -> AIOKafkaConsumer:
-    """A consumer from the first records on that commits nothing, unless ``options`` say otherwise."""
-    install(ReadableRecords)
+    """Return a consumer from the first records on that commits nothing, unless ``options`` say otherwise."""
+    unpack_with(ReadableRecords)
     defaults = {"group_id": None, "auto_offset_reset": "earliest", "isolation_level": COMMITTED}
     consumer = AIOKafkaConsumer(*topics, **settings.kafka, **(defaults | options))
     # The library gives no other way to its client.

@@ -10,7 +10,7 @@ from typing import Any
 from tidegate.streams.engine.slices import Slices, T
 
 TURN_SECONDS = 0.05
-"""How long all who are at work hold the event loop between two of its turns, and each of them one slice more."""
+"""Time that all work together may hold the event loop between two of its turns, but for a slice each."""
 COLLECTION_SECONDS = 0.05
 """A full garbage collection that takes longer is not repeated on what has survived it."""
 HASHED_BYTES = 8 << 20

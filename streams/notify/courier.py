@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from tidegate.schemas.decision import decision_from_bytes
 from tidegate.schemas.errors import AccessError, EventError
 from tidegate.streams.kafka.connect import why
-from tidegate.streams.kafka.follow import stop
+from tidegate.streams.kafka.follow import MORE_MS, stop
 from tidegate.streams.kafka.patience import RETRY_MS, RETRY_SECONDS, Outage
 from tidegate.streams.kafka.reader import reader
 from tidegate.streams.notify.messages import Message, cloud_event, signed, slack
@@ -38,14 +38,13 @@ ASKED_SECONDS = 3600.0
 """The longest wait that a receiver may ask for with Retry-After."""
 AT_ONCE = 100
 """Records fetched in one go."""
-MORE_MS = 500
 REMEMBERED = 10_000
 """Ids of the last that were delivered: what a worker wrote twice, after a crash, is not sent twice."""
 
 
 @dataclass
 class NotifyMetrics:
-    """What /metrics shows of the receivers, by their names in the file."""
+    """The receivers on /metrics, by their names in the file."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -186,7 +185,7 @@ class Courier(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is n
             self._consumer.resume(tp)
 
     def _message(self, record: ConsumerRecord) -> Message | None:
-        """What the receiver is told of a record; None: nothing."""
+        """Return the message to the receiver about a record; None if there is none."""
         value: bytes = record.value or b""
         try:
             decision = decision_from_bytes(value)

@@ -1,4 +1,4 @@
-"""What a receiver gets: a CloudEvent with the whole decision, or a line for Slack."""
+"""Messages to receivers: a CloudEvent with the whole decision, or a line for Slack."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Message(NamedTuple):
 
 
 def cloud_event(decision: Decision, value: bytes, deployment: str) -> Message:
-    """A CloudEvents 1.0 event in structured mode; ``value``: the record, whose every field is in ``data``."""
+    """Return a CloudEvents 1.0 event in structured mode; ``value``: the record, whose every field is in ``data``."""
     event = CloudEvent(
         {
             "id": decision.decision_id,
@@ -46,7 +46,7 @@ def cloud_event(decision: Decision, value: bytes, deployment: str) -> Message:
 
 
 def slack(decision: Decision) -> Message:
-    """A message for a Slack incoming webhook: the verdict with its cause, in one line."""
+    """Return a message for a Slack incoming webhook: the verdict with its cause, in one line."""
     unit = plain(decision.flag) + (f" / {plain(decision.region)}" if decision.region else "")
     weight = f"stage {decision.stage.index}, canary {100 * decision.stage.canary_weight:.4g} %"
     said = f"{decision.verdict}: {cause_in_short(decision)}" if decision.reasons else decision.verdict
@@ -68,7 +68,7 @@ def _escaped(text: str) -> str:
 
 
 def signed(message: Message, signers: Sequence[Webhook], now: datetime) -> dict[str, str]:
-    """The headers of one attempt, by Standard Webhooks: id, time, and a signature for each secret."""
+    """Return the headers of one attempt, by Standard Webhooks: id, time, and a signature for each secret."""
     if not signers:
         return dict(message.headers)
     body = message.body.decode()

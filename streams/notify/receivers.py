@@ -1,25 +1,24 @@
-"""Who is told: receivers with their filters, from a YAML file; secrets only from files and the environment."""
+"""Receivers with their filters, from a YAML file; secrets only from files and the environment."""
 
 import os
 from base64 import b64decode
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from standardwebhooks.webhooks import Webhook
 
 from tidegate.schemas.decision import Decision, Verdict
 from tidegate.schemas.document import Document, dotted
-from tidegate.schemas.duration import parse_duration
 from tidegate.schemas.errors import InputError
+from tidegate.streams.settings import Milliseconds
 
-TOLD: tuple[Verdict, ...] = tuple(one for one in get_args(Verdict) if one not in ("hold", "pass"))
+TOLD_VERDICTS: tuple[Verdict, ...] = tuple(one for one in get_args(Verdict) if one not in ("hold", "pass"))
 """The verdicts that a receiver is told unless it asks for others: those that change something."""
-Milliseconds = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
 
 
 class Receiver(BaseModel):
@@ -34,7 +33,7 @@ class Receiver(BaseModel):
     url_env: str | None = None
     secret_file: str | None = None
     secret_env: str | None = None
-    verdicts: tuple[Verdict, ...] = Field(default=TOLD, min_length=1)
+    verdicts: tuple[Verdict, ...] = Field(default=TOLD_VERDICTS, min_length=1)
     flags: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     timeout: Milliseconds = Field(default=10_000, ge=100, le=300_000)
@@ -58,7 +57,7 @@ class Receiver(BaseModel):
         return self
 
     def wants(self, decision: Decision) -> bool:
-        """Whether the receiver is told of a decision."""
+        """Tell whether the receiver wants a decision."""
         return (
             decision.verdict in self.verdicts
             and (not self.flags or decision.flag in self.flags)
@@ -66,7 +65,7 @@ class Receiver(BaseModel):
         )
 
     def address(self, environment: Mapping[str, str] = os.environ) -> str:
-        """Where it is told. Raises InputError, which shows no secret."""
+        """Return its URL. Raises InputError, which shows no secret."""
         said = self.url or _secret(self.name, "url", self.url_file, self.url_env, environment)
         try:
             parts = urlsplit(said)
@@ -74,7 +73,7 @@ class Receiver(BaseModel):
         except ValueError:
             parts, host = urlsplit(""), None
         if host is None or parts.scheme not in ("https", "http"):
-            raise InputError(f"receiver {self.name}: its URL is none; write https://HOST/PATH")
+            raise InputError(f"receiver {self.name}: its URL is not valid; write https://HOST/PATH")
         if parts.scheme == "http" and not _near(host):
             raise InputError(
                 f"receiver {self.name}: http:// to {host} can be read and changed on the way; write https://, or "
@@ -83,7 +82,7 @@ class Receiver(BaseModel):
         return said
 
     def signers(self, environment: Mapping[str, str] = os.environ) -> list[Webhook]:
-        """A signer for each secret, a line each, so that one can be replaced. Raises InputError, without the secret."""
+        """Return a signer for each secret, a line each, so that one can be replaced. Raises InputError."""
         if self.format == "slack":
             return []
         said = _secret(self.name, "secret", self.secret_file, self.secret_env, environment)
@@ -97,7 +96,7 @@ class Receiver(BaseModel):
 
 
 def _key(secret: str) -> bytes:
-    """The bytes of a secret. Raises ValueError, also where there are fewer than the standard asks for."""
+    """Return the bytes of a secret. Raises ValueError, also where there are fewer than the standard asks for."""
     key = b64decode(secret.removeprefix("whsec_"), validate=True)
     if not 24 <= len(key) <= 64:
         raise ValueError
@@ -105,7 +104,7 @@ def _key(secret: str) -> bytes:
 
 
 def _near(host: str) -> bool:
-    """Whether what is sent to a host stays on the machine, or in a cluster's own network."""
+    """Tell whether a message to a host stays on the machine, or in a cluster's own network."""
     try:
         return ip_address(host).is_private
     except ValueError:
@@ -133,7 +132,7 @@ class _File(BaseModel):
 
 
 def load_receivers(path: Path) -> list[Receiver]:
-    """The receivers of a file. Raises InputError, one line with the YAML path and the way out."""
+    """Return the receivers of a file. Raises InputError, one line with the YAML path and the way out."""
     try:
         document = Document(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -18,8 +18,8 @@ from tidegate.schemas.operation import Operation
 from tidegate.schemas.times import iso
 from tidegate.streams.report.chart import ramp_svg
 from tidegate.streams.report.explanation import explanation
-from tidegate.streams.report.rollout import VERDICT_SIGNS, StageSpan, Told, UnitHistory, fired, in_words, stages
-from tidegate.streams.report.terminal import gate_rows, percent
+from tidegate.streams.report.rollout import VERDICT_SIGNS, Passage, StageSpan, UnitHistory, fired, in_words, stages
+from tidegate.streams.report.terminal import gate_rows, weight_percent
 from tidegate.streams.report.text import many, plain
 
 GOOD_VERDICTS = ("promote", "pass", "open", "restore")

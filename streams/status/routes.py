@@ -16,7 +16,7 @@ from tidegate.streams.status.views import all_units, decision_view, unit_line, u
 
 HEARTBEAT_SECONDS = 15.0
 GATHER_SECONDS = 0.2
-"""How long changes are gathered before they are sent."""
+"""Time that changes are gathered before they are sent."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

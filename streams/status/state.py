@@ -1,7 +1,7 @@
-"""What the status page knows: the newest decisions of every unit, within bounds, and who wants to hear of new ones.
+"""The state of the status page: the newest decisions of every unit, within bounds, and its listeners.
 
-Memory is bounded whatever the topics hold. At most ``UNITS_MAX`` units are shown. Of each the last decision is known,
-and of those before it what the charts need, ``WINDOWS_MAX`` a unit and ``WINDOWS_IN_ALL`` together, the oldest
+Memory is bounded whatever the topics hold. Units shown: ``SHOWN_UNITS_MAX``. Of each the last decision is known,
+and of those before it what the charts need, ``UNIT_WINDOWS_MAX`` a unit and ``WINDOWS_IN_ALL`` together, the oldest
 forgotten first. Whole records are kept up to ``RECORD_BYTES`` together.
 """
 
@@ -21,21 +21,21 @@ from tidegate.streams.report.board import Standing, standing
 from tidegate.streams.report.rollout import UnitHistory, ramp
 from tidegate.streams.report.terminal import Standings
 
-UNITS_MAX = 1_000
-WINDOWS_MAX = 500
+SHOWN_UNITS_MAX = 1_000
+UNIT_WINDOWS_MAX = 500
 WINDOWS_IN_ALL = 20_000
 RECORD_BYTES = 64 << 20
 COMMANDS_MAX = 200
 LISTENERS_MAX = 100
 SHORT_ID = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 
-Unit = tuple[str, str]
+UnitKey = tuple[str, str]
 """Flag and region."""
 
 
 @dataclass
 class _Known:
-    """What is known of a unit; ``windows``: its decisions without what no chart shows."""
+    """A unit as it is known; ``windows``: its decisions without what no chart shows."""
 
     windows: deque[Decision] = field(default_factory=deque)
     commands: OrderedDict[str, Command] = field(default_factory=OrderedDict)
@@ -47,10 +47,10 @@ class Listener:
 
     def __init__(self) -> None:
         self.ended = False
-        self._changed: dict[Unit, None] = {}
+        self._changed: dict[UnitKey, None] = {}
         self._something = asyncio.Event()
 
-    def hear(self, unit: Unit) -> None:
+    def hear(self, unit: UnitKey) -> None:
         """Take note of a change."""
         self._changed[unit] = None
         self._something.set()
@@ -59,7 +59,7 @@ class Listener:
         """Come back without a change: the broker has gone, or is back."""
         self._something.set()
 
-    async def changes(self, patience: float) -> list[Unit]:
+    async def changes(self, patience: float) -> list[UnitKey]:
         """Wait for changes, at most ``patience`` seconds, and return them; empty where there were none."""
         try:
             async with asyncio.timeout(patience):
@@ -76,13 +76,13 @@ class StatusState:
 
     def __init__(self) -> None:
         self._standings = Standings()
-        self._known: dict[Unit, _Known] = {}
+        self._known: dict[UnitKey, _Known] = {}
         self._records: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
-        self._order: deque[Unit] = deque()
+        self._order: deque[UnitKey] = deque()
         self._listeners: set[Listener] = set()
         self._away: dict[str, int] = {}
-        self.refused: set[Unit] = set()
+        self.refused: set[UnitKey] = set()
 
     def decided(self, value: bytes | None, written: int) -> None:
         """Take in a record of the decisions topic, ``written`` at a time, ms; what is no decision is passed over."""
@@ -98,7 +98,7 @@ class StatusState:
         known.written = written
         known.windows.append(_thin(decision))
         self._order.append(unit)
-        if len(known.windows) > WINDOWS_MAX:
+        if len(known.windows) > UNIT_WINDOWS_MAX:
             self._order.remove(unit)
             known.windows.popleft()
         while len(self._order) > WINDOWS_IN_ALL:
@@ -140,11 +140,11 @@ class StatusState:
         """Since when the broker does not answer, ms; None: it does."""
         return min(self._away.values(), default=None)
 
-    def _unit(self, unit: Unit) -> _Known | None:
+    def _unit(self, unit: UnitKey) -> _Known | None:
         known = self._known.get(unit)
-        if known is None and len(self._known) < UNITS_MAX:
+        if known is None and len(self._known) < SHOWN_UNITS_MAX:
             known = self._known[unit] = _Known()
-        if known is None and len(self.refused) < UNITS_MAX:
+        if known is None and len(self.refused) < SHOWN_UNITS_MAX:
             self.refused.add(unit)
         return known
 
@@ -156,23 +156,23 @@ class StatusState:
             self._bytes -= len(gone)
 
     @property
-    def units(self) -> list[Unit]:
+    def units(self) -> list[UnitKey]:
         """The units with a decision, by name."""
         return sorted(unit for unit, known in self._known.items() if known.windows)
 
-    def last(self, unit: Unit) -> Decision | None:
+    def last(self, unit: UnitKey) -> Decision | None:
         """Return a unit's last decision, whole."""
         return self._standings.last.get("|".join(unit))
 
-    def written(self, unit: Unit) -> int:
+    def written(self, unit: UnitKey) -> int:
         """Return when a unit's last decision was written, ms."""
         return self._known[unit].written
 
-    def standing(self, unit: Unit, now: int) -> Standing:
+    def standing(self, unit: UnitKey, now: int) -> Standing:
         """Say how a unit with a decision stands."""
         return standing("|".join(unit), self._standings, self.weight(unit), now)
 
-    def weight(self, unit: Unit) -> float:
+    def weight(self, unit: UnitKey) -> float:
         """Return the canary's weight, as the last command says, or else what the decisions come to."""
         commands = self._known[unit].commands
         if commands:
@@ -180,7 +180,7 @@ class StatusState:
         steps = ramp(self.history(unit))
         return steps[-1].weight if steps else self._standings.last["|".join(unit)].stage.canary_weight
 
-    def history(self, unit: Unit) -> UnitHistory:
+    def history(self, unit: UnitKey) -> UnitHistory:
         """Return what is known of a unit's decisions, without what no chart shows, and of its commands."""
         known = self._known[unit]
         return UnitHistory(*unit, tuple(known.windows), known.commands)
@@ -220,7 +220,7 @@ class StatusState:
             listener.ended = True
             listener.wake()
 
-    def _tell(self, unit: Unit) -> None:
+    def _tell(self, unit: UnitKey) -> None:
         for listener in self._listeners:
             listener.hear(unit)
 

@@ -1,4 +1,4 @@
-"""What the status page answers, as JSON: documented in docs/status.md."""
+"""Answers of the status page, as JSON: documented in docs/status.md."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from tidegate.streams.report.explanation import explanation
 from tidegate.streams.report.rollout import VERDICT_SIGNS, ramp
 from tidegate.streams.report.terminal import gate_rows
 from tidegate.streams.report.text import endings, plain, problem_words, sentence
-from tidegate.streams.status.state import StatusState, Unit
+from tidegate.streams.status.state import StatusState, UnitKey
 
 LEVELS = {STOPPED: "stopped", ATTENTION: "attention", WAITING: "waiting", GOOD: "good", GONE: "gone"}
 DECISIONS_SHOWN = 100
 
 
-def unit_line(state: StatusState, unit: Unit, now: int) -> dict[str, Any]:
+def unit_line(state: StatusState, unit: UnitKey, now: int) -> dict[str, Any]:
     """Say how a unit stands; ``now``: ms, as times of other days have their date."""
     last, stands = state.last(unit), state.standing(unit, now)
     assert last is not None  # noqa: S101 - units have a decision
@@ -47,7 +47,7 @@ def all_units(state: StatusState, now: int) -> dict[str, Any]:
     return {"units": lines, "not_shown": len(state.refused), "broker_away_since": state.away_since, "now": now}
 
 
-def unit_view(state: StatusState, unit: Unit, now: int) -> dict[str, Any]:
+def unit_view(state: StatusState, unit: UnitKey, now: int) -> dict[str, Any]:
     """Tell everything that is known of a unit.
 
     ``because``, ``gates`` and ``problems`` are of the decision that says how it stands: of a stopped unit, the one that

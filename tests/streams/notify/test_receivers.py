@@ -6,7 +6,7 @@ import pytest
 
 from tests.streams.play import play
 from tidegate.schemas.errors import InputError
-from tidegate.streams.notify.receivers import TOLD, Receiver, load_receivers
+from tidegate.streams.notify.receivers import TOLD_VERDICTS, Receiver, load_receivers
 
 GOOD = """
 receivers:
@@ -41,8 +41,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert oncall.address() == "https://hooks.example.com/tidegate"
     assert len(oncall.signers({"ONCALL_SECRET": f"{KEY}\n{KEY}\n"})) == 2
     assert team.signers() == []
-    assert team.verdicts == TOLD
-    assert not {"hold", "pass"} & set(TOLD)
+    assert team.verdicts == TOLD_VERDICTS
+    assert not {"hold", "pass"} & set(TOLD_VERDICTS)
 
 
 def test_the_filter_takes_what_has_all_of_its_fields(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_what_stays_on_the_machine_or_in_the_cluster_is_taken(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "hooks.example.com", "https://", "https://[", "https://x:y/"])
 def test_what_is_no_url_is_told_without_showing_it(url: str) -> None:
-    with pytest.raises(InputError, match="its URL is none") as caught:
+    with pytest.raises(InputError, match="its URL is not valid") as caught:
         of(url_env="X", secret_env="X").address({"X": url})
     assert url.removeprefix("https://") in ("", "[") or url not in str(caught.value)
 

@@ -90,8 +90,8 @@ def test_both_arms_medians_and_tails_stand_by_the_decision_that_judged_them() ->
 
 
 def test_memory_is_bounded_in_units_windows_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "UNITS_MAX", 3)
-    monkeypatch.setattr(bounds, "WINDOWS_MAX", 5)
+    monkeypatch.setattr(bounds, "SHOWN_UNITS_MAX", 3)
+    monkeypatch.setattr(bounds, "UNIT_WINDOWS_MAX", 5)
     monkeypatch.setattr(bounds, "WINDOWS_IN_ALL", 8)
     monkeypatch.setattr(bounds, "RECORD_BYTES", 3 * len(at(PROMOTE).to_bytes()))
     monkeypatch.setattr(bounds, "COMMANDS_MAX", 2)
