@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import MappingProxyType, TracebackType
@@ -54,6 +55,16 @@ class ControlConsumer:
     def weights(self) -> Mapping[str, Weights]:
         """The weights of the last command by ``flag|region``; units without a command are not in it."""
         return MappingProxyType(self._weights)
+
+    @property
+    def last(self) -> Mapping[str, Command]:
+        """The last command by ``flag|region``."""
+        return MappingProxyType(self._last)
+
+    @property
+    def away_seconds(self) -> float:
+        """Seconds since Kafka was last heard of; 0 while it is there."""
+        return 0.0 if self._outage.since is None else max(0.0, time.time() - self._outage.since)
 
     async def caught_up(self) -> None:
         """Wait until the topic has been read to the end it had at the start."""

@@ -11,7 +11,7 @@ import structlog
 
 from tidegate.streams.notify.courier import Courier, NotifyMetrics
 from tidegate.streams.notify.receivers import Receiver, load_receivers
-from tidegate.streams.settings import Settings, load_settings
+from tidegate.streams.settings import Settings, command_settings
 from tidegate.streams.worker import logs
 from tidegate.streams.worker.health import Check, serve
 
@@ -29,7 +29,7 @@ def command(receivers: Path, broker: str | None, check: bool) -> None:
     receiver does not take is tried again until it does, over restarts too. A new receiver is told what is decided from
     then on.
     """
-    settings = load_settings(broker=broker)
+    settings = command_settings(broker=broker)
     found = load_receivers(receivers)
     for receiver in found:
         receiver.address()
