@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tidegate.schemas.decision import Decision
-from tidegate.streams.report.rollout import VERDICT_SIGNS, UnitHistory, WeightStep, ramp
+from tidegate.streams.report.rollout import UnitHistory, WeightStep, ramp, sign_of
 from tidegate.streams.report.svg import COLOURS, DARK_TEXT, FAINT, GRID, INK, Canvas, draw_times
 from tidegate.streams.report.terminal import weight_percent
 
@@ -90,8 +90,8 @@ def _draw_decision(canvas: Canvas, x: Callable[[float], float], top: float, deci
     canvas.add("rect", x=left, y=top, width=width, height=BAND, fill=colour, rx=min(2.0, width / 4))
     if width >= 11:
         ink = INK if decision.verdict in DARK_TEXT else "#ffffff"
-        word = f"{VERDICT_SIGNS[decision.verdict]} {decision.verdict}"
-        shown = word if width >= 7 * len(word) + 6 else VERDICT_SIGNS[decision.verdict]
+        word = f"{sign_of(decision.verdict)} {decision.verdict}"
+        shown = word if width >= 7 * len(word) + 6 else sign_of(decision.verdict)
         canvas.text(left + width / 2, top + 15, shown, 12, ink, text_anchor="middle")
 
 
@@ -105,11 +105,7 @@ def _draw_operations(canvas: Canvas, x: Callable[[float], float], history: UnitH
         canvas.line(at, TOP - 6, at, TOP + HEIGHT + 8 + BAND, OPERATOR, stroke_width=1.5, stroke_dasharray="4 3")
         if at >= free:
             left = at > X[1] - 60
-            word = (
-                f"{by.kind} {VERDICT_SIGNS[decision.verdict]}"
-                if left
-                else f"{VERDICT_SIGNS[decision.verdict]} {by.kind}"
-            )
+            word = f"{by.kind} {sign_of(decision.verdict)}" if left else f"{sign_of(decision.verdict)} {by.kind}"
             anchor = {"text_anchor": "end"} if left else {}
             canvas.text(at - 4 if left else at + 4, TOP + 4, word, 11, OPERATOR, font_weight="600", **anchor)
             free = at + 60
@@ -120,7 +116,7 @@ def _draw_legend(canvas: Canvas, history: UnitHistory) -> None:
     at = float(X[0])
     for verdict in (one for one in COLOURS if one in shown):
         canvas.add("rect", x=at, y=canvas.height, width=12, height=12, rx=2, fill=COLOURS[verdict])
-        word = f"{VERDICT_SIGNS[verdict]} {verdict}"
+        word = f"{sign_of(verdict)} {verdict}"
         canvas.text(at + 17, canvas.height + 10, word, 12, INK)
         at += 17 + 7 * len(word) + 18
     canvas.height += 20

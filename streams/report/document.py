@@ -18,12 +18,12 @@ from tidegate.schemas.operation import Operation
 from tidegate.schemas.times import iso
 from tidegate.streams.report.chart import ramp_svg
 from tidegate.streams.report.explanation import explanation
-from tidegate.streams.report.rollout import VERDICT_SIGNS, Passage, StageSpan, UnitHistory, fired, in_words, stages
+from tidegate.streams.report.rollout import Passage, StageSpan, UnitHistory, fired, in_words, sign_of, stages
 from tidegate.streams.report.terminal import gate_rows, weight_percent
 from tidegate.streams.report.text import many, plain
 
-GOOD_VERDICTS = ("promote", "pass", "open", "restore")
-WAITING_VERDICTS = ("hold", "freeze", "degrade", "fallback")
+GOOD_VERDICTS = ("promote", "pass", "open", "restore", "start", "resume")
+WAITING_VERDICTS = ("hold", "freeze", "degrade", "fallback", "pause")
 IDS_SHOWN = 3
 
 
@@ -154,7 +154,7 @@ def _unit(unit: UnitHistory) -> dict[str, Any]:
     judged = next((one for one in reversed(unit.decisions) if one.gates and "latched" not in one.reasons), None)
     return {
         "title": _title(unit),
-        "sign": VERDICT_SIGNS[telling.verdict],
+        "sign": sign_of(telling.verdict),
         "verdict": telling.verdict,
         "tone": tone(telling.verdict),
         "headline": explanation(telling).headline,
@@ -195,7 +195,7 @@ def _stage(stage: StageSpan) -> dict[str, str]:
         "start": _moment(stage.start),
         "end": _moment(stage.end),
         "windows": f"{stage.windows:,}",
-        "ended_by": f"{VERDICT_SIGNS[stage.ended_by]} {stage.ended_by}" if stage.ended_by else "it goes on",
+        "ended_by": f"{sign_of(stage.ended_by)} {stage.ended_by}" if stage.ended_by else "it goes on",
     }
 
 
@@ -205,7 +205,7 @@ def _told(told: Passage) -> dict[str, Any]:
     ids = ", ".join(_short(one) for one in told.decisions[:IDS_SHOWN])
     more = f" and {count - IDS_SHOWN:,} more" if count > IDS_SHOWN else ""
     return {
-        "sign": VERDICT_SIGNS[first.verdict],
+        "sign": sign_of(first.verdict),
         "verdict": first.verdict,
         "tone": tone(first.verdict),
         "headline": told.words.headline,

@@ -11,12 +11,15 @@ from tidegate.streams.report.explanation import Explanation, explanation, gate_w
 from tidegate.streams.report.text import problem_words, sentence
 
 VERDICT_SIGNS: Mapping[str, str] = {
+    "start": "✓",
+    "resume": "✓",
     "promote": "↑",
     "pass": "✓",
     "open": "✓",
     "restore": "✓",
     "rearm": "↻",
     "hold": "…",
+    "pause": "!",
     "freeze": "!",
     "degrade": "!",
     "fallback": "!",
@@ -27,6 +30,11 @@ VERDICT_SIGNS: Mapping[str, str] = {
     "retire": "✗",
 }
 """Signs that tell verdicts apart without colour."""
+
+
+def sign_of(verdict: str) -> str:
+    """Return the sign of a verdict; a dot for one that has none."""
+    return VERDICT_SIGNS.get(verdict, "·")
 
 
 @dataclass(frozen=True)

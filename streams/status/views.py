@@ -8,7 +8,7 @@ import msgspec
 from tidegate.schemas.decision import ArmSummary, Decision
 from tidegate.streams.report.board import ATTENTION, GONE, GOOD, STOPPED, WAITING, minutes_left
 from tidegate.streams.report.explanation import explanation
-from tidegate.streams.report.rollout import VERDICT_SIGNS, ramp
+from tidegate.streams.report.rollout import ramp, sign_of
 from tidegate.streams.report.terminal import gate_rows
 from tidegate.streams.report.text import endings, plain, problem_words, sentence
 from tidegate.streams.status.state import StatusState, UnitKey
@@ -134,7 +134,7 @@ def decision_line(decision: Decision) -> dict[str, Any]:
         "window": msgspec.to_builtins(decision.window),
         "stage": msgspec.to_builtins(decision.stage),
         "verdict": decision.verdict,
-        "sign": VERDICT_SIGNS[decision.verdict],
+        "sign": sign_of(decision.verdict),
         "reasons": decision.reasons,
     }
 
