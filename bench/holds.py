@@ -205,8 +205,7 @@ class Harness:
         await self.worker._save_all()
 
     async def restore(self) -> None:
-        """Read every state back."""
-        self.worker.keepers.clear()
+        """Read every state back, and let go of those before."""
         await self.worker.restore([*self.telemetry, self.gate], {})
 
 

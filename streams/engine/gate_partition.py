@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -234,6 +234,19 @@ class GatePartition:
                 seen = yield from unit_codec.dump_parts(partial.units)
                 waiting[pane][partition] = msgspec.structs.replace(partial, units=seen)
         yield gate_codec.dump(msgspec.structs.replace(state, units=units, retired=retired, waiting=waiting))
+
+    def release_slices(self) -> Slices[bool]:
+        """Let go of what the state holds, which takes as long as it is large; a slice is a unit.
+
+        It is of no use afterwards. True at the end.
+        """
+        state, waiting = self._state, [p.units for pane in self._state.waiting.values() for p in pane.values()]
+        held: tuple[dict[str, Any], ...] = (self._ramps, state.units, state.retired, *waiting)
+        for units in held:
+            while units:
+                units.popitem()
+                yield None
+        yield True
 
     def renew(self, timeline: Timeline) -> None:
         """Take a timeline that has grown by later revisions: from the next entry on, if one is under way."""

@@ -33,9 +33,9 @@ STEP = 2048
 """Records worked on at a time: small enough for the processor's cache."""
 STEP_BYTES = 2 << 20
 """The same for what they take, unless it is a single one."""
-DEAR_STEP = 512
-"""Records worked on at a time where many of those before were of units of their own, or told something new: one of
-them costs as much as fifty others."""
+DEAR_STEP = 128
+"""Records worked on at a time where each was of a unit of its own, or told something new: one of them costs as much as
+fifty others. Between the two, as many are taken as will have about so many such ones among them."""
 IDS_BYTES = 1 << 20
 """Of event ids, read back at a time."""
 
@@ -225,6 +225,20 @@ class SourcePartition:
             yield None
         yield state_codec.dump(msgspec.structs.replace(state, open=opened, event_ids=event_ids))
 
+    def release_slices(self) -> Slices[bool]:
+        """Let go of what the state holds, which takes as long as it is large; a slice is one unit in one open pane.
+
+        It is of no use afterwards. True at the end.
+        """
+        for pane in self._state.open.values():
+            while pane.units:
+                pane.units.popitem()
+                yield None
+        while self._seen:
+            self._seen.popitem()
+            yield None
+        yield True
+
     @property
     def next(self) -> int:
         """The offset of the next record to step over."""
@@ -290,7 +304,7 @@ class SourcePartition:
         known = len(table)
         columns = decode(values, timestamps, table)
         dear = max(len(table) - known, len(np.unique(columns.code)))
-        self._most = DEAR_STEP if dear > DEAR_STEP // 2 else STEP
+        self._most = min(max(len(values) * DEAR_STEP // max(dear, 1), DEAR_STEP), STEP)
         result = Step(dead=[(first + row, error) for row, error in columns.dead], records=len(values))
         largest = np.maximum.accumulate(np.maximum(columns.ts, state.largest_ts))
         closed = np.maximum((largest - state.lateness_ms) // state.pane_ms, state.closed)

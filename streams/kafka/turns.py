@@ -11,11 +11,12 @@ from tidegate.streams.engine.slices import Slices, T
 
 TURN_SECONDS = 0.05
 """Time that all work together may hold the event loop between two of its turns, but for a slice each."""
-COLLECTION_SECONDS = 0.05
+COLLECTION_SECONDS = 0.02
 """A full garbage collection that takes longer is not repeated on what has survived it."""
 HASHED_BYTES = 8 << 20
-YOUNG, MIDDLE, OLD = 20_000, 4, 1
-"""When the collector looks at new objects, at those that survived once, and at all."""
+YOUNG, MIDDLE, OLD = 2_500, 4, 1
+"""When the collector looks at new objects, at those that survived once, and at all: few enough each time, as nobody has
+a turn before it is through, and each object takes it a microsecond."""
 
 
 class _Turns:

@@ -188,6 +188,7 @@ class Worker:
         if self.manifests is not None:
             await self.manifests.catch_up()
         positions: dict[TP, int] = {}
+        before = list(self.keepers.values())
         agents: tuple[tuple[str, str, Agent], ...] = (
             (self.settings.telemetry_topic, self.settings.window_checkpoints_topic, "window"),
             (self.settings.partials_topic, self.settings.gate_checkpoints_topic, "gate"),
@@ -222,6 +223,8 @@ class Worker:
             self.metrics.forget(self.keepers.pop(tp).agent, tp.partition)
         for keeper in self.keepers.values():
             self.metrics.own(keeper.agent, keeper.tp.partition)
+        for keeper in before:
+            await keeper.release()
         self.assigned.set()
         log.info(
             "assigned",

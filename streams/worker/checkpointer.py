@@ -76,6 +76,12 @@ class Checkpointer:
             self.saving = asyncio.create_task(self._save())
             await asyncio.shield(self.saving)
 
+    async def release(self) -> None:
+        """Let go of the state, with turns for everybody else: it was saved, and another worker may have it by now."""
+        async with self.lock:
+            self.whole = False
+            await result_of(self.state.release_slices())
+
     async def _save(self) -> None:
         try:
             # 1. State, position and the list of what was sent are taken between two steps, so that a checkpoint
