@@ -1,6 +1,7 @@
 """Logs in files: bare events or dumped records, as runs of each partition."""
 
 import binascii
+import re
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -142,10 +143,41 @@ def count_partitions(paths: Sequence[Path], least: int, progress: Callable[[int]
         if parquet.is_parquet(path):
             least = max(least, 1 + max((partition for partition, *_ in parquet.read_rows(path)), default=0))
             continue
-        for _, number, line in read_lines([path], progress):
-            if b'"partition"' in line:
-                least = max(least, *(record.partition + 1 for record in _record_at(path, number, line, 1)))
+        for first, text in _blocks(path, progress):
+            if _names_none_beyond(least, text):
+                continue
+            for number, line in enumerate(text.split(b"\n"), first):
+                if _PARTITION in line:
+                    least = max(least, *(record.partition + 1 for record in _record_at(path, number, line.strip(), 1)))
     return least
+
+
+_PARTITION = b'"partition"'
+_NUMBER = re.compile(rb"\s*:\s*(\d+)[\s,}]")
+_NUMBER_BYTES = 12
+
+
+def _names_none_beyond(partitions: int, text: bytes) -> bool:
+    """Return whether it is plain to see that no record of these lines is of a partition from ``partitions`` on."""
+    # The name of a field may itself be written with escapes, which of ASCII letters are these.
+    if b"\\u00" in text:
+        return False
+    named = {behind[:_NUMBER_BYTES] for behind in text.split(_PARTITION)[1:]}
+    numbers = [_NUMBER.match(behind) for behind in named]
+    return all(number is not None and int(number[1]) < partitions for number in numbers)
+
+
+def _blocks(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+    """Yield whole lines of a file, many at once, each time with the number of the first."""
+    number = 1
+    try:
+        with open_log(path) as file:
+            while text := file.read(SCAN_BYTES) + file.readline():
+                progress(len(text))
+                yield number, text
+                number += text.count(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _record_at(path: Path, number: int, line: bytes, partitions: int) -> list[Record]:

@@ -184,6 +184,24 @@ class TestRecordsOfADump:
         assert count_partitions([path], 2) == 5
         assert count_partitions([path], 9) == 9
 
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b'{"partition" :\t4,"offset":0,"value":{}}',
+            b'{"partition":1,"p\\u0061rtition":4,"offset":0,"value":{}}',
+            b'{"partition":1,"offset":0,"value":{"partition":0},"partition":4}',
+            b'{"value":{"a":"\\"partition\\":0"},"offset":0,"partition":4}',
+        ],
+    )
+    def test_however_a_line_spells_it(self, line: bytes, tmp_path: Path) -> None:
+        """As each record is read; also the last line of many, and one without an end."""
+        before = [envelope(1, n, b'{"partition":1}') for n in range(30_000)]
+        path = write(tmp_path / "d", [*before, line, *before[:3]])
+        assert read_record(line, 1)[0].partition == 4
+        assert count_partitions([path], 2) == 5
+        path.write_bytes(b"\n".join([*before, line]))
+        assert count_partitions([path], 2) == 5
+
     @pytest.mark.parametrize("partition", [-1, 100_000, 10**30])
     def test_a_partition_that_cannot_be_is_refused_with_its_line(self, partition: int, tmp_path: Path) -> None:
         path = write(tmp_path / "d", [b"", envelope(partition, 0, b"{}")])
