@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib.resources import files
+from math import nan
 from typing import Any
 
 import orjson
@@ -12,8 +13,10 @@ from aiohttp import web
 
 from tidegate.schemas.decision import decision_from_bytes
 from tidegate.streams.status.state import LISTENERS_MAX, SHORT_ID, StatusState
-from tidegate.streams.status.views import all_units, decision_view, unit_line, unit_view
+from tidegate.streams.status.views import LEVELS, all_units, decision_view, unit_line, unit_view
 
+GOING_ON = "good,waiting,attention"
+"""The states of a unit whose canary is not stopped."""
 HEARTBEAT_SECONDS = 15.0
 GATHER_SECONDS = 0.2
 """Time that changes are gathered before they are sent."""
@@ -51,6 +54,8 @@ def add_status(app: web.Application, state: StatusState) -> None:
         app.router.add_get(f"/static/{name}", _file(contents[name], kind))
     app.router.add_get("/api/units", _units)
     app.router.add_get("/api/units/{flag}/{region:[^/]*}", _unit)
+    for add in (app.router.add_get, app.router.add_post):
+        add("/api/units/{flag}/{region:[^/]*}/check", _check)
     app.router.add_get("/api/decisions/{id}", _decision)
     app.router.add_get("/api/events", _events)
 
@@ -85,6 +90,26 @@ async def _unit(request: web.Request) -> web.StreamResponse:
     if unit not in state.units:
         return _json({"error": "no decision of this flag and region is known; /api/units lists those that are"}, 404)
     return _json(unit_view(state, unit, _now()))
+
+
+async def _check(request: web.Request) -> web.StreamResponse:
+    """Answer by the status alone whether a unit stands as the query asks for; what is posted is not read."""
+    known, unit = request.app[STATE], (request.match_info["flag"], request.match_info["region"])
+    wanted = set(request.query.get("state", GOING_ON).split(","))
+    if not wanted <= set(LEVELS.values()):
+        return _json({"error": f"state: write some of {','.join(LEVELS.values())}"}, 400)
+    try:
+        least = float(request.query.get("weight", "0"))
+    except ValueError:
+        least = nan
+    if not 0 <= least <= 1:
+        return _json({"error": "weight: write the least share of traffic, from 0 to 1"}, 400)
+    if unit not in known.units:
+        return _json({"error": "no decision of this flag and region is known; /api/units lists those that are"}, 404)
+    line = unit_line(known, unit, _now())
+    if line["state"] in wanted and line["canary_weight"] >= least:
+        return _json(line)
+    return _json(line | {"error": f"it is {line['state']}: {line['words']}"}, 409)
 
 
 async def _decision(request: web.Request) -> web.StreamResponse:

@@ -32,7 +32,7 @@ RULES: dict[str, str] = {
 }
 SHOWN = {f"{panel['title']} {target['refId']}": target["expr"] for panel in PANELS for target in panel["targets"]}
 METRIC = re.compile(r"\b(?:tidegate|process)_\w+(?:\{([^}]*)\})?")
-SECONDS = 90
+SECONDS = 180
 """How long a worker and Prometheus have to show all; a busy machine makes it slow, and not another story."""
 
 

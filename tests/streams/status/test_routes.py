@@ -52,6 +52,45 @@ def test_units_and_one_unit_by_flag_and_region() -> None:
     ask(filled(at(PROMOTE), at(ABORT, later=LATER)), questions)
 
 
+@pytest.mark.parametrize(
+    ("query", "stopped", "promoted"),
+    [
+        ("", 409, 200),
+        ("?state=stopped", 200, 409),
+        ("?state=good", 409, 200),
+        ("?state=good,stopped", 200, 200),
+        ("?state=gone", 409, 409),
+        ("?weight=0.25", 409, 200),
+        ("?weight=1", 409, 409),
+        ("?state=stopped&weight=0", 200, 409),
+        ("?state=great", 400, 400),
+        ("?weight=all", 400, 400),
+        ("?weight=nan", 400, 400),
+    ],
+)
+def test_whoever_only_understands_a_status_is_answered_by_one(query: str, stopped: int, promoted: int) -> None:
+    """As Flagger, which posts what it is about, and reads no more than whether it may go on."""
+    promote = at(PROMOTE)
+    running = filled(promote)
+    running.commanded(order(promote, 0.25).to_bytes())
+    for state, expected in ((filled(promote, at(ABORT, later=LATER)), stopped), (running, promoted)):
+
+        async def questions(client: Client, expected: int = expected) -> None:
+            body = {"name": "checkout", "namespace": "shop", "phase": "Progressing", "metadata": {}}
+            async with client.post(f"/api/units/answer/eu/check{query}", json=body) as found:
+                told = await found.json()
+                assert found.status == expected, told
+            if expected == 400:
+                assert "write" in told["error"]
+                return
+            assert (told["flag"], told["region"]) == ("answer", "eu")
+            assert ("error" in told) == (expected == 409)
+            async with client.get("/api/units/other/eu/check") as unknown:
+                assert unknown.status == 404
+
+        ask(state, questions)
+
+
 @pytest.mark.parametrize(("flag", "region"), [("a/b", ""), ("é|?#", "süd/1"), ("..", "%2F"), ("<b>", " ")])
 def test_a_unit_of_any_name_is_found(flag: str, region: str) -> None:
     decision = seal_decision(msgspec.structs.replace(PROMOTE, flag=flag, region=region), None)
