@@ -15,7 +15,6 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from tidegate.__main__ import NEEDED
 from tidegate.streams.simulation.embedded_broker import embedded
 
 ROOT = Path(__file__).parents[1]
@@ -136,10 +135,5 @@ def test_the_command_says_in_one_line_what_is_missing(light: Installed) -> None:
         assert done.stderr.startswith("tidegate: this is the client alone, without ")
         assert done.stderr.endswith(": pip install 'tidegate[worker]'\n")
         assert done.stderr.count("\n") == 1
-        assert {"faust", "numpy", "rich"} <= set(re.findall(r"\w+", done.stderr))
-
-
-def test_the_command_asks_for_all_that_the_extra_brings() -> None:
-    brought = {Requirement(line).name for line in EXTRAS["worker"]}
-    modules = {"faust-streaming": "faust"}
-    assert {modules.get(name, name.replace("-", "_")) for name in brought} == set(NEEDED)
+        extra = [Requirement(line).name for line in EXTRAS["worker"]]
+        assert f"without {', '.join(extra)}: pip" in done.stderr

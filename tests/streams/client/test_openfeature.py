@@ -24,7 +24,7 @@ from tidegate.schemas.seal import sign_record
 from tidegate.schemas.signed import PrivateKey, public_line
 from tidegate.streams.settings import Settings, load_settings
 from tidegate.streams.simulation.embedded_broker import EmbeddedBroker, embedded
-from tidegate.testing import FakePublisher
+from tidegate.testing import FakePublisher, FakeSyncPublisher
 
 TOPIC = "tidegate.control"
 USERS = [f"u{n}" for n in range(60)]
@@ -32,7 +32,7 @@ USERS = [f"u{n}" for n in range(60)]
 
 @pytest.fixture
 def kafka() -> Iterator[EmbeddedBroker]:
-    with embedded({TOPIC: 2, "tidegate.telemetry": 1}) as broker:
+    with embedded({TOPIC: 2}) as broker:
         yield broker
         api.shutdown()
         api.clear_hooks()
@@ -234,5 +234,8 @@ def test_the_sample_of_the_docs_runs(settings: Settings, monkeypatch: pytest.Mon
     write(settings, command(1, 1.0, flag="prompt_pack"))
     monkeypatch.setenv("TIDEGATE_BROKER", settings.broker)
     served: list[str] = []
+    telemetry = FakeSyncPublisher()
+    monkeypatch.setattr("tidegate.SyncTelemetryPublisher", lambda: telemetry, raising=False)
     exec(sample.replace("...  # the canary", "served.append('canary')"), {"served": served})  # noqa: S102
     assert served == ["canary"]
+    assert [(event.kind, event.arm, event.tenant) for event in telemetry.events] == [("exposure", "canary", "acme")]
