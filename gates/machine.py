@@ -117,16 +117,23 @@ class Machine(ABC):
             yield self._standing("kill", ["kill"], operation.ts, 0.0, operation)
             self._latch()
             return
+        if operation.kind != "rearm":
+            yield from self.hold_or_move(operation, at)
+            return
         yield from self._end_window(at, ["rearm"])
         unit.restart(flag, at, self.clockwork.stage_start(max(operation.ts, at), flag.window.settle_ms))
         self._note_region()
         yield self._standing("rearm", ["rearm"], operation.ts, first_weight(flag), operation)
 
+    def hold_or_move(self, operation: OperationBy, at: int) -> Iterator[Outcome]:
+        """Carry out a pause, a resume or a promote by hand; nothing for a flag that has no stages."""
+        yield from ()
+
     def retire(self, by: OperationBy, at: int) -> Iterator[Outcome]:
         """Yield the unit's last word, at ``at`` ms: its flag has left the manifest, and the canary goes to 0."""
         yield self._standing("retire", ["retire"], at, 0.0, by)
         self._latch()
-        self.unit.retired = True
+        self.unit.retired, self.unit.paused = True, False
 
     def add(self, partition: int, seen: PaneUnit) -> None:
         """Take in what one partition saw of the pane that is about to close; in partition order."""

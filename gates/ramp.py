@@ -1,16 +1,18 @@
 """Progressive rollout: from the first stage to the last, window by window, or back to nothing."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from tidegate.gates.bounds import alpha_for_window
 from tidegate.gates.evidence import rate_limited
 from tidegate.gates.machine import Machine
+from tidegate.gates.recorder import Outcome
 from tidegate.gates.records import Judgement, unfired
 from tidegate.gates.rules import SOFT_GATES
 from tidegate.gates.unit import Pinned
 from tidegate.gates.window import Arm
 from tidegate.schemas.catalogue import VERDICTS
-from tidegate.schemas.decision import Action, ChangeFreeze, Decision, Verdict
+from tidegate.schemas.decision import Action, ChangeFreeze, Decision, OperationBy, Verdict
 
 COMPARED = ("delta_s.median_max", "delta_s.p95_max", "latency_p95_uplift_max", "cost_uplift_max")
 """Gates that hold the canary against the baseline."""
@@ -100,6 +102,8 @@ class Ramp(Machine):
         frozen = self.frozen(unit.window.end)
         if frozen is not None:
             return judgement("hold", ["change_freeze"], weight=None, freeze=frozen)
+        if unit.paused:
+            return judgement("hold", ["paused"], weight=None)
         return judgement("promote", ["all_gates_pass"], weight=self.stages[unit.stage + 1])
 
     def _impatient(self) -> list[str]:
@@ -123,16 +127,52 @@ class Ramp(Machine):
         if judgement.verdict != "promote":
             self._next_window(judgement)
             return
-        ended, start = unit.window, self._stage_start()
+        self._leave_stage(unit.window.end, self._stage_start(), rate_limited(judgement.reading.canary), decision.hash)
+
+    def _leave_stage(self, end: int, start: int, limited: float | None, promoted_by: str) -> None:
+        """Go on to the next stage: the present one ends at ``end``, its windows begin at ``start``, both in ms.
+
+        ``limited``: the canary's share of 429s. ``promoted_by``: hash of the decision.
+        """
+        unit = self.unit
         unit.number += 1
         unit.green, unit.idle = 0, 0
         if self.stages[unit.stage + 1] >= 1:
             baseline, since = self._to_pin()
-            unit.pinned = Pinned(baseline, since, ended.end, decision.hash)
-        unit.rate_limited = rate_limited(judgement.reading.canary)
+            unit.pinned = Pinned(baseline, since, end, promoted_by)
+        unit.rate_limited = limited
         unit.earlier_canary.merge(unit.assignments.canary)
         unit.assignments = unit.assignments.next_stage(self.stages[unit.stage])
-        unit.turn(ended.end, start)
+        unit.turn(end, start)
         unit.settling, unit.coming = True, unit.stage + 1
-        if start == ended.end:
+        if start == end:
             self._start_stage(start)
+
+    def hold_or_move(self, operation: OperationBy, at: int) -> Iterator[Outcome]:
+        """Carry out a pause, a resume or a promote by hand.
+
+        A pause and a resume leave the window and its evidence as they are. A promote ends the window, and the next
+        stage's first one begins after lateness and settling. A unit that is stopped, sleeps, settles or is at its
+        last stage is not promoted, and nothing is said of it.
+        """
+        unit = self.unit
+        if operation.kind in ("pause", "resume"):
+            unit.paused = operation.kind == "pause"
+            yield self._recorder.standing(operation.kind, [operation.kind], operation.ts, unit.weight, operation)
+            return
+        following = unit.stage + 1
+        if operation.kind != "promote" or following == len(self.stages):
+            return
+        if unit.latched or unit.cut or unit.settling or self.asleep:
+            return
+        yield from self._end_window(at, ["promote"])
+        limited, weight = rate_limited(self._read().canary), self.stages[following]
+        decision, command = self._recorder.standing("promote", ["promote"], operation.ts, weight, operation)
+        start = self.clockwork.stage_start(max(operation.ts, at), self.flag.window.settle_ms)
+        self._leave_stage(at, start, limited, decision.hash)
+        unit.strike, unit.closed, unit.fresh_from, unit.moving_until = False, None, start, start
+        self._begin_stage()
+        yield decision, command
+
+    def _begin_stage(self) -> None:
+        """Begin the evidence of another stage."""

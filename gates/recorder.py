@@ -73,7 +73,7 @@ class Recorder:
 
     def standing(
         self,
-        action: Literal["kill", "rearm", "close", "retire"],
+        action: Literal["kill", "rearm", "close", "retire", "pause", "resume", "promote"],
         reasons: Sequence[str],
         ts: int,
         weight: float,

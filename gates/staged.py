@@ -116,8 +116,15 @@ class StagedRamp(Ramp):
 
     def _to_pin(self) -> tuple[Arm, int]:
         """Return the baseline of the whole stage."""
-        evidence = self.unit.evidence
-        return evidence.baseline, evidence.since or 0
+        evidence, window = self.unit.evidence, self.unit.window
+        if evidence.since is None:
+            # An operator promoted before the stage's first window ended.
+            return window.baseline, window.start
+        return evidence.baseline, evidence.since
+
+    def _begin_stage(self) -> None:
+        """Forget the stage's evidence: none of it counts for the next."""
+        self.unit.evidence = StageEvidence()
 
     def moved(self, judgement: Judgement, decision: Decision, at: int | None) -> None:
         """Add the window to the stage's evidence; what follows a promote or the last stage's pass begins anew."""
@@ -126,7 +133,7 @@ class StagedRamp(Ramp):
             unit.evidence = unit.evidence.with_window(unit.window, sound=not unsound(judgement.problems))
         super().moved(judgement, decision, at)
         if judgement.verdict == "promote":
-            unit.evidence = StageEvidence()
+            self._begin_stage()
         elif judgement.verdict == "pass":
             # What comes to pass much later must not be drowned by all that was good before.
             unit.evidence = StageEvidence(cycle=unit.evidence.cycle + 1)

@@ -69,7 +69,7 @@ class Unit(msgspec.Struct, array_like=True):
     one is decided. ``retired``: the flag has left the manifest, and that was said. ``evidence``: of the stage's
     windows before this one, where they are judged together. ``requests``: ids of the stage's requests, or of the
     window's where there are no stages; ``earlier``: of the stage before, until late events correct it no more, or of
-    the window before.
+    the window before. ``paused``: an operator holds promotes, until one lets them go on; nothing else ends that.
     """
 
     region: str
@@ -105,6 +105,7 @@ class Unit(msgspec.Struct, array_like=True):
     evidence: StageEvidence = msgspec.field(default_factory=StageEvidence)
     requests: RequestIds = msgspec.field(default_factory=RequestIds)
     earlier: RequestIds | None = None
+    paused: bool = False
 
     @property
     def asleep(self) -> bool:
@@ -167,6 +168,7 @@ def begin(flag: Flag, region: str, start: int, clockwork: Clockwork, before: Uni
         last_window=before.last_window if before else None,
         exposed=before.exposed if before else IdSample(),
         fresh_from=before.fresh_from if before else 0,
+        paused=bool(before and before.paused),
     )
     unit.lock(flag)
     unit.start_at(start, flag)

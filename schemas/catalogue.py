@@ -32,6 +32,8 @@ VERDICTS: Mapping[Verdict, Leaves] = {
     "abort": Leaves(None, "none", ended=True),
     "kill": Leaves(False, "none", ended=True),
     "rearm": Leaves(False, "first", ended=False),
+    "pause": Leaves(None, "same"),
+    "resume": Leaves(None, "same"),
     "open": Leaves(True, "first"),
     "close": Leaves(False, "none"),
     "degrade": Leaves(True, "same"),
@@ -101,6 +103,7 @@ class Cause(NamedTuple):
 
 
 REARM = "`tidegate rearm {flag}`"
+RESUME = "`tidegate resume {flag} --reason …`"
 REVISION = "a revision of the manifest that changes the flag"
 CAUSES: Mapping[str, Cause] = {
     # Reasons
@@ -114,6 +117,11 @@ CAUSES: Mapping[str, Cause] = {
         "all gates pass, but a change freeze holds promotes",
         "clock",
         "it ends by itself with the first green window that ends after the freeze",
+    ),
+    "paused": Cause(
+        "all gates pass, but an operator has paused promotes",
+        "operator",
+        f"it ends with {RESUME}: the next green window then promotes; `tidegate promote` passes over it",
     ),
     "latched": Cause(
         "the canary was stopped before and stays at 0 %",
@@ -129,6 +137,11 @@ CAUSES: Mapping[str, Cause] = {
         "an operator's rearm ended the window before its end",
         "at once",
         "the unit starts again at its first stage, on evidence from after the rearm",
+    ),
+    "promote": Cause(
+        "an operator's promote ended the window before its end",
+        "at once",
+        "the next stage is judged on evidence from after the promote",
     ),
     "patience": Cause(
         "the stage has lasted longer than policy.patience: somebody should look at it",
@@ -335,7 +348,7 @@ def causes(decision: Decision) -> Iterator[tuple[str, Cause]]:
     yield from ((name, CAUSES[name]) for name in found if name in CAUSES)
 
 
-ENDED_WINDOW = frozenset({"rearm", "window_unstable/manifest"})
+ENDED_WINDOW = frozenset({"rearm", "promote", "window_unstable/manifest"})
 """Causes that ended the window before its end: what it showed so far is evidence for nothing."""
 
 

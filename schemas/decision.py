@@ -21,6 +21,8 @@ Action = Literal[
     "abort",
     "kill",
     "rearm",
+    "pause",
+    "resume",
     "open",
     "close",
     "degrade",
@@ -194,7 +196,7 @@ class Exemplar(msgspec.Struct, frozen=True, kw_only=True):
 class OperationBy(msgspec.Struct, frozen=True, kw_only=True):
     """The action that a decision carries out: an operator's, or what a revision of the manifest says of its flag."""
 
-    kind: Literal["kill", "rearm", "retire"]
+    kind: Literal["kill", "rearm", "pause", "resume", "promote", "retire"]
     ts: Annotated[int, Meta(description="when it was ordered, ms; of a revision: when it takes effect")]
     actor: Annotated[str, Meta(description="who; of a revision: the key that signed it")]
     reason: Annotated[str, Meta(description="why")]
@@ -245,7 +247,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         list[str],
         Meta(
             description="gate ids, rule kinds, problem names, all_gates_pass, hold_windows, latched, change_freeze, "
-            "patience, kill, rearm, retire, manifest_revision; of guards hysteresis, reason_status, reason_steps_pass"
+            "patience, paused, kill, rearm, pause, resume, promote, retire, manifest_revision; of guards hysteresis, "
+            "reason_status, reason_steps_pass"
         ),
     ]
     window: Span
@@ -266,7 +269,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, list[Exemplar]], Meta(description="the three worst events by failed gate and fired rule")
     ] = msgspec.field(default_factory=dict)
     change_freeze: Annotated[ChangeFreeze | None, Meta(description="set where it alone blocks a promote")] = None
-    operation: Annotated[OperationBy | None, Meta(description="the action behind a kill, rearm or retire")] = None
+    operation: Annotated[
+        OperationBy | None, Meta(description="the action behind it, of a promote only where an operator gave it")
+    ] = None
     source: list[SourceRange]
     manifest_hash: str
     versions: Annotated[dict[str, dict[str, str]], Meta(description="the pins that each arm is held to")]

@@ -118,7 +118,7 @@ def asyncapi() -> dict[str, Any]:
         "decisions": ("receive", "Every decision with every number it rests on.", "delete"),
         "corrections": ("receive", "Look at what late events would have changed.", "delete"),
         "manifests": ("send", "Publish revisions of the manifest, signed.", "compact"),
-        "operations": ("send", "Order a kill or a rearm, signed.", "delete"),
+        "operations": ("send", "Order a kill, a rearm, a pause, a resume or a promote, signed.", "delete"),
         "control": ("receive", "Apply the weights; drop repeats by `command_id`.", "compact"),
     }
     text = {"contentType": "text/plain"}
@@ -162,7 +162,7 @@ def asyncapi() -> dict[str, Any]:
         for operation, name, summary in (
             ("publishTelemetry", "telemetry", "A service publishes what happened."),
             ("publishManifest", "manifests", "Whoever may change gates publishes a revision."),
-            ("orderOperation", "operations", "An operator kills or rearms a flag."),
+            ("orderOperation", "operations", "An operator kills, rearms, pauses, resumes or promotes a flag."),
             ("inspectCorrections", "corrections", "An operator looks at what late events would have changed."),
             ("applyCommands", "control", "A router or flag server applies commands."),
             ("auditDecisions", "decisions", "An auditor reads decisions and checks the chain."),

@@ -14,15 +14,24 @@ from tidegate.schemas.signed import DOCUMENT_BYTES_MAX, TrustedKeys, open_signed
 _Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
+OperationKind = Literal["kill", "rearm", "pause", "resume", "promote"]
+
+
 class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A kill or a rearm of a flag.
+    """An operator's order for a flag: a kill, a rearm, a pause, a resume or a promote.
 
     Topic ``tidegate.operations``, as the payload of a signed document; also a line of a replay's operations file.
     """
 
     actor: Annotated[_Name, Meta(description="who")]
     flag: _Name
-    kind: Annotated[Literal["kill", "rearm"], Meta(description="kill: canary 0; rearm: the first stage again")]
+    kind: Annotated[
+        OperationKind,
+        Meta(
+            description="kill: canary 0; rearm: the first stage again; pause: no promotes until resume; "
+            "promote: to the next stage"
+        ),
+    ]
     reason: Annotated[_Name, Meta(description="why")]
     ts: Annotated[int, Meta(ge=0, le=2**53 - 1, description="when it was ordered, ms")]
 

@@ -45,6 +45,8 @@ class Placed:
     repeats: int = 0
 
 
+STANDING = frozenset({"kill", "rearm", "retire", "pause", "resume"})
+"""Verdicts that never rest on a window of their own."""
 ChainFault = tuple[FaultKind, Placed, str]
 """A fault of a record: its kind, the record, and a description."""
 
@@ -71,7 +73,9 @@ class Facts(NamedTuple):
     @property
     def standing(self) -> bool:
         """True if it rests on no window of its own: an operator's, or a new revision's."""
-        return self.verdict in ("kill", "rearm", "retire") or self.reasons == ["manifest_revision"]
+        if self.verdict == "promote":
+            return self.reasons == ["promote"]
+        return self.verdict in STANDING or self.reasons == ["manifest_revision"]
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

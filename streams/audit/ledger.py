@@ -110,6 +110,7 @@ class Ledger:
             for index, link in enumerate(self.links)
             if (facts := link.facts) is not None
             and facts.verdict == "promote"
+            and not facts.standing
             and (start := _stage_start(facts, self._following(index))) is not None
         }
 
@@ -223,7 +224,7 @@ class Ledger:
         due = self._weight_after(index, weight)
         if facts.verdict == "open" and due is not None and command.weights.canary != due:
             yield f"canary weight {command.weights.canary:g}, by the decision after its own {due:g}"
-        if facts.verdict == "promote":
+        if facts.verdict == "promote" and not facts.standing:
             start = _stage_start(facts, following)
             if start is None and facts.manifest_hash in self._leads:
                 start = facts.end + self._leads[facts.manifest_hash]
@@ -268,7 +269,7 @@ def _against_decision(entry: LedgerEntry) -> Iterator[str]:
     weight = _weight_due(facts, command.previous_weights.canary)
     if weight is not None and command.weights.canary != weight:
         yield f"canary weight {command.weights.canary:g}, by its decision {weight:g}"
-    if facts.verdict != "promote" and command.effective_from != facts.decided_at:
+    if (facts.verdict != "promote" or facts.standing) and command.effective_from != facts.decided_at:
         yield f"effective_from {iso(command.effective_from)}, by its decision {iso(facts.decided_at)}"
 
 

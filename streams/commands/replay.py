@@ -88,8 +88,8 @@ def command(
 
     A line is a bare event, or a record of a dump: {"partition": 0, "offset": 0, "timestamp": 0, "value": {…}}.
     Windows that the log does not close stay open: end the log with a tick to close them. An operation is
-    {"kind": "kill" or "rearm", "flag", "ts", "actor", "reason"}; it takes effect before the first decision whose end +
-    lateness is past its ts.
+    {"kind", "flag", "ts", "actor", "reason"}, its kind kill, rearm, pause, resume or promote; it takes effect before
+    the first decision whose end + lateness is past its ts.
 
     With --broker, telemetry, operations and, without --manifest, the signed revisions come from the topics. Operations
     stand where the gates' log has them or the recorded decisions put them, else by their ts. With --from, or where the

@@ -47,7 +47,8 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     ``flags``: by name, in its resolved form, the flag that units last had, also where no manifest has it any more.
     ``revision``: number of the last revision that took effect. ``switched``: by flag, revision and manifest hash with
     which its kill switch was last turned off or on. ``losses``: whose panes are not all closed. ``adrift``: by source
-    partition that has sent no partial since, what the gate's own log lost.
+    partition that has sent no partial since, what the gate's own log lost. ``paused``: by flag, the pause that holds
+    its promotes, also where its units begin later.
     """
 
     gate: int
@@ -66,6 +67,7 @@ class GateSnapshot(msgspec.Struct, array_like=True):
     flags: dict[str, bytes] = msgspec.field(default_factory=dict)
     losses: list[Loss] = msgspec.field(default_factory=list)
     adrift: dict[int, list[LostRange]] = msgspec.field(default_factory=dict)
+    paused: dict[str, OperationBy] = msgspec.field(default_factory=dict)
 
 
 gate_codec = StampedCodec(GateSnapshot)
@@ -511,6 +513,9 @@ class GatePartition:
             yield from ramp.operate(kill.operation, start)
         elif before is not None:
             yield from ramp.begun(before)
+        paused = self._state.paused.get(flag_name)
+        if paused is not None and not ramp.unit.paused:
+            yield from ramp.operate(paused, start)
 
     def _run(self, name: str, flag: Flag, unit: Unit) -> Machine:
         self._state.units[name] = unit
@@ -567,6 +572,8 @@ class GatePartition:
             since = kill.revision >= revision.number if kill.revision >= 0 else kill.operation.ts >= at
             if flag_name not in revision.flags or (changed(flag_name, kill.manifest_hash) and not since):
                 del state.kills[flag_name]
+        for flag_name in state.paused.keys() - revision.flags.keys():
+            del state.paused[flag_name]
 
     def _retire_dropped(self, revision: Revision, at: int) -> Slices[Outcome]:
         """Give each unit whose flag the revision takes out its last command, also those that wait for an event."""
@@ -590,6 +597,9 @@ class GatePartition:
     def _carry_out(self, order: Order, closed: int) -> Slices[Outcome]:
         """Carry out an order that stands where all source partitions have closed the panes below ``closed``."""
         by, kills = order.operation, self._state.kills
+        if by.kind in ("pause", "resume", "promote"):
+            yield from self._hold_or_move(order.flag, by, closed)
+            return
         flags = self._candidates(order)
         if not flags:
             yield from self._carry_out_on_dropped(order, closed)
@@ -609,6 +619,19 @@ class GatePartition:
             if by.kind != "rearm" or order.revision < 0 or self._switch_on(name, flags[-1]):
                 yield from self._ramps[name].operate(by, closed * self._state.pane_ms)
             yield None
+
+    def _hold_or_move(self, flag_name: str, by: OperationBy, closed: int) -> Slices[Outcome]:
+        """Carry out a pause, a resume or a promote by hand where units of the flag run; later ones begin paused."""
+        if by.kind == "pause" and self._candidates(Order(flag_name, by)):
+            self._state.paused[flag_name] = by
+        elif by.kind == "resume":
+            self._state.paused.pop(flag_name, None)
+            for name, unit in self._state.retired.items():
+                unit.paused = unit.paused and name.split("|", 1)[0] != flag_name
+        for name in sorted(self._ramps):
+            if name.split("|", 1)[0] == flag_name:
+                yield from self._ramps[name].operate(by, closed * self._state.pane_ms)
+                yield None
 
     def _switch_on(self, name: str, flag: Flag) -> bool:
         """Put a unit under the kill switch that a revision turns on; False if that changes nothing for it yet.

@@ -41,6 +41,8 @@ _PAST = {
     "freeze": "frozen",
     "promote": "promoted",
     "rearm": "rearmed",
+    "pause": "paused",
+    "resume": "resumed",
     "close": "closed",
     "pass": "passed",
     "hold": "held",
@@ -150,6 +152,9 @@ def standing(unit: str, standings: Standings, weight: float, now: int) -> Standi
     if stopped is not None:
         return said(STOPPED, f"{happened(stopped)}, waits for rearm", stopped)
     at = weight_percent(weight)
+    paused = standings.paused(unit)
+    if paused is not None:
+        return said(ATTENTION, f"{at}, {happened(paused)}, waits for resume", last)
     if last.verdict == "hold":
         return said(*_held(last, at, now))
     if last.verdict == "close":
@@ -162,7 +167,8 @@ def standing(unit: str, standings: Standings, weight: float, now: int) -> Standi
     if last.kind in STATES:
         return said(GOOD, f"{STATES[last.kind][0]}, {happened(last)}")
     if last.verdict == "promote":
-        return said(GOOD, f"promoted {_at(last.decided_at, now)} to {at}")
+        by = f" {cause_in_short(last)}" if last.operation is not None else ""
+        return said(GOOD, f"promoted {_at(last.decided_at, now)} to {at}{by}")
     if last.verdict == "pass":
         return said(GOOD, f"{at}, passed {_at(last.decided_at, now)}")
     return said(WAITING, f"{at}, {happened(last)}")

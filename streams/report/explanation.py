@@ -65,6 +65,8 @@ def _headline(decision: Decision) -> str:
         "abort": f"aborted at {at}, canary to 0 %",
         "kill": "killed, canary to 0 %",
         "rearm": f"rearmed, to start again at {at}",
+        "pause": f"paused at {at}",
+        "resume": f"resumed at {at}",
         "retire": "retired, canary to 0 %",
         "open": "open",
         "close": "closed, canary at 0 %",
@@ -101,7 +103,7 @@ def _why(decision: Decision) -> Iterator[str]:
         until = iso(freeze.end)
         yield f"all gates pass, but a change freeze holds promotes until {until}{who}: {quoted(freeze.reason)}"
     yield from _reasons(decision)
-    if "latched" in decision.reasons or "rearm" in decision.reasons:
+    if {"latched", "rearm", "promote"} & set(decision.reasons):
         return
     told: set[tuple[Exemplar, ...]] = set()
     for rule in decision.abort_rules:
@@ -163,7 +165,7 @@ def _reasons(decision: Decision) -> Iterator[str]:
         "manifest_revision": "a new revision of the manifest took over",
     }
     for reason in decision.reasons:
-        operated = decision.operation is not None and reason in ("kill", "rearm", "retire")
+        operated = decision.operation is not None and reason == decision.operation.kind
         frozen = decision.change_freeze is not None and reason == "change_freeze"
         if reason not in known and not operated and not frozen:
             yield words.get(reason, plain(reason))
@@ -399,6 +401,10 @@ def _next(decision: Decision) -> Iterator[str]:
             yield f"the canary goes to 0 % at once in every region, and {again}"
         case "retire":
             yield "the flag has left the manifest: nothing more is decided of it until a revision names it again"
+        case "pause":
+            yield "nothing is promoted until `tidegate resume`; windows are judged as ever, and what aborts still does"
+        case "resume":
+            yield "the next window that is fit to promote does so"
         case "rearm":
             yield f"the unit starts again at its first stage, canary {at}"
         case "open":
@@ -437,7 +443,16 @@ def _then(decision: Decision) -> Iterator[str]:
     yield f"then {goal} at the end of a window, once the stage's evidence settles every gate"
 
 
-_SAY_THEMSELVES = {"latched", "rearm", "window_unstable/manifest", "patience", "gate/undecided", "change_freeze"}
+_SAY_THEMSELVES = {
+    "latched",
+    "rearm",
+    "window_unstable/manifest",
+    "patience",
+    "gate/undecided",
+    "change_freeze",
+    "paused",
+    "promote",
+}
 """Causes whose end says what comes next."""
 _TOO_FEW = {"insufficient_data", "hold_windows", "gate/unknown", "gate/undecided", "gate/fail/staged", "patience"}
 """Causes that leave no window out of a stage's evidence."""

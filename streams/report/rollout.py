@@ -18,6 +18,8 @@ VERDICT_SIGNS: Mapping[str, str] = {
     "open": "✓",
     "restore": "✓",
     "rearm": "↻",
+    "pause": "!",
+    "resume": "↻",
     "hold": "…",
     "pause": "!",
     "freeze": "!",

@@ -14,6 +14,8 @@ COLOURS = {
     "open": "#2f9e62",
     "restore": "#2f9e62",
     "rearm": "#2f9e62",
+    "resume": "#2f9e62",
+    "pause": "#e3b341",
     "hold": "#e3b341",
     "freeze": "#e8833a",
     "degrade": "#e8833a",
@@ -25,7 +27,7 @@ COLOURS = {
     "retire": "#8f1d1d",
     "goes on": "#dbe1e8",
 }
-DARK_TEXT = ("hold", "goes on")
+DARK_TEXT = ("hold", "pause", "goes on")
 INK, FAINT, GRID = "#1f2933", "#6b7785", "#e4e8ed"
 CURVES = ("#c8372d", "#1f6fb2", "#2f9e62", "#e8833a", "#8b3fb0", "#0f8b8d", "#b5651d", "#5b6470")
 WIDE, LEFT, RIGHT = 1180, 120, 1010

@@ -30,6 +30,8 @@ VERDICT_STYLE = {
     "open": f"bold {GREEN}",
     "restore": f"bold {GREEN}",
     "rearm": f"bold {TEAL}",
+    "resume": f"bold {TEAL}",
+    "pause": f"bold {AMBER}",
     "hold": AMBER,
     "freeze": f"bold {AMBER}",
     "degrade": f"bold {AMBER}",
@@ -232,6 +234,7 @@ class Standings:
         self._engaged: dict[str, bool] = {}
         self._retired: set[str] = set()
         self._stopped: dict[str, Decision] = {}
+        self._paused: dict[str, Decision] = {}
 
     def follow(self, decision: Decision) -> None:
         """Take in the next decision of a unit."""
@@ -242,9 +245,13 @@ class Standings:
             engaged = bool(engaged_under(engaged, last.kind, decision.kind, same_manifest=same))
         after = engaged_after(engaged, decision.verdict, decision.kind, reasons=decision.reasons, closed=closed)
         self.last[unit], self._engaged[unit] = decision, bool(after)
+        if decision.verdict == "pause":
+            self._paused[unit] = decision
+        elif decision.verdict in ("resume", "retire"):
+            self._paused.pop(unit, None)
         if VERDICTS[decision.verdict].ended:
             self._stopped[unit] = decision
-        elif "latched" not in decision.reasons:
+        elif "latched" not in decision.reasons and decision.verdict not in ("pause", "resume"):
             self._stopped.pop(unit, None)
         if retired_after(unit in self._retired, decision.verdict):
             self._retired.add(unit)
@@ -258,6 +265,10 @@ class Standings:
     def stopped(self, unit: str) -> Decision | None:
         """Return the decision that ended a unit's rollout, for as long as it stays ended."""
         return self._stopped.get(unit)
+
+    def paused(self, unit: str) -> Decision | None:
+        """Return the pause that holds a unit's promotes."""
+        return self._paused.get(unit)
 
     def engaged(self, unit: str) -> bool:
         """Tell whether a unit is engaged; one without a decision is not."""

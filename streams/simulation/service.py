@@ -117,8 +117,9 @@ class Router:
 
     def ended(self, unit: str) -> bool:
         """Tell whether the last command took the canary away for good."""
-        commands = self._commands.get(unit)
-        return commands is not None and VERDICTS[commands[-1].action].ended is True
+        left = (VERDICTS[command.action].ended for command in reversed(self._commands.get(unit, ())))
+        # A pause says nothing of it.
+        return next((ended for ended in left if ended is not None), False)
 
     def arm(self, flag: str, region: str, sticky_id: str, ts: int) -> ArmName:
         """Return the arm that serves the id at ``ts``, ms."""

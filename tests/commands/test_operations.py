@@ -1,4 +1,4 @@
-"""``tidegate keygen``, ``sign``, ``publish``, ``kill`` and ``rearm``: what they write, and what they refuse."""
+"""``tidegate keygen``, ``sign``, ``publish`` and operators' orders: what they write, and what they refuse."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import pytest
 
 from tests.commands.invoke import tidegate
 from tests.streams.events import NOON, PANE, RAMP, healthy_pane, tick, written
+from tidegate.schemas.errors import TopicError
 from tidegate.schemas.load import load_manifest
 from tidegate.schemas.operation import Operation, read_operation
 from tidegate.schemas.signed import open_signed, read_private, read_trusted
@@ -135,11 +136,15 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Operation, bytes]]:
         orders.append((operation, document))
         return seconds > 0
 
+    async def decided(_: Settings) -> set[str]:
+        return {"answer", "rerank"}
+
     monkeypatch.setattr(kill_command, "_order", order)
+    monkeypatch.setattr(kill_command, "_decided", decided)
     return orders
 
 
-@pytest.mark.parametrize("kind", ["kill", "rearm"])
+@pytest.mark.parametrize("kind", ["kill", "rearm", "pause", "resume", "promote"])
 def test_an_order_is_signed_and_says_who_and_why(kind: str, sent: list[tuple[Operation, bytes]]) -> None:
     done = tidegate(kind, "answer", "--reason", "it löst", "--actor", "Ada", "--key", "key")
     assert (done.code, done.err) == (0, "")
@@ -188,6 +193,50 @@ def test_an_order_that_workers_would_refuse_is_not_written(
     assert "reason" in tidegate("kill", "answer").line
     assert "--wait: " in tidegate("kill", "answer", "--reason", "because", "--key", "key", "--wait", "5").line
     assert sent == []
+
+
+def test_a_flag_that_is_mistyped_is_answered_with_the_nearest_before_anything_is_written(
+    sent: list[tuple[Operation, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what was decided, and by the manifest where it is named; --unseen writes it all the same."""
+    order = "--reason", "because", "--key", "key"
+    for kind in ("kill", "rearm", "pause", "resume", "promote"):
+        done = tidegate(kind, "anser", *order)
+        assert done.code == 2
+        assert "no manifest and no decision names a flag anser; did you mean answer? Nothing was written" in done.line
+    assert "; there are answer, rerank. Nothing was written" in tidegate("kill", "zzz", *order).line
+    Path("more.yml").write_text("flags: {brand_new: {}}")
+    assert "did you mean" not in tidegate("kill", "brand_new", *order).line
+    monkeypatch.setenv("TIDEGATE_MANIFEST", "more.yml")
+    assert sent == []
+    assert tidegate("kill", "brand_new", *order).code == 0
+    assert "did you mean brand_new?" in tidegate("kill", "brandnew", *order).line
+    assert tidegate("kill", "anser", *order, "--unseen").code == 0
+    assert [operation.flag for operation, _ in sent] == ["brand_new", "anser"]
+
+
+def test_a_flag_without_stages_is_not_promoted(
+    sent: list[tuple[Operation, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("guard.yml").write_text("flags: {guard: {kind: cost_guard}}")
+    monkeypatch.setenv("TIDEGATE_MANIFEST", "guard.yml")
+    for kind in ("pause", "resume", "promote"):
+        done = tidegate(kind, "guard", "--reason", "because", "--key", "key")
+        assert f"guard is a cost guard, which has no stages to {kind}; nothing was written" in done.line
+    assert sent == []
+    assert tidegate("kill", "guard", "--reason", "because", "--key", "key").code == 0
+
+
+def test_an_order_does_not_wait_for_what_cannot_be_read(
+    sent: list[tuple[Operation, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(_: Settings) -> set[str]:
+        raise TopicError("topic tidegate.decisions cannot be read")
+
+    monkeypatch.setattr(kill_command, "_decided", refused)
+    done = tidegate("kill", "answer", "--reason", "because", "--key", "key")
+    assert (done.code, len(sent)) == (0, 1)
+    assert done.line == "that there is a flag answer was not checked: topic tidegate.decisions cannot be read"
 
 
 def test_an_order_that_nobody_was_seen_to_carry_out_exits_with_1(sent: list[tuple[Operation, bytes]]) -> None:

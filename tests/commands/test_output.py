@@ -72,6 +72,10 @@ def calls(broker: str) -> dict[str, list[list[str]]]:
         "publish": [["подпись", "--trusted-keys", "ключ.pub", *at], ["нет", "--trusted-keys", "нет"]],
         "kill": [["größe", "--reason", "½", "--actor", "Ørsted", "--key", "ключ", "--wait", "0s", *at]],
         "rearm": [["größe", "--reason", "½", "--actor", "Ørsted", "--key", "ключ", "--wait", "0s", *at]],
+        **{
+            kind: [["größe", "--reason", "½", "--actor", "Ørsted", "--key", "ключ", "--wait", "0s", *at]]
+            for kind in ("pause", "resume", "promote")
+        },
         "export": [[*at, "--out", "вывоз"], [*at, "--out", "größe.yml"]],
         "topics": [at, ["--broker", "größe:9"]],
         "explain": [[first, "--decisions", decisions], ["½"]],

@@ -101,6 +101,6 @@ def logs(kind: int, partitions: int) -> tuple[tuple[Entry, ...], ...]:
 
 
 def order(rng: random.Random, now: int) -> bytes:
-    """An operator kills a flag, or lets it begin anew."""
-    kind, flag = rng.choice(("kill", "rearm")), rng.choice(UNITS)[0]
+    """An operator kills a flag, lets it begin anew, holds its promotes or gives one."""
+    kind, flag = rng.choice(("kill", "rearm", "rearm", "pause", "resume", "promote")), rng.choice(UNITS)[0]
     return json.dumps({"actor": "op", "flag": flag, "kind": kind, "reason": f"{now}", "ts": now}).encode()

@@ -114,7 +114,10 @@ def test_the_command_line_shows_where_an_order_was_carried_out(
     with running(worker):
         assert ordered("kill", "answer") == 0
         assert ordered("rearm", "answer") == 0
-        assert ordered("kill", "anser", "--wait", "2s") == 1
+        assert ordered("pause", "answer") == 0
+        assert ordered("resume", "answer") == 0
+        assert ordered("kill", "anser", "--wait", "2s") == 2
+        assert ordered("kill", "anser", "--unseen", "--wait", "2s") == 1
     said = capsys.readouterr()
     assert said.out.splitlines() == [
         "kill of answer ordered by Ada: drill",
@@ -123,8 +126,15 @@ def test_the_command_line_shows_where_an_order_was_carried_out(
         "rearm of answer ordered by Ada: drill",
         "answer|eu: rearm",
         "answer|us: rearm",
+        "pause of answer ordered by Ada: drill",
+        "answer|eu: pause",
+        "answer|us: pause",
+        "resume of answer ordered by Ada: drill",
+        "answer|eu: resume",
+        "answer|us: resume",
         "kill of anser ordered by Ada: drill",
     ]
+    assert "no manifest and no decision names a flag anser; did you mean answer?" in said.err
     assert "no worker was seen to carry it out in 2 s" in said.err
 
 

@@ -71,6 +71,9 @@ def run(cost: float = 0.01, panes: int = PANES) -> tuple[list[bytes], list[bytes
             _operation("kill", "switch", 4),
             _operation("rearm", "switch", 6),
             _operation("rearm", "ramp", 12),
+            _operation("pause", "ramp", 13),
+            _operation("resume", "ramp", 14),
+            _operation("promote", "ramp", 16),
             _operation("kill", "quality", 15),
             _operation("rearm", "quality", 17),
             _operation("kill", "switch", 20),
@@ -218,7 +221,7 @@ def test_a_run_of_all_kinds_of_flags_has_no_findings() -> None:
     log = fresh()
     verdicts = {fields(value)["verdict"] for value in log.decisions}
     assert verdicts == {
-        *("promote", "pass", "hold", "freeze", "rollback", "abort", "kill", "rearm"),
+        *("promote", "pass", "hold", "freeze", "rollback", "abort", "kill", "rearm", "pause", "resume"),
         *("open", "close", "degrade", "restore", "fallback"),
     }
     assert {fields(value)["action"] for value in log.commands} == verdicts - {"pass", "hold"}

@@ -229,7 +229,7 @@ def mixed_log(rng: random.Random) -> tuple[Timeline, list[bytes | Order]]:
     for pane in range(14):
         gate.until(pane + 1, rng.choice(["eu", "us"]), first=pane)
         if rng.random() < 0.4:
-            kind, behind = rng.choice(["kill", "rearm"]), rng.choice([0, 0, 6])
+            kind, behind = rng.choice(["kill", "rearm", "rearm", "pause", "resume", "promote"]), rng.choice([0, 0, 6])
             given = Order(rng.choice("ffg"), by(kind, NOON + (pane + behind) * PANE + offset), offset)
             offset += 1
             gate.order(given)
@@ -241,7 +241,7 @@ def mixed_log(rng: random.Random) -> tuple[Timeline, list[bytes | Order]]:
 @settings(max_examples=6, deadline=None)
 @given(seed=seeds)
 def test_a_crash_at_any_point_gives_the_same_bytes_again(seed: int) -> None:
-    """Kills, rearms and revisions included; and what comes between two checkpoints is repeated exactly."""
+    """Every kind of order and revisions included; and what comes between two checkpoints is repeated exactly."""
     rng = random.Random(seed)
     known, log = mixed_log(rng)
 
@@ -263,13 +263,17 @@ def test_a_crash_at_any_point_gives_the_same_bytes_again(seed: int) -> None:
 
 def test_the_logs_of_the_crash_test_hold_what_it_is_about() -> None:
     found: Counter[str] = Counter()
-    for seed in range(8):
+    by_hand = False
+    for seed in range(24):
         known, log = mixed_log(random.Random(seed))
         state = GatePartition.fresh(0, 1, 1, CLOCKWORK, known)
         for offset, entry in enumerate(log):
             for decision, _ in read(state, offset, entry):
                 found.update([decision.verdict, *decision.reasons])
+                by_hand = by_hand or (decision.verdict == "promote" and decision.operation is not None)
     assert found.keys() >= {"kill", "rearm", "promote", "latched", "window_unstable", "manifest_revision", "retire"}
+    assert found.keys() >= {"pause", "resume", "paused"}
+    assert by_hand
 
 
 # -- revisions --------------------------------------------------------------------------------------------------------

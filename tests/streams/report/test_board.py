@@ -29,7 +29,7 @@ from tests.commands.test_explain import (
     rule,
 )
 from tests.streams.play import play
-from tidegate.schemas.decision import Decision, EvidenceSpan, GateForecast, Weights, seal_decision
+from tidegate.schemas.decision import Decision, EvidenceSpan, GateForecast, OperationBy, Weights, seal_decision
 from tidegate.streams.report.board import LEVEL_SIGNS, STYLES, Board, table
 from tidegate.streams.report.terminal import GATE_STYLE, GREY, VERDICT_STYLE
 
@@ -37,6 +37,18 @@ NOW = END + 120_000
 TELEMETRY = "telemetry: 1,233 events counted; left out: 2 late, of 2025-08-31T10:15:00Z to 2025-08-31T10:20:00Z"
 KEYS = "↑ ↓ choose a unit, q ends"
 LATCHED = decided("hold", ["latched"], decided_at=END + 60_000)
+
+PAUSE, RESUME, BY_HAND = (
+    decided(
+        kind,
+        [kind],
+        gates=[],
+        arms={},
+        decided_at=END + 61_500,
+        operation=OperationBy(kind=kind, ts=END + 61_500, actor="alice", reason=reason),  # type: ignore[arg-type]
+    )
+    for kind, reason in (("pause", "release freeze"), ("resume", "over"), ("promote", "seen enough"))
+)
 
 
 def at(decision: Decision, flag: str = "", region: str = "us-east-1") -> Decision:
@@ -92,6 +104,15 @@ def test_an_aborted_unit_says_when_why_and_what_it_waits_for() -> None:
     assert only(board(hot, LATCHED, again)).startswith("… 5 %, rearmed 10:31")
 
 
+def test_a_pause_is_shown_until_it_ends_and_never_hides_a_stop() -> None:
+    paused = "! 5 %, paused 10:31 by alice: release freeze, waits for resume"
+    assert only(board(PAUSE, decided("hold", ["paused"]))) == paused
+    assert only(board(PAUSE, ABORT)).startswith("✗ aborted")
+    assert only(board(ABORT, PAUSE)).startswith("✗ aborted")
+    assert only(board(PAUSE, ABORT, RESUME)).startswith("✗ aborted")
+    assert only(board(PAUSE, RESUME, decided("hold", ["hold_windows"]))).startswith("… 5 %, green, held")
+
+
 @pytest.mark.parametrize(
     ("decision", "said"),
     [
@@ -104,6 +125,8 @@ def test_an_aborted_unit_says_when_why_and_what_it_waits_for() -> None:
         (undecided(150.0), "… 5 %, about 2 h left, 1 of 8 gates open"),
         (undecided(None), "… 5 %, no end in sight, 1 of 8 gates open"),
         (PROMOTE, "✓ promoted 10:30 to 5 %"),
+        (PAUSE, "! 5 %, paused 10:31 by alice: release freeze, waits for resume"),
+        (BY_HAND, "✓ promoted 10:31 to 5 % by alice: seen enough"),
         (decided("hold", ["hold_windows"]), "… 5 %, green, held for window.hold_windows"),
         (decided("retire", ["retire"], gates=[]), "– retired 10:30 retire"),
     ],
