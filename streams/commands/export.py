@@ -15,6 +15,7 @@ from tidegate.schemas.errors import InputError
 from tidegate.schemas.times import iso
 from tidegate.streams.commands.options import Time, bars
 from tidegate.streams.dumps import parquet
+from tidegate.streams.dumps.flat import COMMANDS, DECISIONS
 from tidegate.streams.dumps.records import End, dump_line
 from tidegate.streams.kafka.history import Extent, History
 from tidegate.streams.report.text import many
@@ -29,19 +30,23 @@ MANIFEST_FILE = "manifest.json"
 @click.option("--to", "end", type=Time(), help="records before this time")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for the files")
 @click.option("--format", "form", type=click.Choice(["ndjson", "parquet"]), default="ndjson", show_default=True)
-def command(broker: str | None, start: int | None, end: int | None, out: Path, form: str) -> None:
+@click.option("--replace", is_flag=True, help="write over a dump that is there already")
+def command(broker: str | None, start: int | None, end: int | None, out: Path, form: str, replace: bool) -> None:
     """Dump telemetry, manifests, operations, decisions and control; nothing is written to Kafka.
 
     A line of NDJSON is {"partition", "offset", "timestamp", "key", "value"}, as `tidegate replay --events` takes it; a
     value that is no JSON object is a string. Manifests and operations are dumped from their beginning, as the first of
-    them may still be in force. manifest.json has the offsets, the counts and the SHA-256 of each file.
+    them may still be in force. manifest.json has the offsets, the counts and the SHA-256 of each file. In Parquet
+    decisions and control also have a column for each thing that one asks of them, such as flag, verdict and rule.
+    A dump that is there already is not written over, unless with --replace.
     """
     if start is not None and end is not None and end <= start:
         raise InputError("--to: not after --from, so nothing would be dumped")
     settings = command_settings(broker=broker)
-    write, ending = (_ndjson, "ndjson.gz") if form == "ndjson" else (parquet.write_rows, "parquet")
+    ending = "ndjson.gz" if form == "ndjson" else "parquet"
     if form == "parquet":
         parquet.require()
+    flat = {settings.decisions_topic: DECISIONS, settings.control_topic: COMMANDS}
     early = {settings.manifests_topic, settings.operations_topic}
     names = [
         settings.decisions_topic,
@@ -50,6 +55,12 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
         *sorted(early),
         settings.telemetry_topic,
     ]
+    files = {name: out / f"{name.removeprefix(settings.topic_prefix + '.')}.{ending}" for name in names}
+    there = [file.name for file in (*files.values(), out / MANIFEST_FILE) if file.exists()]
+    if there and not replace:
+        raise InputError(
+            f"--out: {out} has {', '.join(there)} already, which is not written over: give another folder, or --replace"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with History(settings) as history:
@@ -59,10 +70,13 @@ def command(broker: str | None, start: int | None, end: int | None, out: Path, f
                 for extent in extents:
                     bar = progress.add_task(extent.topic, total=extent.size)
                     seen = _Seen()
-                    file = out / f"{extent.topic.removeprefix(settings.topic_prefix + '.')}.{ending}"
+                    file = files[extent.topic]
                     with _Replaced(file) as target:
-                        for_bar = _counted(history.read(extent), progress, bar)
-                        write(target, seen.watch(for_bar, extent))
+                        runs = seen.watch(_counted(history.read(extent), progress, bar), extent)
+                        if form == "ndjson":
+                            _ndjson(target, runs)
+                        else:
+                            parquet.write_rows(target, runs, flat.get(extent.topic))
                     entries.append(_entry(extent, seen, file))
         described = {
             "from": None if start is None else iso(start),

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from aiokafka import ConsumerRecord
 
 from tidegate.schemas.errors import InputError
+from tidegate.streams.dumps.flat import FlatColumns
 from tidegate.streams.files import STANDARD_INPUT, begins, located
 
 SUFFIX = ".parquet"
@@ -29,8 +30,8 @@ def require() -> tuple[Any, Any]:
         raise InputError("Parquet needs pyarrow: pip install 'tidegate[parquet]', or take ndjson") from None
 
 
-def write_rows(target: BinaryIO, runs: Iterable[Dense]) -> None:
-    """Write records, a row each, keys, values and headers as the bytes they are."""
+def write_rows(target: BinaryIO, runs: Iterable[Dense], flat: FlatColumns | None = None) -> None:
+    """Write records, a row each, keys, values and headers as the bytes they are; ``flat``: what to put beside them."""
     arrow, parquet = require()
     header = arrow.struct([("name", arrow.string()), ("value", arrow.binary())])
     kinds = {
@@ -43,7 +44,8 @@ def write_rows(target: BinaryIO, runs: Iterable[Dense]) -> None:
         "since": arrow.int64(),
         "end": arrow.int64(),
     }
-    schema = arrow.schema(list(kinds.items()))
+    beside = {} if flat is None else {name: _arrow_type(arrow, kind) for name, kind in flat.types.items()}
+    schema = arrow.schema([*kinds.items(), *beside.items()])
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for run in runs:
             plain = kinds.keys() - {"headers", "since", "end"}
@@ -51,7 +53,22 @@ def write_rows(target: BinaryIO, runs: Iterable[Dense]) -> None:
             rows["headers"] = [[{"name": n, "value": v} for n, v in record.headers] for record, _ in run]
             rows["since"] = [since for _, since in run]
             rows["end"] = [getattr(record, "end", None) for record, _ in run]
+            if flat is not None:
+                cells = [flat.of(record.value) if record.value is not None else {} for record, _ in run]
+                rows |= {name: [of.get(name) for of in cells] for name in beside}
             writer.write_table(arrow.table(rows, schema=schema))
+
+
+def _arrow_type(arrow: Any, kind: str) -> Any:
+    """The column type of a flat column's kind."""
+    return {
+        "string": arrow.string(),
+        "strings": arrow.list_(arrow.string()),
+        "int": arrow.int64(),
+        "double": arrow.float64(),
+        "bool": arrow.bool_(),
+        "timestamp": arrow.timestamp("ms"),
+    }[kind]
 
 
 def mentions(path: Path, text: bytes) -> bool:

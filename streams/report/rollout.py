@@ -18,8 +18,6 @@ VERDICT_SIGNS: Mapping[str, str] = {
     "open": "✓",
     "restore": "✓",
     "rearm": "↻",
-    "pause": "!",
-    "resume": "↻",
     "hold": "…",
     "pause": "!",
     "freeze": "!",

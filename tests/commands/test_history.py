@@ -90,7 +90,13 @@ def test_a_dump_and_the_topic_tell_the_same(here: Path) -> None:
         asyncio.run(write())
         told = rows("--broker", servers)
         for form in ("ndjson", "parquet"):
-            assert tidegate("export", "--broker", servers, "--out", form, "--format", form).code == 0
+            arguments = "export", "--broker", servers, "--out", form, "--format", form
+            assert tidegate(*arguments).code == 0
+            again = tidegate(*arguments)
+            assert again.code == 2
+            assert f"{form} has decisions." in again.line
+            assert "give another folder, or --replace" in again.line
+            assert tidegate(*arguments, "--replace").code == 0
     assert told == rows()
     assert told == rows("--decisions", "ndjson/decisions.ndjson.gz")
     assert told == rows("--decisions", "parquet/decisions.parquet")

@@ -173,14 +173,14 @@ def test_the_past_is_decided_again_from_the_topics_and_nothing_is_written(
     telemetry = "--manifest", revision, "--events", dump / "telemetry.ndjson.gz", "--operations", operations
     assert replay(*telemetry, "--compare", dump / "decisions.ndjson.gz").code == 0
     assert (out.read_bytes(), commands.read_bytes()) == whole
-    assert tidegate("export", "--broker", settings.broker, "--out", dump, "--format", "parquet").code == 0
+    assert tidegate("export", "--broker", settings.broker, "--out", dump, "--format", "parquet", "--replace").code == 0
     for ending in ("ndjson.gz", "parquet"):
         files = {option: dump / f"{name}.{ending}" for option, name in FILES.items()}
         done = replay(*chain.from_iterable(files.items()), "--compare", dump / f"decisions.{ending}")
         assert (done.code, done.err) == (0, ""), done.out
         assert "1 record of" in done.out, "the unsigned kill does not count"
     assert (out.read_bytes(), commands.read_bytes()) == whole
-    assert tidegate("export", "--broker", settings.broker, "--out", dump).code == 0
+    assert tidegate("export", "--broker", settings.broker, "--out", dump, "--replace").code == 0
     manifest = json.loads((dump / "manifest.json").read_bytes())
     offsets, _ = before
     for topic in manifest["topics"]:

@@ -1,21 +1,25 @@
 """Dumps in Parquet: the bytes of every record, and the same decisions as from NDJSON."""
 
 from collections.abc import Mapping
+from datetime import UTC
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import duckdb
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from tests.streams.events import CLOCKWORK, NOON, RAMP, healthy_pane, tick, written
+from tests.streams.play import play
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.load import load_manifest
 from tidegate.schemas.timeline import Timeline
 from tidegate.streams.audit.replay import replay
 from tidegate.streams.commands.export import _Seen
 from tidegate.streams.dumps import parquet
+from tidegate.streams.dumps.flat import COMMANDS, DECISIONS
 from tidegate.streams.dumps.log import count_partitions
 from tidegate.streams.dumps.records import dump_line, is_dump
 from tidegate.streams.dumps.records import records as dump_records
@@ -51,6 +55,31 @@ def test_keys_and_headers_are_kept(tmp_path: Path) -> None:
     (row,) = pyarrow.parquet.read_table(path).to_pylist()
     assert row["key"] == b"f|eu"
     assert [(header["name"], header["value"]) for header in row["headers"]] == headers
+
+
+def test_one_query_tells_the_aborts_per_flag_and_rule(tmp_path: Path) -> None:
+    """Of decisions and of commands alike; what is no record of ours has no cells, and repeats can be told."""
+    played = play("errors")
+    # The values that are none of ours, and everything twice, as a crash leaves it.
+    decisions = [*(one.to_bytes() for one in played.decisions), b"{}", None] * 2
+    commands = [*(one.to_bytes() for one in played.commands), b"{}", None] * 2
+    counts = {}
+    for name, values, flat in (("decisions", decisions, DECISIONS), ("control", commands, COMMANDS)):
+        path = tmp_path / f"{name}.parquet"
+        with path.open("wb") as target:
+            parquet.write_rows(target, [[(record(0, at, value), None) for at, value in enumerate(values)]], flat)
+        assert list(values_of(path)) == [value or b"" for value in values]
+        what = "verdict" if name == "decisions" else "action"
+        counts[name] = duckdb.sql(
+            f"SELECT flag, rule, count(DISTINCT decision_id) FROM '{path}' WHERE {what} = 'abort' GROUP BY ALL"  # noqa: S608
+        ).fetchall()
+        assert duckdb.sql(f"SELECT count(*) FROM '{path}' WHERE flag IS NULL").fetchall() == [(4,)]  # noqa: S608
+    aborted = {one.key for one in played.decisions if one.verdict == "abort"}
+    assert aborted
+    assert counts["decisions"] == counts["control"] == [("prompt_pack_vNplus1", "error_rate_over", len(aborted))]
+    (moment,) = duckdb.sql(f"SELECT min(decided_at) FROM '{tmp_path / 'decisions.parquet'}'").fetchall()  # noqa: S608
+    first = min(one.decided_at for one in played.decisions)
+    assert moment[0].replace(tzinfo=UTC).timestamp() * 1000 == first
 
 
 def test_a_replay_of_parquet_is_a_replay_of_ndjson(tmp_path: Path) -> None:
