@@ -70,14 +70,14 @@ def test_one_query_tells_the_aborts_per_flag_and_rule(tmp_path: Path) -> None:
             parquet.write_rows(target, [[(record(0, at, value), None) for at, value in enumerate(values)]], flat)
         assert list(values_of(path)) == [value or b"" for value in values]
         what = "verdict" if name == "decisions" else "action"
-        counts[name] = duckdb.sql(
+        counts[name] = duckdb.execute(
             f"SELECT flag, rule, count(DISTINCT decision_id) FROM '{path}' WHERE {what} = 'abort' GROUP BY ALL"  # noqa: S608
         ).fetchall()
-        assert duckdb.sql(f"SELECT count(*) FROM '{path}' WHERE flag IS NULL").fetchall() == [(4,)]  # noqa: S608
+        assert duckdb.execute(f"SELECT count(*) FROM '{path}' WHERE flag IS NULL").fetchall() == [(4,)]  # noqa: S608
     aborted = {one.key for one in played.decisions if one.verdict == "abort"}
     assert aborted
     assert counts["decisions"] == counts["control"] == [("prompt_pack_vNplus1", "error_rate_over", len(aborted))]
-    (moment,) = duckdb.sql(f"SELECT min(decided_at) FROM '{tmp_path / 'decisions.parquet'}'").fetchall()  # noqa: S608
+    (moment,) = duckdb.execute(f"SELECT min(decided_at) FROM '{tmp_path / 'decisions.parquet'}'").fetchall()  # noqa: S608
     first = min(one.decided_at for one in played.decisions)
     assert moment[0].replace(tzinfo=UTC).timestamp() * 1000 == first
 
