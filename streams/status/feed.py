@@ -18,6 +18,9 @@ from tidegate.streams.status.state import StatusState
 
 log = structlog.get_logger("tidegate")
 
+RECORDS_A_TURN = 50
+"""Records after which others have their turn."""
+
 
 @asynccontextmanager
 async def following(settings: Settings, state: StatusState, trusted: TrustedKeys | None = None) -> AsyncIterator[None]:
@@ -48,9 +51,11 @@ async def _follow(
     while True:
         try:
             async with tail(settings, topic) as records:
-                found = await records.history()
                 while True:
-                    for record in found:
+                    # Never the whole topic at once: what is held is bounded, and readers are answered meanwhile.
+                    for number, record in enumerate(await records.more()):
+                        if number % RECORDS_A_TURN == 0:
+                            await asyncio.sleep(0)
                         # A topic that is opened again after an outage is read from its beginning.
                         if record.offset < due.get(record.partition, 0):
                             continue
@@ -68,7 +73,6 @@ async def _follow(
                             state.commanded(record.value)
                     silent = records.silent()
                     state.away(topic, int((time.time() - silent) * 1000) if silent > patience else None)
-                    found = await records.more()
         except (TopicError, KafkaError, OSError) as error:
             log.warning("not read", topic=topic, error=str(error))
             state.away(topic, int(time.time() * 1000))

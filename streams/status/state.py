@@ -35,11 +35,12 @@ UnitKey = tuple[str, str]
 
 @dataclass
 class _Known:
-    """A unit as it is known; ``windows``: its decisions without what no chart shows."""
+    """A unit as it is known; ``windows``: its decisions without what no chart shows; ``weight``: None: not known."""
 
     windows: deque[Decision] = field(default_factory=deque)
     commands: OrderedDict[str, Command] = field(default_factory=OrderedDict)
     written: int = 0
+    weight: float | None = None
 
 
 class Listener:
@@ -95,7 +96,7 @@ class StatusState:
         if known is None or any(one.decision_id == decision.decision_id for one in known.windows):
             return
         self._standings.follow(decision)
-        known.written = written
+        known.written, known.weight = written, None
         known.windows.append(_thin(decision))
         self._order.append(unit)
         if len(known.windows) > UNIT_WINDOWS_MAX:
@@ -119,7 +120,7 @@ class StatusState:
         known = self._unit(unit)
         if known is None or command.decision_id in known.commands:
             return
-        known.commands[command.decision_id] = command
+        known.commands[command.decision_id], known.weight = command, None
         if len(known.commands) > COMMANDS_MAX:
             known.commands.popitem(last=False)
         self._tell(unit)
@@ -174,11 +175,13 @@ class StatusState:
 
     def weight(self, unit: UnitKey) -> float:
         """Return the canary's weight, as the last command says, or else what the decisions come to."""
-        commands = self._known[unit].commands
-        if commands:
-            return max(commands.values(), key=lambda one: one.seq).weights.canary
-        steps = ramp(self.history(unit))
-        return steps[-1].weight if steps else self._standings.last["|".join(unit)].stage.canary_weight
+        known = self._known[unit]
+        if known.weight is None and known.commands:
+            known.weight = max(known.commands.values(), key=lambda one: one.seq).weights.canary
+        elif known.weight is None:
+            steps = ramp(self.history(unit))
+            known.weight = steps[-1].weight if steps else self._standings.last["|".join(unit)].stage.canary_weight
+        return known.weight
 
     def history(self, unit: UnitKey) -> UnitHistory:
         """Return what is known of a unit's decisions, without what no chart shows, and of its commands."""
