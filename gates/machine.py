@@ -229,6 +229,9 @@ class Machine(ABC):
         self._hear(end - self.clockwork.pane_ms)
         if self.asleep or not self.windowed:
             return
+        assert unit.window.start < end <= unit.window.end, "a pane ends within the window or the span that runs"
+        assert 0 <= unit.stage <= unit.coming < len(self.stages), "stages are taken one by one, in order"
+        assert not (unit.latched and unit.engaged), "what is over is not engaged"
         if end <= unit.moving_until:
             self._forget_ids()
             unit.window.detail.misplaced, unit.window.unexpected = {}, 0

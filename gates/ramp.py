@@ -1,4 +1,47 @@
-"""Progressive rollout: from the first stage to the last, window by window, or back to nothing."""
+"""Progressive rollout: from the first stage to the last, window by window, or back to nothing.
+
+A unit is in one of four states, and these are its legal moves: by its own verdicts, by an operator (kill, rearm), by
+time alone (—), or by the manifest (retire). There are no others; ``tests/properties/test_moves.py`` reads this table.
+
+========== ======== ==========
+from       by       to
+========== ======== ==========
+settling   —        running
+settling   abort    latched
+running    hold     running
+running    freeze   running
+running    promote  settling
+running    promote  running
+running    pass     graduated
+running    rollback latched
+running    abort    latched
+graduated  hold     graduated
+graduated  pass     graduated
+graduated  rollback latched
+graduated  abort    latched
+latched    hold     latched
+settling   kill     latched
+running    kill     latched
+graduated  kill     latched
+latched    kill     latched
+settling   rearm    settling
+running    rearm    settling
+graduated  rearm    settling
+latched    rearm    settling
+running    rearm    running
+graduated  rearm    running
+latched    rearm    running
+settling   retire   latched
+running    retire   latched
+graduated  retire   latched
+latched    retire   latched
+========== ======== ==========
+
+settling: the span before a stage, or before a new rollout, in which abort rules alone are judged. running: a window of
+a stage. graduated: at 100 %, after its last stage has passed: it is judged on. latched: over, until a rearm or a
+revision of the manifest begins another rollout. A promote or a rearm leads to running at once where nothing has to
+settle: without lateness and ``window.settle``.
+"""
 
 from collections.abc import Iterator
 from typing import Literal

@@ -114,6 +114,8 @@ class Recorder:
         **more: object,
     ) -> Decision:
         unit, flag, window = self.unit, self.flag, UnitWindow(0, 0) if plain else self.unit.window
+        assert span.start <= span.end, "a window does not end before it starts"
+        assert unit.previous_hash is not None or not unit.seq, "no command comes before the chain's first decision"
         decision = seal_decision(
             Decision(
                 flag=flag.name,
@@ -156,6 +158,8 @@ class Recorder:
         unit = self.unit
         unit.seq += 1
         before, unit.weight = unit.weight, unit.weight if weight is None else weight
+        assert 0 <= unit.weight <= 1, "the canary's weight is a share of the traffic, and the baseline has the rest"
+        assert unit.previous_hash == decision.hash, "a command carries out the last decision of the chain"
         return command_for(
             decision,
             seq=unit.seq,

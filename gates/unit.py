@@ -145,6 +145,7 @@ class Unit(msgspec.Struct, array_like=True):
 
     def turn(self, start: int, end: int) -> None:
         """Go over to a new window."""
+        assert self.window.start <= start <= end, "windows follow each other"
         self.hashes = self.window.detail.hashes
         self.window = UnitWindow(start, end)
 
