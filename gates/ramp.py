@@ -1,7 +1,8 @@
 """Progressive rollout: from the first stage to the last, window by window, or back to nothing.
 
-A unit is in one of four states, and these are its legal moves: by its own verdicts, by an operator (kill, rearm), by
-time alone (—), or by the manifest (retire). There are no others; ``tests/properties/test_moves.py`` reads this table.
+A unit is in one of four states, and these are its legal moves: by its own verdicts, by an operator (kill, rearm,
+pause, resume, promote), by time alone (—), or by the manifest (retire). There are no others:
+``tests/properties/test_moves.py`` reads this table.
 
 ========== ======== ==========
 from       by       to
@@ -24,6 +25,14 @@ settling   kill     latched
 running    kill     latched
 graduated  kill     latched
 latched    kill     latched
+settling   pause    settling
+settling   resume   settling
+running    pause    running
+running    resume   running
+graduated  pause    graduated
+graduated  resume   graduated
+latched    pause    latched
+latched    resume   latched
 settling   rearm    settling
 running    rearm    settling
 graduated  rearm    settling

@@ -37,7 +37,7 @@ from tidegate.streams.settings import Settings, load_settings
 log = logging.getLogger("tidegate.openfeature")
 
 LOOK_SECONDS = 0.5
-SCOPE = ("tenant", "endpoint", "cohort", "surface")
+SCOPE_FIELDS = ("tenant", "endpoint", "cohort", "surface")
 
 
 class TidegateProvider(AbstractProvider):
@@ -232,7 +232,9 @@ class ExposureHook(Hook):
         context, facts = hook_context.evaluation_context, details.flag_metadata
         if details.error_code is not None or details.variant not in ARMS or not context.targeting_key:
             return
-        fields: dict[str, Any] = {name: str(context.attributes[name]) for name in SCOPE if name in context.attributes}
+        fields: dict[str, Any] = {
+            name: str(context.attributes[name]) for name in SCOPE_FIELDS if name in context.attributes
+        }
         fields |= {name: facts[name] for name in ("bucket", "applied_seq", "manifest_hash") if name in facts}
         fields |= {"arm": details.variant, "evaluated_by": "server"}
         bound = Bindable.bind(self._telemetry, details.flag_key, region=str(facts.get("region", "")))

@@ -130,14 +130,14 @@ async def _check(settings: Settings, operation: Operation) -> str:
 
 
 async def _decided(settings: Settings) -> set[str]:
-    """The flags that decisions were made for."""
+    """Return the flags that decisions were made for."""
     async with tail(settings, settings.decisions_topic) as decisions:
         keys = [record.key for record in await decisions.history() if record.key]
     return {key.decode(errors="replace").split("|", 1)[0] for key in keys}
 
 
 async def _in_manifest(settings: Settings) -> dict[str, str]:
-    """The kinds of the flags in the manifest that this command is pointed at, a file or the last of the topic."""
+    """Return the kinds of the flags in the manifest that it is pointed at, a file or the last of the topic."""
     if settings.manifest is not None:
         trusted = None if settings.trusted_keys is None else load_trusted(settings.trusted_keys)
         known = read_files([settings.manifest], settings, trusted)

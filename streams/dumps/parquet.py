@@ -60,7 +60,7 @@ def write_rows(target: BinaryIO, runs: Iterable[Dense], flat: FlatColumns | None
 
 
 def _arrow_type(arrow: Any, kind: str) -> Any:
-    """The column type of a flat column's kind."""
+    """Return the column type of a flat column's kind."""
     return {
         "string": arrow.string(),
         "strings": arrow.list_(arrow.string()),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +29,14 @@ WINDOWS: dict[str, Sequence[Event]] = {
 }
 RULES = "traffic: {{stages: [0.5, 1.0]}}\npolicy: {{evidence: {}}}\nwindow: {{settle: {}}}"
 AT_ONCE = Clockwork(pane_ms=PANE, lateness_ms=0, topic="t")
-STEPS = [*WINDOWS, "kill", "rearm"]
+ORDERS: dict[str, Literal["kill", "rearm", "pause", "resume", "promote"]] = {
+    "kill": "kill",
+    "rearm": "rearm",
+    "pause": "pause",
+    "resume": "resume",
+    "promote": "promote",
+}
+STEPS = [*WINDOWS, *ORDERS]
 
 
 def state(unit: Unit) -> str:
@@ -53,10 +61,11 @@ def moves(evidence: str, steps: Sequence[str], *, retire: bool = False, settles:
             made.add((before, "—", after))
 
     for step in steps:
-        if step == "kill" or step == "rearm":
+        if step in ORDERS:
             before = state(drive.unit)
-            drive.operate("kill" if step == "kill" else "rearm")
-            made.add((before, step, state(drive.unit)))
+            order = OperationBy(kind=ORDERS[step], ts=drive.now, actor="ada", reason="why not")
+            if drive.took(drive.ramp.operate(order, drive.now)):
+                made.add((before, step, state(drive.unit)))
             continue
         end = drive.unit.window.end
         while drive.now < end:
@@ -94,6 +103,6 @@ def test_every_move_in_the_table_is_made() -> None:
             for step in STEPS:
                 made |= moves("point", [*before, step], settles=settles)
             made |= moves("point", before, retire=True, settles=settles)
-        made |= moves("point", ["rearm", "kill", "rearm", "rearm"], settles=settles)
+        made |= moves("point", ["rearm", "kill", "rearm", "rearm", "pause", "resume"], settles=settles)
         made |= moves("point", ["rearm"], retire=True, settles=settles) | moves("point", ["rearm", "broken"])
     assert MOVES - made == set()
