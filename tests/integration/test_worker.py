@@ -22,6 +22,7 @@ from tidegate.schemas.timeline import Timeline
 from tidegate.streams.audit.compare import by_unit
 from tidegate.streams.audit.replay import replay
 from tidegate.streams.dumps.log import partition_of
+from tidegate.streams.engine import native
 from tidegate.streams.kafka import checkpoints
 from tidegate.streams.kafka.tail import tail
 from tidegate.streams.kafka.topics import connect
@@ -172,7 +173,10 @@ def test_sigterm_ends_within_five_seconds_and_loses_nothing(settings: Settings, 
 
 @pytest.mark.kafka
 def test_late_and_broken_records_are_sent_on_unchanged(settings: Settings, manifest: Path, tmp_path: Path) -> None:
-    """Late events and dead letters keep key, value and headers, and say where they come from and why."""
+    """Late events and dead letters keep key, value and headers, and say where they come from and why.
+
+    The worker's first line says which decoder judged them.
+    """
     event = {"flag": "answer", "arm": "canary", "sticky_id": "u", "region": "eu", "latency_ms": 5, "error": False}
     values = [
         json.dumps(event | {"event_id": "1", "ts": START}).encode(),
@@ -200,6 +204,8 @@ def test_late_and_broken_records_are_sent_on_unchanged(settings: Settings, manif
         assert headers["tidegate.topic"] == settings.telemetry_topic.encode()
         assert (headers["tidegate.partition"], headers["tidegate.offset"]) == (b"1", b"%d" % offset)
     assert b"delta_s" in dict(dead[1].headers)["tidegate.error"]
+    first = json.loads(worker.log.read_text().splitlines()[0])
+    assert (first["event"], first["decoder"]) == ("starting", native.running())
 
 
 def sent_on(settings: Settings, topic: str, count: int) -> list[ConsumerRecord]:
