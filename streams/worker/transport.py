@@ -29,6 +29,16 @@ FAUST = logging.getLogger("faust")
 """The logger of these services: Faust would name it after this module, and it would pass for our own."""
 
 
+class _SendersClient:
+    """A producer's client as its sender has it, which asks for leaders over and over while there is none."""
+
+    def __init__(self, client: aiokafka.client.AIOKafkaClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
 class IdempotentProducer(Producer):
     """Faust's producer, whose batches are retried for as long as a broker is away and never leave a hole behind them.
 
@@ -42,7 +52,9 @@ class IdempotentProducer(Producer):
 
     def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
         producer = super()._new_producer(transactional_id)
-        pace(producer.client)
+        # Its sender alone: a topic's partitions are asked for as it is first written to, and a kill may wait for it.
+        producer._sender.client = _SendersClient(producer.client)
+        pace(producer._sender.client)
         return producer
 
     async def send(self, topic: str, *message: Any, **options: Any) -> Awaitable[RecordMetadata]:

@@ -32,14 +32,14 @@ class Client:
 
 
 def asked_of(make: Any, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How often a client asks in an instant in which it would ask a hundred times; ``make``: who has the client."""
+    """How often a client asks in an instant in which it would a hundred times; ``make``: who asks, by the client."""
     monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: 1_000.0))
     client = Client()
 
     async def run() -> None:
-        make(client)
+        asking = make(client)
         for _ in range(100):
-            client.force_metadata_update()
+            asking.force_metadata_update()
 
     asyncio.run(run())
     return client.asked
@@ -50,24 +50,33 @@ def test_a_consumer_whose_partition_has_no_leader_asks_for_it_no_faster_than_it_
 ) -> None:
     worker: Any = SimpleNamespace(settings=SimpleNamespace(fetch_wait=50, instance_id=None))
 
-    def make(client: Client) -> None:
+    def make(client: Client) -> Client:
         made = SimpleNamespace(_client=client)
         monkeypatch.setattr(AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: made)
         monkeypatch.setattr(AIOKafkaConsumerThread, "__init__", lambda *_, **__: None)
         consumer: Any = SimpleNamespace(loop=None, beacon=None)
         thread: Any = consumer_of(worker)._new_consumer_thread(consumer)
         assert thread._create_worker_consumer(None) is made
+        return client
 
     assert asked_of(make, monkeypatch) == patience.BURST
 
 
-def test_a_producer_whose_partition_has_no_leader_does_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(client: Client) -> None:
-        made = SimpleNamespace(client=client)
+def test_a_producer_whose_partition_has_no_leader_does_so_too_and_asks_for_new_topics_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker's first records are to seven topics, and a kill may be among them."""
+    made: Any = SimpleNamespace()
+
+    def make(client: Client) -> Any:
+        made.client, made._sender = client, SimpleNamespace(client=client)
         monkeypatch.setattr(Producer, "_new_producer", lambda *_, **__: made)
         assert IdempotentProducer.__new__(IdempotentProducer)._new_producer() is made
+        return made._sender.client
 
     assert asked_of(make, monkeypatch) == patience.BURST
+    assert made._sender.client.send is made.client.send
+    assert asked_of(lambda client: make(client) and client, monkeypatch) == 100
 
 
 def send(monkeypatch: pytest.MonkeyPatch, *errors: KafkaError) -> tuple[Awaitable[Any], list[tuple[Any, ...]]]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.streams.events import CLOCKWORK, NOON, flags
 from tests.streams.play import play
-from tests.streams.worker.test_health import owning, samples
+from tests.streams.worker.test_health import gate, owning, samples
 from tidegate.gates.kinds import machine
 from tidegate.gates.unit import begin, dormant
 from tidegate.schemas.decision import Decision
@@ -112,10 +112,13 @@ def test_a_unit_that_goes_and_comes_back_undecided_is_shown_as_before() -> None:
 
 def test_a_decision_that_a_stop_made_before_the_windows_end_is_not_dated_in_the_future() -> None:
     """A worker that takes the unit over knows the window, and how far the time is."""
-    metrics, last, gate = told("errors", decisions=0)
-    (decided,) = gauge(metrics, "unit_decided_timestamp_seconds").values()
-    assert decided <= gate.watermark / 1000
-    assert decided <= last.window.end / 1000
+    metrics, held = owning(("gate", 0)), gate({"f|eu": 0.0})
+    held.ramps["f|eu"].unit.last_window = (NOON - 60_000, NOON + 600_000)
+    metrics.see(0, held)
+    assert gauge(metrics, "unit_decided_timestamp_seconds") == {(): NOON / 1000}
+    held.watermark = NOON + 900_000
+    metrics.see(0, held)
+    assert gauge(metrics, "unit_decided_timestamp_seconds") == {(): NOON / 1000 + 600}
 
 
 def test_the_states_are_those_that_are_listed() -> None:
