@@ -137,3 +137,16 @@ def test_the_command_says_in_one_line_what_is_missing(light: Installed) -> None:
         assert done.stderr.count("\n") == 1
         extra = [Requirement(line).name for line in EXTRAS["worker"]]
         assert f"without {', '.join(extra)}: pip" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "way_out"),
+    [
+        ("probes", "lacks numpy: pip install 'tidegate[probes]'"),
+        ("openfeature", "lacks openfeature: pip install 'tidegate[openfeature]'"),
+        ("prometheus", "lacks prometheus_client: pip install prometheus-client"),
+    ],
+)
+def test_a_module_that_needs_more_says_what_to_install(module: str, way_out: str, light: Installed) -> None:
+    done = light.run("-c", f"import tidegate.{module}")
+    assert done.stderr.splitlines()[-1] == f"ImportError: tidegate.{module} {way_out}"

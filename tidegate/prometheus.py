@@ -1,5 +1,8 @@
 """A publisher's counters for Prometheus."""
 
-from tidegate.streams.client.prometheus import PublisherCollector
+try:
+    from tidegate.streams.client.prometheus import PublisherCollector
+except ModuleNotFoundError as error:
+    raise ImportError(f"tidegate.prometheus lacks {error.name}: pip install prometheus-client") from None
 
 __all__ = ["PublisherCollector"]
