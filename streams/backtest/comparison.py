@@ -1,6 +1,6 @@
 """Decisions of another manifest: B looks wherever A looks, on the evidence that A's ramp produced."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from tidegate.gates.staged import StagedRamp, unsound
 from tidegate.gates.unit import Pinned, Unit, begin
 from tidegate.gates.window import UnitWindow as Evidence
 from tidegate.schemas.clockwork import Clockwork
-from tidegate.schemas.decision import Decision, GateResult, RuleResult
+from tidegate.schemas.decision import Decision, GateResult, OperationBy, RuleResult
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.manifest import Flag, Rule
+from tidegate.schemas.operation import Operation
 from tidegate.schemas.timeline import Timeline
 from tidegate.streams.dumps.log import runs
 from tidegate.streams.engine.event_classes import EventClasses
@@ -114,6 +115,16 @@ def placed(b: Flag, a: Flag) -> tuple[Flag, list[str]]:
     return b.model_copy(update=changed), [name for name, (one, other) in history.items() if one != other]
 
 
+@dataclass(frozen=True)
+class OrderMark:
+    """An operator's order that was carried out on a unit at ``ts``, ms."""
+
+    unit: str
+    ts: int
+    kind: str
+    actor: str
+
+
 class Shadow:
     """B beside one unit of A. It sees A's windows, stages and ids, and remembers only what is its own.
 
@@ -155,6 +166,11 @@ class Shadow:
             self.stopped = decision
         return decision
 
+    def restart(self) -> None:
+        """Forget everything: an operator has stopped or restarted A's rollout."""
+        self._green, self._strike, self._engaged, self.stopped = 0, False, False, None
+        self._evidence, self._pinned = StageEvidence(), None
+
     def promoted(self, window: Evidence, pinned: Pinned | None) -> None:
         """Follow A to its next stage at the end of a window; ``pinned``: what stands in for the baseline from then on.
 
@@ -179,9 +195,54 @@ class SideBySide:
         self._regions: defaultdict[str, Regions] = defaultdict(Regions)
         self._shadows: dict[str, Shadow] = {}
         self.decisions: Callable[[Decision], None] = lambda _: None
+        self.marks: list[OrderMark] = []
+        self._scheduled: deque[Operation] = deque()
+        self._kills: dict[str, OperationBy] = {}
+        self._pauses: dict[str, OperationBy] = {}
+        self._done = NEVER
+
+    def schedule(self, operations: Iterable[Operation]) -> None:
+        """Take what operators ordered: each is carried out before the first pane whose end + lateness is past its ts.
+
+        B was not there to be ordered anything: an order that stops, starts or moves A's ramp does so to its evidence.
+        """
+        self._scheduled = deque(sorted(operations, key=lambda operation: operation.ts))
+
+    def finish(self) -> None:
+        """Carry out the orders that are still scheduled."""
+        while self._scheduled:
+            self._carry_out(min(self._closed), min(self._closed))
+
+    def _carry_out(self, done: int, end: int) -> None:
+        """Carry out the next order, which came when panes from ``done`` up to ``end`` were closed."""
+        operation = self._scheduled.popleft()
+        at = (operation.ts - self._clockwork.lateness_ms) // self._clockwork.pane_ms
+        closed, by = min(max(at, done), end), operation.by
+        known = {"kill": self._kills, "rearm": self._kills, "pause": self._pauses, "resume": self._pauses}.get(by.kind)
+        if known is not None:
+            known.pop(operation.flag, None)
+            if by.kind in ("kill", "pause"):
+                known[operation.flag] = by
+        for name in sorted(self._machines):
+            if name.split("|", 1)[0] == operation.flag:
+                self._operate(name, by, closed * self._clockwork.pane_ms)
+
+    def _operate(self, name: str, by: OperationBy, at: int) -> None:
+        """Carry out an order on a unit of A; B goes on from what it leaves."""
+        ramp, shadow = self._machines[name], self._shadows.get(name)
+        window = ramp.unit.window
+        for decision, _ in list(ramp.operate(by, at)):
+            self.decisions(decision)
+            if decision.operation == by:
+                self.marks.append(OrderMark(name, decision.decided_at, by.kind, by.actor))
+            if shadow is not None and decision.verdict == "promote":
+                shadow.promoted(window, ramp.unit.pinned)
+        if shadow is not None and by.kind in ("kill", "rearm"):
+            shadow.restart()
 
     def step(self, partial: Partial) -> Iterator[ComparedWindow]:
         """Take in a partial; give the windows that end with it."""
+        self._done = max(self._done, min(self._closed))
         self._closed[partial.partition] = partial.pane + 1
         if partial.units or partial.dead_letters or partial.records:
             self._waiting.setdefault(partial.pane, {})[partial.partition] = partial
@@ -193,9 +254,12 @@ class SideBySide:
             if not ends:
                 return
             end = min(ends)
+            while self._scheduled and self._scheduled[0].ts < end * pane_ms + self._clockwork.lateness_ms:
+                self._carry_out(self._done, end)
             self._merge((end - 1) * pane_ms, self._waiting.pop(end - 1, {}))
             for name, ramp in sorted(self._machines.items()):
                 yield from self._close(name, ramp, end * pane_ms)
+            self._done = end
 
     def _merge(self, start: int, partials: dict[int, Partial]) -> None:
         shown = {name for partial in partials.values() for name, seen in partial.units.items() if seen.accepted}
@@ -207,6 +271,9 @@ class SideBySide:
                 self._machines[name] = machine(flag, unit, self._clockwork, self._regions[flag_name])
                 if flag_name in self._b:
                     self._shadows[name] = Shadow(self._b[flag_name], self._clockwork)
+                for standing in (self._kills.get(flag_name), self._pauses.get(flag_name)):
+                    if standing is not None:
+                        self._operate(name, standing, start)
             elif self._machines[name].asleep:
                 self._machines[name].wake(start)
         for partition, partial in sorted(partials.items()):
@@ -286,17 +353,24 @@ def compare(
     clockwork: Clockwork,
     progress: Callable[[int], None] = lambda _: None,
     decisions: Callable[[Decision], None] = lambda _: None,
+    operations: Iterable[Operation] = (),
+    marks: Callable[[OrderMark], None] = lambda _: None,
 ) -> Iterator[ComparedWindow]:
     """Yield every window that A decides in the files, with what B says to it; units of flags that B lacks are left out.
 
-    ``b``: flags as ``placed`` gives them. ``decisions`` is told each decision of A, which is what a replay gives.
+    ``b``: flags as ``placed`` gives them. ``decisions`` is told each decision of A, which is what a replay gives,
+    and ``marks`` where an order of ``operations`` was carried out.
     """
     table = EventClasses(Timeline.of(a))
     beside = SideBySide(a, b, partitions, clockwork)
     beside.decisions = decisions
+    beside.schedule(operations)
     states: dict[int, SourcePartition] = {}
     for partition, run in runs(paths, partitions, progress):
         if partition not in states:
             states[partition] = SourcePartition.fresh(partition, clockwork, table, run.first)
         for partial in states[partition].step(run).partials:
             yield from beside.step(partial)
+    beside.finish()
+    for mark in beside.marks:
+        marks(mark)

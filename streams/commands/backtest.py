@@ -16,14 +16,15 @@ from rich.text import Text
 from tidegate.schemas.document import quoted
 from tidegate.schemas.errors import InputError, SettingsError
 from tidegate.schemas.manifest import Flag
-from tidegate.schemas.times import DAY
+from tidegate.schemas.times import DAY, iso
 from tidegate.streams.backtest.arms import read_effect
-from tidegate.streams.backtest.comparison import ComparedWindow, Difference, Side, compare, counted, placed
+from tidegate.streams.backtest.comparison import ComparedWindow, Difference, OrderMark, Side, compare, counted, placed
 from tidegate.streams.commands.options import LogFile, bars, lateness_option, pane_option
 from tidegate.streams.commands.plots import comparison_svg, lifetimes_svg, limit_text, value_text, word_of
 from tidegate.streams.commands.rehearsal import Log, Rehearsal, rehearsals, tell_limits
+from tidegate.streams.commands.replay import operations_from, timeline_from
 from tidegate.streams.dumps.log import count_partitions
-from tidegate.streams.kafka.manifests import load_trusted, read_files
+from tidegate.streams.kafka.manifests import load_trusted
 from tidegate.streams.report.svg import moment
 from tidegate.streams.report.terminal import VERDICT_STYLE, weight_percent
 from tidegate.streams.report.text import many, plain
@@ -52,6 +53,7 @@ TABLE_WIDTH = 150
     multiple=True,
     help="put on the sham canaries: error=0.02, latency=1.3, cost=1.2, delta_s=0.05 or coverage=-0.1",
 )
+@click.option("--operations", type=LogFile(), help="operators' orders in this history, NDJSON or a dump")
 @click.option("--trusted-keys", type=click.Path(path_type=Path), help="public keys to verify signed manifests with")
 @click.option("--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="of the topic")
 @pane_option
@@ -64,6 +66,7 @@ def command(
     aa: int | None,
     seed: int,
     regressions: tuple[str, ...],
+    operations: Path | None,
     trusted_keys: Path | None,
     partitions: int,
     pane: int | None,
@@ -73,7 +76,8 @@ def command(
     """Say what manifest B would have decided where manifest A decided, or how often chance alone stops a rollout.
 
     With two manifests: window by window, A's verdict, B's, and the gates and rules that make the difference. B is
-    judged on the evidence that A's ramp produced.
+    judged on the evidence that A's ramp produced. --operations: what operators ordered meanwhile, carried out on A's
+    ramp as a replay does. Of a dump of revisions the last one is taken.
 
     With --aa N: splits the baseline's own history N times into sham arms that do not differ, and measures how often
     the manifest aborts or rolls back all the same. With --regression: how long such a fault would have lived. Two
@@ -86,7 +90,10 @@ def command(
     effects = [read_effect(text) for text in dict.fromkeys(regressions)]
     settings = command_settings(trusted_keys=trusted_keys, pane=pane, lateness=lateness)
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
-    flags = [read_files([path], settings, trusted).revisions[-1].flags for path in manifests]
+    flags = [timeline_from([path], settings, trusted).revisions[-1].flags for path in manifests]
+    if operations is not None and aa is not None:
+        raise SettingsError("--operations: sham rollouts are made of the baseline alone, which no order changes")
+    ordered = operations_from(operations, settings, trusted) if operations is not None else []
     clockwork = settings.clockwork
     paths = [*events, *more_events]
     if out is not None:
@@ -102,8 +109,18 @@ def command(
         log = Log(paths, partitions, clockwork, lambda n: progress.advance(reading, n))
         if aa is None:
             theirs, notes = _placed(*flags)
-            windows = list(compare(log.paths, flags[0], theirs, log.partitions, clockwork, log.progress))
-            show = partial(_show_comparison, console, manifests, windows, notes, out)
+            marks: list[OrderMark] = []
+            seen = compare(
+                log.paths,
+                flags[0],
+                theirs,
+                log.partitions,
+                clockwork,
+                log.progress,
+                operations=ordered,
+                marks=marks.append,
+            )
+            show = partial(_show_comparison, console, manifests, list(seen), marks, notes, out)
         else:
             found = rehearsals(log, manifests, flags, seed, aa, effects, progress)
             show = partial(_show_rehearsals, console, found, settings.lateness, out)
@@ -114,13 +131,15 @@ def _show_comparison(
     console: Console,
     manifests: Sequence[Path],
     windows: Sequence[ComparedWindow],
+    marks: Sequence[OrderMark],
     notes: Sequence[str],
     out: Path | None,
 ) -> None:
-    _tell_comparison(console, manifests, windows, notes)
+    told = [f"{plain(m.unit)}: {m.kind} by {plain(m.actor)} at {iso(m.ts)}, on A's ramp" for m in marks]
+    _tell_comparison(console, manifests, windows, [*notes, *told])
     if out is not None:
         lines = [msgspec.json.encode(_builtins(window)) for window in windows]
-        plot = comparison_svg(windows, [path.name for path in manifests])
+        plot = comparison_svg(windows, [path.name for path in manifests], marks)
         _write(out, {"windows.ndjson": b"".join(line + b"\n" for line in lines), "windows.svg": plot.encode()})
 
 

@@ -1,13 +1,15 @@
 """The plots of a backtest, as SVG."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from tidegate.schemas.document import quoted
 from tidegate.schemas.manifest import LESS_IS_LOOSER
-from tidegate.streams.backtest.comparison import ComparedWindow, Side, counted
+from tidegate.streams.backtest.comparison import ComparedWindow, OrderMark, Side, counted
 from tidegate.streams.commands.rehearsal import Rehearsal
+from tidegate.streams.report.rollout import sign_of
 from tidegate.streams.report.svg import (
     COLOURS,
     CURVES,
@@ -60,7 +62,52 @@ A_COLOUR, B_COLOUR, BOTH_COLOUR = "#1f6fb2", "#8b3fb0", "#c8372d"
 UNITS_SHOWN = 12
 
 
-def comparison_svg(windows: Sequence[ComparedWindow], names: Sequence[str]) -> str:
+GOOD = ("promote", "pass", "open", "restore", "start", "rearm", "resume")
+STOPPED = ("close", "rollback", "abort", "kill", "retire")
+
+
+def _draw_block(canvas: Canvas, word: str, left: float, y: float, width: float, height: float) -> None:
+    """Draw a verdict so that it needs no colour: whole if the canary goes on, struck if it is stopped, else half."""
+    full = word in (*GOOD, *STOPPED)
+    tall = height if full else 0.6 * height
+    rounded = min(3.0, width / 4)
+    canvas.add("rect", x=left, y=y + height - tall, width=width, height=tall, rx=rounded, fill=COLOURS[word])
+    if word in STOPPED:
+        for part in (0.12, 0.88):
+            canvas.line(left, y + height * part, left + width, y + height * part, "#ffffff", stroke_width=height / 12)
+
+
+class Axes(NamedTuple):
+    """Axes that all units share: the time from ``start`` to ``end``, ms, and the range of each metric."""
+
+    start: int
+    end: int
+    ranges: Mapping[str, tuple[float, float]]
+
+
+def _axes(units: Iterable[Sequence[ComparedWindow]]) -> Axes:
+    """Return axes on which units can be held against each other."""
+    known = [(windows, deciding(windows)) for windows in units]
+    ranges: dict[str, tuple[float, float]] = {}
+    for windows, name in known:
+        if name is not None:
+            low, high = _range(name, windows)
+            before = ranges.get(name, (low, high))
+            ranges[name] = min(low, before[0]), max(high, before[1])
+    every = [window for windows, _ in known for window in windows]
+    return Axes(min(one.start for one in every), max(one.end for one in every), ranges)
+
+
+def _range(name: str, windows: Sequence[ComparedWindow]) -> tuple[float, float]:
+    """Return the range that shows a metric of a unit, its limits included."""
+    limits = (_limit_of(windows, name, letter) for letter in "AB")
+    values = [value for *_, value in _series(windows, name)] + [limit for limit in limits if limit is not None]
+    low, high = min(values), max(values)
+    room = (high - low or abs(high) or 1.0) * 0.15
+    return (0.0 if 0 <= low < room else low - room), high + room
+
+
+def comparison_svg(windows: Sequence[ComparedWindow], names: Sequence[str], marks: Sequence[OrderMark] = ()) -> str:
     """Draw both manifests' verdicts over time, and below them the metric that decides between the two, by unit."""
     canvas = Canvas()
     canvas.text(LEFT, 34, "What B would have decided where A decided", 18, font_weight="600")
@@ -70,14 +117,15 @@ def comparison_svg(windows: Sequence[ComparedWindow], names: Sequence[str]) -> s
     words = dict.fromkeys(word_of(side) for window in windows for side in (window.a, window.b))
     x = float(LEFT)
     for word in sorted(words, key=list(COLOURS).index):
-        canvas.add("rect", x=x, y=72, width=12, height=12, rx=2, fill=COLOURS[word])
-        canvas.text(x + 17, 82, word, 12, FAINT)
-        x += 17 + 7 * len(word) + 22
+        _draw_block(canvas, word, x, 70, 16, 16)
+        canvas.text(x + 21, 82, _signed(word), 12, FAINT)
+        x += 21 + 7 * len(_signed(word)) + 22
     canvas.height = 104
     units = {unit: list(group) for unit, group in groupby(sorted(windows, key=_place), key=lambda w: w.unit)}
     most = sorted(units, key=lambda unit: (-sum(not w.same for w in units[unit]), unit))[:UNITS_SHOWN]
+    axes = _axes(units[unit] for unit in most)
     for unit in sorted(most):
-        _draw_unit(canvas, unit, units[unit])
+        _draw_unit(canvas, unit, units[unit], axes, [mark for mark in marks if mark.unit == unit])
     if len(units) > len(most):
         canvas.text(LEFT, canvas.height + 10, f"{many(len(units) - len(most), 'unit')} more, with fewer differences")
         canvas.height += 30
@@ -88,8 +136,15 @@ def _place(window: ComparedWindow) -> tuple[str, int]:
     return window.unit, window.start
 
 
-def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[ComparedWindow]) -> None:
-    top, start, end = canvas.height, windows[0].start, max(window.end for window in windows)
+def _signed(word: str) -> str:
+    """A verdict with its sign."""
+    return f"{sign_of(word)} {word}" if word != "goes on" else word
+
+
+def _draw_unit(
+    canvas: Canvas, unit: str, windows: Sequence[ComparedWindow], axes: Axes, marks: Sequence[OrderMark]
+) -> None:
+    top, start, end = canvas.height, axes.start, axes.end
 
     def x(ts: float) -> float:
         return LEFT + (RIGHT - LEFT) * (ts - start) / max(end - start, 1)
@@ -110,8 +165,15 @@ def _draw_unit(canvas: Canvas, unit: str, windows: Sequence[ComparedWindow]) -> 
     name = deciding(windows)
     bottom = top + 104
     if name is not None:
-        _draw_metric(canvas, x, top + 132, 150, name, windows)
+        _draw_metric(canvas, x, top + 132, 150, name, windows, axes.ranges[name])
         bottom = top + 282
+    for mark in marks:
+        at = min(max(x(mark.ts), LEFT), RIGHT)
+        canvas.line(at, top + 38, at, bottom, INK, stroke_width=1.5)
+        right = at > (LEFT + RIGHT) / 2
+        words = f"{_signed(mark.kind)} by {quoted(mark.actor)[1:-1]}"
+        anchor = "end" if right else "start"
+        canvas.text(at + (-4 if right else 4), top + 36, words, 11, INK, text_anchor=anchor, font_weight="600")
     draw_times(canvas, x, start, end, bottom)
     canvas.height = bottom + 56
 
@@ -123,12 +185,16 @@ def _draw_verdict(
     word, left, right = word_of(side), x(window.start), x(window.end)
     right = max(right - (1.5 if right - left > 6 else 0.0), left + 0.5)
     if side is not None and side.at < window.end:
-        canvas.add("rect", x=left, y=y, width=x(side.at) - left, height=24, fill=COLOURS["goes on"])
+        _draw_block(canvas, "goes on", left, y, x(side.at) - left, 24)
         left = min(x(side.at), right - 0.5)
-    canvas.add("rect", x=left, y=y, width=right - left, height=24, rx=min(3.0, (right - left) / 4), fill=COLOURS[word])
-    if right - left >= 7 * len(word) + 6:
+    _draw_block(canvas, word, left, y, right - left, 24)
+    words = _signed(word)
+    if right - left < 7 * len(words) + 6:
+        words = words[0] if word != "goes on" and right - left >= 10 else ""
+    if words:
         colour = INK if word in DARK_TEXT else "#ffffff"
-        canvas.text((left + right) / 2, y + 16, word, 12, colour, text_anchor="middle")
+        base = y + (16 if word in (*GOOD, *STOPPED) else 21)
+        canvas.text((left + right) / 2, base, words, 11, colour, text_anchor="middle")
 
 
 def deciding(windows: Sequence[ComparedWindow]) -> str | None:
@@ -177,15 +243,17 @@ def _limit_of(windows: Sequence[ComparedWindow], name: str, letter: str) -> floa
 
 
 def _draw_metric(
-    canvas: Canvas, x: Callable[[float], float], top: float, height: float, name: str, windows: Sequence[ComparedWindow]
+    canvas: Canvas,
+    x: Callable[[float], float],
+    top: float,
+    height: float,
+    name: str,
+    windows: Sequence[ComparedWindow],
+    shown: tuple[float, float],
 ) -> None:
     series = _series(windows, name)
     limits = {letter: _limit_of(windows, name, letter) for letter in "AB"}
-    known = [limit for limit in limits.values() if limit is not None]
-    values = [value for *_, value in series] + known
-    low, high = min(values), max(values)
-    room = (high - low or abs(high) or 1.0) * 0.15
-    low, high = (0.0 if 0 <= low < room else low - room), high + room
+    low, high = shown
     ticks = round_numbers(low, high)
 
     def y(value: float) -> float:
@@ -206,6 +274,10 @@ def _draw_metric(
     colours = [_point(window, name) for _, _, window, _ in points]
     for (px, py, *_), colour in zip(points, colours, strict=True):
         canvas.add("circle", cx=px, cy=py, r=size, fill=colour, stroke="#ffffff")
+    letters = {BOTH_COLOUR: "A B", A_COLOUR: "A", B_COLOUR: "B"}
+    for (px, py, *_), colour in zip(points, colours, strict=True):
+        if colour in letters and size > 2:
+            canvas.text(px, py - 7, letters[colour], 9, colour, text_anchor="middle", font_weight="700")
     told = {BOTH_COLOUR: "fails under both", B_COLOUR: "fails only under B", A_COLOUR: "fails only under A"}
     for colour, words in told.items():
         if colour in colours:
@@ -256,14 +328,21 @@ def lifetimes_svg(found: Sequence[Rehearsal]) -> str:
     said = "share of sham rollouts aborted, frozen or rolled back, by minutes since the canary's first request"
     canvas.text(LEFT, 56, said, 13, FAINT)
     canvas.height = 84
+    lives = [life for rehearsal in found for life in rehearsal.lifetimes.values()]
+    # One axis, so that two manifests can be held against each other.
+    last = max((life.lived[-1] for life in lives if life.lived), default=60_000) * 1.08
     for rehearsal in found:
-        _draw_lifetimes(canvas, rehearsal)
+        _draw_lifetimes(canvas, rehearsal, last)
     return canvas.svg()
 
 
-def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal) -> None:
+DASHES = ("none", "8 4", "2 3", "10 3 2 3", "5 5")
+"""Tell the curves of regressions apart without colour."""
+
+
+def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal, last: float) -> None:
+    """Draw one unit's curves; ``last``: where the time axis ends, ms."""
     top, height = canvas.height + 28, 240
-    last = max((life.lived[-1] for life in rehearsal.lifetimes.values() if life.lived), default=60_000) * 1.08
 
     def x(ms: float) -> float:
         return LEFT + (RIGHT - LEFT) * ms / last
@@ -288,7 +367,8 @@ def _draw_lifetimes(canvas: Canvas, rehearsal: Rehearsal) -> None:
         colour = FAINT if effect is None else CURVES[(at - 1) % len(CURVES)]
         steps = [f"H {x(ms):.1f} V {y(life.caught_by(ms)):.1f}" for ms in dict.fromkeys(life.lived)]
         path = " ".join([f"M {x(0):.1f} {y(0):.1f}", *steps, f"H {RIGHT}"])
-        canvas.add("path", d=path, fill="none", stroke=colour, stroke_width=2)
+        dash = DASHES[(at - 1) % len(DASHES)] if effect is not None else "1 4"
+        canvas.add("path", d=path, fill="none", stroke=colour, stroke_width=2, stroke_dasharray=dash)
         share = 1 - life.missed.value
         ends.append((y(share) + 4, effect.text if effect else "no regression", colour))
     ends.sort()

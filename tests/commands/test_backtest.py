@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.parsers.expat import ParserCreate
 
@@ -9,10 +10,14 @@ import pytest
 
 from tests.commands.invoke import Done, tidegate
 from tests.streams.events import NOON, healthy_pane, tick
+from tidegate.schemas.operation import Operation
+from tidegate.schemas.signed import read_private, sign
 from tidegate.streams.backtest.comparison import ComparedWindow, Side
 from tidegate.streams.commands.backtest import summary
-from tidegate.streams.commands.plots import UNITS_SHOWN, comparison_svg, deciding
-from tidegate.streams.report.svg import round_numbers
+from tidegate.streams.commands.plots import UNITS_SHOWN, _axes, _draw_block, comparison_svg, deciding
+from tidegate.streams.dumps.records import dump_line
+from tidegate.streams.kafka.manifests import sign_revision
+from tidegate.streams.report.svg import Canvas, round_numbers
 
 MANIFEST = """
 flags:
@@ -35,9 +40,16 @@ def files(tmp_path: Path) -> dict[str, Path]:
         lines += [json.dumps(event) for event in healthy_pane(NOON + 10_000 * i, **slow)]
     lines.append(tick(NOON + 130_000).decode())
     found = {name: tmp_path / name for name in ("a.yml", "b.yml", "log")}
+    more = {name: tmp_path / name for name in ("key", "operations.ndjson", "operations.dump", "out")}
     for path, text in zip(found.values(), (MANIFEST, STRICT, "\n".join(lines)), strict=True):
         path.write_text(text)
-    return found | {"out": tmp_path / "out"}
+    return found | more
+
+
+def dumped(value: bytes, timestamp: int) -> bytes:
+    """The line of a dump that `tidegate export` writes of a record."""
+    record: Any = SimpleNamespace(partition=0, offset=0, timestamp=timestamp, key=None, headers=(), value=value)
+    return dump_line(record)
 
 
 def backtest(files: dict[str, Path], *more: object, a: str = "a.yml", b: str | None = "b.yml") -> Done:
@@ -87,6 +99,57 @@ class TestComparison:
             assert text.encode() in plot
         assert plot.count(b"http") == 1, "the namespace alone: nothing is loaded"
 
+    def test_operators_orders_are_told_and_marked(self, files: dict[str, Path]) -> None:
+        """With who gave them; from a file, and signed from a dump, as are the manifests."""
+        order = Operation(actor="Ada", flag="f", kind="kill", reason="drill", ts=NOON + 75_000)
+        assert tidegate("keygen", files["key"]).code == 0
+        key = read_private(files["key"].read_bytes())
+        trusted = files["key"].with_suffix(".pub")
+        signed = sign("operation", "tidegate/tidegate", order.to_bytes(), key)
+        operations = {files["operations.ndjson"]: order.to_bytes()}
+        operations[files["operations.dump"]] = dumped(signed, order.ts)
+        found = []
+        for path, content in operations.items():
+            path.write_bytes(content)
+            more = "--operations", path, "--trusted-keys", trusted, "--out", files["out"]
+            done = backtest(files, *more)
+            assert (done.code, done.err) == (0, "")
+            assert "f|: kill by Ada at 2023-11-14T22:14:35Z, on A's ramp" in done.out
+            found.append(done.out)
+            assert "✗ kill by Ada".encode() in (files["out"] / "windows.svg").read_bytes()
+        assert found[0] == found[1]
+        for name in ("a.yml", "b.yml"):
+            text = sign_revision(files[name].read_text(), 1, 0, "tidegate/tidegate", key)
+            dump = files[name].with_suffix(".dump")
+            dump.write_bytes(dumped(text, 0))
+            files[name] = dump
+        assert backtest(files, *more).out.splitlines()[-2:] == found[0].splitlines()[-2:]
+
+    def test_verdicts_are_told_apart_without_colour(self, files: dict[str, Path]) -> None:
+        """By a sign with each word of the legend, and by the shape: half, whole, or struck."""
+
+        def shape(word: str) -> tuple[int, float]:
+            canvas = Canvas()
+            _draw_block(canvas, word, 0, 0, 20, 24)
+            svg = canvas.svg()
+            return svg.count("<line"), float(svg.split('height="')[-1].split('"')[0])
+
+        shapes = [shape(word) for word in ("hold", "promote", "abort")]
+        assert len(set(shapes)) == 3
+        assert shape("freeze") == shapes[0]
+        assert shape("kill") == shapes[2]
+        assert backtest(files, "--out", files["out"]).code == 0
+        plot = (files["out"] / "windows.svg").read_text()
+        for words in ("… hold", "! freeze"):
+            assert words in plot
+
+    def test_units_share_their_axes(self) -> None:
+        """A unit that began later begins later in the picture."""
+        whole = [window("f|eu", NOON + 1000 * n, "hold") for n in range(4)]
+        late = [window("f|us", NOON + 3000, "hold")]
+        axes = _axes([whole, late])
+        assert (axes.start, axes.end) == (NOON, NOON + 4000)
+
     def test_settings_that_would_have_made_another_history_are_named(self, files: dict[str, Path]) -> None:
         files["b.yml"].write_text(STRICT.replace("20s", "40s"))
         done = backtest(files)
@@ -99,7 +162,14 @@ class TestSham:
         first, again = backtest(files, *arguments, b=None), backtest(files, *arguments, b=None)
         assert (first.code, first.err) == (0, "")
         assert first.out == again.out
-        for text in ("aborted early", "false_stop is 5 %", "exact 95 % interval", "latency=1.3", "error=0.5"):
+        for text in (
+            "aborted early",
+            "false_stop is 5 %",
+            "exact 95 % interval",
+            "A rate is the share of these 6 rollouts that ended so although",
+            "latency=1.3",
+            "error=0.5",
+        ):
             assert text in first.out
         (rates,) = json.loads((files["out"] / "rates.json").read_text())
         assert rates["rollouts"] == 6

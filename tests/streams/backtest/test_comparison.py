@@ -17,12 +17,13 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.decision import Decision
 from tidegate.schemas.errors import InputError
 from tidegate.schemas.manifest import Flag
+from tidegate.schemas.operation import Operation
 from tidegate.schemas.timeline import Timeline
 from tidegate.streams.audit.replay import replay
 from tidegate.streams.backtest import rollouts as module
 from tidegate.streams.backtest.arms import Effect, Groups, read_effect
 from tidegate.streams.backtest.buckets import BUCKETED_SOURCES, BUCKETS, bucket_of, mixed
-from tidegate.streams.backtest.comparison import ComparedWindow, compare, placed
+from tidegate.streams.backtest.comparison import ComparedWindow, OrderMark, compare, placed
 from tidegate.streams.backtest.looks import looks
 from tidegate.streams.backtest.rollouts import (
     WINDOWS_MAX,
@@ -94,6 +95,39 @@ class TestComparison:
             windows = compared(path, text, text)
             assert {"abort", "freeze", "rollback"} & {str(window.a and window.a.verdict) for window in windows}
             assert [window for window in windows if not window.same or window.differences] == []
+
+    @pytest.mark.parametrize("text", [STAYS, WHOLE])
+    @pytest.mark.parametrize(
+        "kinds", [("kill",), ("kill", "rearm"), ("rearm",), ("promote",), ("pause", "resume"), ("pause", "kill")]
+    )
+    def test_operators_orders_are_carried_out_as_a_replay_does(
+        self, tmp_path: Path, text: str, kinds: tuple[str, ...]
+    ) -> None:
+        """A decides what a replay of the same orders decides, B beside it the same, and each order is marked once."""
+        path = log(tmp_path / "log", {}, 16)
+        orders = [
+            Operation(actor="Ada", flag="f", kind=kind, reason="drill", ts=NOON + 35_500 + 40_000 * number)  # type: ignore[arg-type]
+            for number, kind in enumerate(kinds)
+        ]
+        timeline = Timeline.of(flags(text))
+        expected = [d.to_bytes() for d, _ in replay([path], timeline, 1, CLOCKWORK, operations=orders)]
+        told: list[bytes] = []
+        marks: list[OrderMark] = []
+        windows = list(
+            compare(
+                [path],
+                flags(text),
+                flags(text),
+                1,
+                CLOCKWORK,
+                decisions=lambda decision: told.append(decision.to_bytes()),
+                operations=orders,
+                marks=marks.append,
+            )
+        )
+        assert told == expected
+        assert [(mark.unit, mark.kind, mark.ts) for mark in marks] == [("f|", one.kind, one.ts) for one in orders]
+        assert [window for window in windows if not window.same or window.differences] == []
 
     @pytest.mark.parametrize("kind", ["quality_gated", "cost_guard", "safety_guard", "kill_switch"])
     def test_every_kind_of_flag_compares(self, tmp_path: Path, kind: str) -> None:
