@@ -96,8 +96,8 @@ class Rehearsal:
             table.add_row(what, f"{rate.count:,}", _percent(rate.value), _interval(rate), Text(note, style="dim"))
         console.print(table)
         console.print(
-            f"A rate is the share of these {many(healthy.passed.of, 'rollout')} that ended so although nothing differed "
-            "between their arms: by chance alone."
+            f"A rate is the share of these {many(healthy.passed.of, 'rollout')} that ended so although nothing "
+            "differed between their arms: by chance alone."
         )
         console.print(f"{self._ends()}{f'; {alpha}' if staged else ''}")
         if healthy.causes:
