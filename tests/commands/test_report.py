@@ -25,6 +25,7 @@ from tidegate.schemas.decision import (
     seal_decision,
 )
 from tidegate.streams.dumps import parquet
+from tidegate.streams.dumps.records import values
 from tidegate.streams.report.rollout import UnitHistory, fired, in_words, ramp, stages
 from tidegate.streams.settings import load_settings
 from tidegate.streams.simulation.embedded_broker import embedded_broker
@@ -185,10 +186,10 @@ def test_a_dump_in_parquet_tells_the_same(abort: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dump"
     folder.mkdir()
     for name, file in (("decisions", "decisions.ndjson"), ("control", "commands.ndjson")):
-        values = (abort / file).read_bytes().splitlines()
+        lines = (abort / file).read_bytes().splitlines()
         records = [
             SimpleNamespace(partition=0, offset=n, timestamp=n, key=None, value=value, headers=())
-            for n, value in enumerate(values)
+            for n, value in enumerate(lines)
         ]
         with (folder / f"{name}.parquet").open("wb") as target:
             parquet.write_rows(target, [[(one, None) for one in records]])
@@ -214,6 +215,33 @@ def test_topics_tell_the_same_as_files(abort: Path, tmp_path: Path) -> None:
     cut = re.compile(r'<section aria-labelledby="again">.*?</section>', re.DOTALL)
     assert cut.sub("", live).replace("it takes --replay", "it takes --events and --manifest") == cut.sub("", ndjson)
     assert re.search(r"tidegate\.decisions, partition \d</td><td class=\"hash\">offsets 0 to \d+, \d+ records", live)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_topics_are_decided_once_more_where_that_is_asked(abort: Path, tmp_path: Path, changed: bool) -> None:
+    names = ("decisions", "control", "operations", "telemetry", "partials", "retained")
+    recorded = (abort / "decisions.ndjson").read_bytes().splitlines()
+    with embedded_broker({f"tidegate.{name}": 1 for name in names}) as servers:
+        settings = load_settings(broker=servers, fetch_wait=50)
+
+        async def write() -> None:
+            async with AIOKafkaProducer(**settings.kafka) as producer:
+                for value in recorded[:-1] if changed else recorded:
+                    await producer.send_and_wait(settings.decisions_topic, value, key=b"answer|eu")
+                for value in (abort / "commands.ndjson").read_bytes().splitlines():
+                    await producer.send_and_wait(settings.control_topic, value, key=b"answer|eu")
+                for value in values(abort / "telemetry.ndjson.gz"):
+                    await producer.send(settings.telemetry_topic, value, partition=0, timestamp_ms=1_800_000_000_000)
+                await producer.flush()
+
+        asyncio.run(write())
+        asked = "--broker", servers, "--replay", "--manifest", abort / "manifest.yml"
+        text = Page(report(tmp_path / "r.html", *asked, code=int(changed))).text
+    if changed:
+        assert "Decided once more ✗ failed" in text
+        assert f"{len(recorded)} decisions here, {len(recorded) - 1} in the topic" in text
+    else:
+        assert f"Decided once more ✓ passed from the telemetry in the topics: {len(recorded)} decisions" in text
 
 
 def test_an_operators_order_says_who_and_why(tmp_path: Path) -> None:
