@@ -62,17 +62,17 @@ A_COLOUR, B_COLOUR, BOTH_COLOUR = "#1f6fb2", "#8b3fb0", "#c8372d"
 UNITS_SHOWN = 12
 
 
-GOOD = ("promote", "pass", "open", "restore", "start", "rearm", "resume")
-STOPPED = ("close", "rollback", "abort", "kill", "retire")
+_GOOD = ("promote", "pass", "open", "restore", "start", "rearm", "resume")
+_STOPPED = ("close", "rollback", "abort", "kill", "retire")
 
 
 def _draw_block(canvas: Canvas, word: str, left: float, y: float, width: float, height: float) -> None:
     """Draw a verdict so that it needs no colour: whole if the canary goes on, struck if it is stopped, else half."""
-    full = word in (*GOOD, *STOPPED)
+    full = word in (*_GOOD, *_STOPPED)
     tall = height if full else 0.6 * height
     rounded = min(3.0, width / 4)
     canvas.add("rect", x=left, y=y + height - tall, width=width, height=tall, rx=rounded, fill=COLOURS[word])
-    if word in STOPPED:
+    if word in _STOPPED:
         for part in (0.12, 0.88):
             canvas.line(left, y + height * part, left + width, y + height * part, "#ffffff", stroke_width=height / 12)
 
@@ -193,7 +193,7 @@ def _draw_verdict(
         words = words[0] if word != "goes on" and right - left >= 10 else ""
     if words:
         colour = INK if word in DARK_TEXT else "#ffffff"
-        base = y + (16 if word in (*GOOD, *STOPPED) else 21)
+        base = y + (16 if word in (*_GOOD, *_STOPPED) else 21)
         canvas.text((left + right) / 2, base, words, 11, colour, text_anchor="middle")
 
 
