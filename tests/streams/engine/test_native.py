@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from bench.load import MANIFEST as SERVED
 from bench.load import events
-from tests.streams.events import NOON, PINS, draw_log, event, flags, record, tick
+from tests.streams.events import CLOCKWORK, NOON, PINS, draw_log, draw_runs, event, flags, record, tick
 from tidegate.schemas.errors import SettingsError
 from tidegate.schemas.timeline import Revision, Timeline
 from tidegate.streams.engine import columns, native
 from tidegate.streams.engine.columns import Columns, decode
 from tidegate.streams.engine.event_classes import EventClasses
+from tidegate.streams.engine.gate_log import partial_codec
+from tidegate.streams.engine.source_partition import SourcePartition
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
 
@@ -209,6 +211,20 @@ class TestAgainstPython:
         tables = Both(TIMELINES["one manifest"])
         tables.compare(values, stamps)
         tables.compare(values[::-1], stamps)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_panes_and_state_have_the_same_bytes(self, seed: int) -> None:
+        """Of plain events, of random ones and of both in turn."""
+        plain = [value for _, value in events(1_500, seed)]
+        mixed = [one for pair in zip(plain, draw_log(seed, 300), strict=False) for one in pair]
+        log, tables = [*plain, *mixed, tick(NOON + 10**7)], Both(TIMELINES["one manifest"])
+        found = []
+        for table in (tables.python, tables.other):
+            state = SourcePartition.fresh(0, CLOCKWORK, table)
+            partials = [p for run in draw_runs(random.Random(seed), log) for p in state.step(run).partials]
+            found.append([*map(partial_codec.dump, partials), state.dump()])
+        assert len(found[0]) > 10
+        assert found[1] == found[0]
 
 
 class TestWhoReads:
