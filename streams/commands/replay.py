@@ -1,31 +1,27 @@
 """``tidegate replay``: decide from files, or from the topics."""
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import click
 
-from tidegate.schemas.errors import InputError, StateError
+from tidegate.schemas.errors import InputError
 from tidegate.schemas.operation import Operation
 from tidegate.schemas.signed import TrustedKeys
 from tidegate.schemas.timeline import Timeline
-from tidegate.schemas.times import iso
 from tidegate.streams.audit import recorded as past
 from tidegate.streams.audit.compare import first_difference
+from tidegate.streams.audit.conductor import conduct, counted_operations
 from tidegate.streams.audit.replay import replay
-from tidegate.streams.audit.topic_replay import ReplayRequest, TopicReplay
+from tidegate.streams.audit.topic_replay import TopicReplay
 from tidegate.streams.commands.options import LogFile, Time, bars, lateness_option, pane_option
 from tidegate.streams.commands.outcomes import OutcomeWriter
 from tidegate.streams.dumps import records as dumps
 from tidegate.streams.dumps.log import count_partitions, read_operations
-from tidegate.streams.engine.pipeline import Corrected
 from tidegate.streams.engine.tally import Tally
-from tidegate.streams.kafka import retained
-from tidegate.streams.kafka.history import Extent, History
 from tidegate.streams.kafka.manifests import load_trusted, read_files
-from tidegate.streams.report.text import many, plain
+from tidegate.streams.report.text import plain
 from tidegate.streams.settings import Settings, command_settings
 
 _TOPICS = Path("/ the topics")
@@ -155,99 +151,15 @@ def decide_topics(
     trusted = load_trusted(settings.trusted_keys) if settings.trusted_keys else None
     if trusted is None and not manifests:
         raise InputError("the revisions in the topic are signed: give --trusted-keys, or a --manifest")
-    with History(settings) as history:
-        kept = _kept(history, settings, start)
-        if manifests:
-            timeline = timeline_from(manifests, settings, trusted)
-        else:
-            assert trusted is not None  # noqa: S101 - checked above
-            timeline = past.read_timeline(history.records(settings.manifests_topic), settings, trusted)
-        ordered = settings.operations_topic
-        # Of operations also those after --to: with telemetry behind they may stand before what was written earlier.
-        operations = _counted(history.records(ordered) if history.has(ordered) else (), settings, trusted, ordered)
-        recorded = past.read_recorded(history, settings, click.echo)
-        # A revision that is published ahead has turned no kill switch off yet.
-        until = int(time.time() * 1000) if end is None else end
-        asked = ReplayRequest(timeline, operations, settings.clockwork, recorded, until, part=end is not None)
-        # After the decisions: what they rest on is then there.
-        telemetry = history.extent(settings.telemetry_topic, None, end)
-        cut = _chosen(kept, telemetry, asked, start)
-        marks = [None if gate is None else gate.mark for gate in cut.gates]
-        if asked.orders():
-            past.place_orders(recorded, history, settings, marks, click.echo)
-            guessed = asked.guessed(marks)
-            if guessed:
-                click.echo(
-                    f"{many(guessed, 'order')} that the gates' log no longer has, placed by the recorded decisions or "
-                    "by time: what was decided around may differ"
-                )
-        again = _taken_up(history, settings, asked, cut, made.correct)
-        rest = telemetry.after(again.positions)
-        with bars() as progress, made:
-            deciding = progress.add_task("deciding", total=rest.size)
-            advance = partial(progress.advance, deciding)
-            made.take(again.decide(history.read(rest), advance))
-    return again, timeline
-
-
-def _kept(history: History, settings: Settings, start: int | None) -> retained.Retained:
-    """Find the checkpoints from which a replay from ``start`` may resume; a replay of everything needs and reads none.
-
-    To be asked before anything else is read: what a checkpoint rests on is then there.
-    """
-    telemetry = history.extent(settings.telemetry_topic)
-    firsts = [first for _, (first, _) in sorted(telemetry.kept.items())]
-    if start is None and not telemetry.cut:
-        return retained.Retained.none(firsts)
-    return retained.find(history, settings, firsts, click.echo)
-
-
-def _taken_up(
-    history: History, settings: Settings, asked: ReplayRequest, cut: retained.ResumePoint, corrected: Corrected
-) -> TopicReplay:
-    """Load the replay that decides from a cut on. Raises InputError if its checkpoints cannot be read."""
-    gates, windows = retained.load(history, settings, cut)
-    try:
-        return TopicReplay(asked, gates, windows, corrected)
-    except StateError as error:
-        raise InputError(
-            f"a retained checkpoint is of another version: {error}; give a --from after which this one was at work"
-        ) from None
-
-
-def _chosen(
-    kept: retained.Retained, telemetry: Extent, asked: ReplayRequest, start: int | None
-) -> retained.ResumePoint:
-    """Choose and report the point to resume from. Raises InputError if there is none before ``start``."""
-    if telemetry.cut:
-        where = ", ".join(map(str, telemetry.cut))
-        click.echo(f"history is cut: the first records of {telemetry.topic} are gone in partitions {where}")
-    elif start is None:
-        return kept.nothing
-    first = kept.earliest()
-    cut = first
-    if start is not None:
-        cut = kept.latest([asked.before(start, gate, len(kept.gates)) for gate in range(len(kept.gates))])
-        if cut is None:
-            remedy = f"the first is --from {iso(_reached(first, asked))}" if first else "leave --from out"
-            raise InputError(f"--from: no retained checkpoint before it has all the telemetry after it; {remedy}")
-    if cut is None:
-        click.echo(
-            "no retained checkpoint has all the telemetry after it, so every unit starts from scratch and its "
-            "decisions may differ"
-        )
-        return kept.nothing
-    if cut.from_beginning:
-        click.echo("some partitions have no retained checkpoint before --from, so telemetry is read from its beginning")
-    else:
-        click.echo(f"resumed at the checkpoint of {iso(cut.closed * asked.clockwork.pane_ms)}, retained by a worker")
-    return cut
-
-
-def _reached(cut: retained.ResumePoint, asked: ReplayRequest) -> int:
-    """Return the last time, ms, at which some gate of a cut has decided something: --from cannot be before it."""
-    count = len(cut.gates)
-    return max(asked.reached(n, count)(gate.mark) for n, gate in enumerate(cut.gates) if gate is not None)
+    timeline = timeline_from(manifests, settings, trusted) if manifests else None
+    with (
+        conduct(settings, timeline, trusted, start, end, corrected=made.correct, tell=click.echo) as again,
+        bars() as progress,
+        made,
+    ):
+        deciding = progress.add_task("deciding", total=again.size)
+        made.take(again.outcomes(partial(progress.advance, deciding)))
+    return again.replay, again.timeline
 
 
 def timeline_from(paths: Sequence[Path], settings: Settings, trusted: TrustedKeys | None) -> Timeline:
@@ -262,17 +174,8 @@ def timeline_from(paths: Sequence[Path], settings: Settings, trusted: TrustedKey
 def operations_from(path: Path, settings: Settings, trusted: TrustedKeys | None) -> list[Operation]:
     """From NDJSON, or from a dump of the operations topic, of which only those count that workers would take."""
     if dumps.is_dump(path):
-        return list(_counted(dumps.records(path), settings, trusted, str(path)))
+        return list(counted_operations(dumps.records(path), settings, trusted, str(path), click.echo))
     return read_operations(path)
-
-
-def _counted(
-    records: Iterable[dumps.RecordLike], settings: Settings, trusted: TrustedKeys | None, where: str
-) -> dict[Operation, int]:
-    operations, refused = past.read_orders(records, settings, trusted)
-    if refused:
-        click.echo(f"{many(refused, 'record')} of {where} refused: not valid operations")
-    return operations
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -24,10 +24,10 @@ from tidegate.schemas.load import load_manifest
 from tidegate.schemas.operation import Operation
 from tidegate.schemas.timeline import Revision, Timeline
 from tidegate.streams.audit.compare import by_unit
+from tidegate.streams.audit.conductor import _reached
 from tidegate.streams.audit.recorded import Recorded, place_orders
 from tidegate.streams.audit.topic_replay import PlacedGate, ReplayRequest, TopicReplay
 from tidegate.streams.commands.outcomes import After
-from tidegate.streams.commands.replay import _reached
 from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.gate_log import Order, gate_of, order_codec, partial_codec, split
 from tidegate.streams.engine.gate_partition import GatePartition, switches
