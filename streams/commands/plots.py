@@ -137,7 +137,7 @@ def _place(window: ComparedWindow) -> tuple[str, int]:
 
 
 def _signed(word: str) -> str:
-    """A verdict with its sign."""
+    """Return a verdict with its sign."""
     return f"{sign_of(word)} {word}" if word != "goes on" else word
 
 

@@ -13,7 +13,7 @@ from tidegate.schemas.load import read_manifest
 from tidegate.schemas.timeline import Timeline
 from tidegate.streams.audit import conductor
 from tidegate.streams.audit.conductor import conduct
-from tidegate.streams.dumps.records import read_records
+from tidegate.streams.dumps.log import read_records
 from tidegate.streams.kafka.history import Extent
 from tidegate.streams.settings import load_settings
 
