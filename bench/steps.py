@@ -19,6 +19,7 @@ from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.load import load_manifest
 from tidegate.schemas.timeline import Timeline
 from tidegate.streams.engine import native
+from tidegate.streams.engine.counting import Rows
 from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.gate_log import partial_codec, split
 from tidegate.streams.engine.runs import Run
@@ -82,7 +83,8 @@ def measure(count: int) -> dict[str, float]:
     patched = [
         (tidegate.streams.engine.source_partition, "decode", "decode to columns"),
         (SourcePartition, "_drop_duplicates", "duplicates"),
-        (SourcePartition, "_count", "count into panes"),
+        (Rows, "hold", "count into panes"),
+        (Rows, "sum_slices", "sum panes"),
         (SourcePartition, "_close", "close panes"),
         (Digest, "add", "of which digests"),
     ]

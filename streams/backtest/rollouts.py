@@ -38,9 +38,11 @@ from tidegate.streams.backtest.buckets import (
 from tidegate.streams.backtest.looks import SpanValues, looks
 from tidegate.streams.dumps.log import runs
 from tidegate.streams.engine.columns import Columns
+from tidegate.streams.engine.counting import Place, row_counters
 from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.runs import NEVER
-from tidegate.streams.engine.source_partition import Place, Snapshot, SourcePartition
+from tidegate.streams.engine.slices import Slices
+from tidegate.streams.engine.source_partition import Snapshot, SourcePartition
 
 
 class BaselineHistory:
@@ -148,23 +150,33 @@ class BaselineHistory:
         return EffectSpan(Groups.of(parts, low, high), self.seed)
 
 
-class BucketedPartition(SourcePartition):
-    """A partition whose accepted rows go into a history instead of panes; what is accepted is the same."""
+class _Bucketed:
+    """Rows that go into a history instead of panes; what is accepted is the same."""
 
-    def __init__(self, snapshot: Snapshot, table: EventClasses, history: BaselineHistory) -> None:
-        super().__init__(snapshot, table)
-        self.history = history
+    def __init__(self, history: BaselineHistory, table: EventClasses) -> None:
+        self._history, self._table = history, table
 
-    def _count(self, first: int, columns: Columns, fresh: Ints, pane: Ints, cell: Ints, of: Place) -> None:
-        units, _ = self.history.cells(self._table)
+    def __len__(self) -> int:
+        return 0
+
+    def hold(self, first: int, columns: Columns, rows: Ints, pane: Ints, cell: Ints, of: Place) -> None:
+        """Take the baseline's."""
+        units, _ = self._history.cells(self._table)
         wanted = np.flatnonzero(units[cell] >= 0)
         if len(wanted):
-            rows = fresh[wanted]
-            counters = self._counters(columns, rows, columns.code[rows])
-            self.history.take(columns, rows, pane[wanted], cell[wanted], counters, self._table)
+            rows = rows[wanted]
+            counters = row_counters(columns, rows, self._table)
+            self._history.take(columns, rows, pane[wanted], cell[wanted], counters, self._table)
 
-    def _keep_late(self, *_: object) -> None:
-        """Keep no late events: a history holds those that were accepted."""
+    def count(self, *_: object) -> None:
+        """Pass over late ones: a history holds what was accepted."""
+
+    def sum_slices(self, of: Place) -> Slices[None]:
+        """Hold nothing."""
+        yield from ()
+
+    def forget(self, closed: int) -> None:
+        """Remember nothing."""
 
 
 def aggregate(
@@ -177,13 +189,13 @@ def aggregate(
 ) -> BaselineHistory:
     """Read the baseline's history of every flag, once. Raises InputError as ``runs``, or if the log closes no pane."""
     table, history = EventClasses(Timeline.of(flags)), BaselineHistory(seed, clockwork.pane_ms)
-    states: dict[int, BucketedPartition] = {}
+    states: dict[int, SourcePartition] = {}
     closed = [NEVER] * partitions
     try:
         for partition, run in runs(paths, partitions, progress):
             if partition not in states:
                 snapshot = Snapshot(partition, clockwork.pane_ms, clockwork.lateness_ms, next=run.first)
-                states[partition] = BucketedPartition(snapshot, table, history)
+                states[partition] = SourcePartition(snapshot, table, _Bucketed(history, table))
             for partial in states[partition].step(run).partials:
                 closed[partition] = partial.pane + 1
         if min(closed) == NEVER:

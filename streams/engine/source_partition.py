@@ -4,26 +4,20 @@ The state is a function of the records in offset order: not of the clock, nor of
 runs, nor of restarts. ``step`` says what to send on; the caller sends it and then saves ``dump``.
 """
 
-import math
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from tidegate.gates.arrays import Ids, Ints
+from tidegate.gates.arrays import Ints
 from tidegate.gates.codec import in_parts
-from tidegate.gates.labels import ROW
-from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, WORST, Sums, Worst, cost_parts, square_parts, worst_rows
-from tidegate.gates.window import CLIENT, LABELS, REQUEST_SOURCES, Detail, LostRange, PaneUnit
-from tidegate.schemas.assignment import bucket
+from tidegate.gates.window import LostRange, PaneUnit
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import HoleError, StateError
 from tidegate.streams.engine.columns import Columns, decode, whose
-from tidegate.streams.engine.event_classes import EventClasses, LeftOut, hash_of
+from tidegate.streams.engine.counting import HELD, Rows, Taker
+from tidegate.streams.engine.event_classes import EventClasses, LeftOut
 from tidegate.streams.engine.gate_log import UNTOLD, Loss, Partial, unit_codec
 from tidegate.streams.engine.runs import NEVER, Position, Run
 from tidegate.streams.engine.slices import Slices, only, whole
@@ -34,15 +28,11 @@ STEP = 2048
 STEP_BYTES = 2 << 20
 """The same for what they take, unless it is a single one."""
 DEAR_STEP = 128
-"""Records worked on at a time where each was of a unit of its own, or told something new: one of them costs as much as
-fifty others. Between the two, as many are taken as will have about so many such ones among them."""
+"""Records worked on at a time where each told something new: one of them costs as much as a dozen others. Between the
+two, as many are taken as will have about so many such ones among them."""
 IDS_BYTES = 1 << 20
 """Of event ids, read back at a time."""
 
-_COST = COUNTERS.index("cost_rows"), COUNTERS.index("cost_high"), COUNTERS.index("cost_low")
-_COST_KNOWN = COUNTERS.index("cost_known")
-_SQUARE = COUNTERS.index("square_high")
-_SOLVED_COST = COUNTERS.index("solved_cost_high")
 UNIT_BYTES = 2 << 20
 """A unit whose names of one pane take more than this counts as dead letters of its own: a partial has to fit into a
 record."""
@@ -55,14 +45,6 @@ DEAD_UNITS_MAX = 1_000
 """Units that dead letters may name in one pane; those that name further ones count for none."""
 LATE_CAP = 4096
 """Late events that one pane brings for corrections; later ones are only counted."""
-TOOL_LOOP = 10
-"""Calls of one tool with the same arguments in one request that make a loop."""
-_COVERAGE = COUNTERS.index("coverage_rows"), COUNTERS.index("coverage_sum")
-
-_LABELLED = {place: source for source, place in LABELS.items()}
-
-Place = Callable[[int, str], PaneUnit]
-"""Finder of the sums in which a unit's rows of a pane are counted."""
 
 
 class Pane(msgspec.Struct, array_like=True):
@@ -161,11 +143,15 @@ class Step:
 
 
 class SourcePartition:
-    """The panes of one partition. ``table`` may be shared by the partitions of one process."""
+    """The panes of one partition. ``table`` may be shared by the partitions of one process.
 
-    def __init__(self, snapshot: Snapshot, table: EventClasses) -> None:
+    ``rows``: who takes in what is accepted, unless it is counted into the panes.
+    """
+
+    def __init__(self, snapshot: Snapshot, table: EventClasses, rows: Taker | None = None) -> None:
         self._state = snapshot
         self._table = table
+        self._rows: Taker = Rows(snapshot.partition, table) if rows is None else rows
         self._seen: dict[int, set[int]] = {}
         self._most = DEAR_STEP
         self._met = {f"{flag}|{region}" for flag, regions in snapshot.regions.items() for region in regions}
@@ -216,6 +202,7 @@ class SourcePartition:
 
     def dump_slices(self) -> Slices[bytes]:
         """``dump`` in slices: one unit in one open pane, or the ids that came in it. No step may come between."""
+        yield from self._rows.sum_slices(self._of)
         state, opened, event_ids = self._state, dict[int, Pane](), dict[int, bytes]()
         for index, pane in state.open.items():
             units = yield from unit_codec.dump_parts(pane.units)
@@ -230,6 +217,7 @@ class SourcePartition:
 
         It is of no use afterwards. True at the end.
         """
+        yield from self._rows.sum_slices(self._of)
         for pane in self._state.open.values():
             while pane.units:
                 pane.units.popitem()
@@ -262,6 +250,8 @@ class SourcePartition:
 
     def open_units(self) -> Iterator[tuple[int, Mapping[str, PaneUnit]]]:
         """Yield each open pane and what it holds, by unit."""
+        for _ in self._rows.sum_slices(self._of):
+            pass
         return ((index, pane.units) for index, pane in sorted(self._state.open.items()))
 
     def step(self, run: Run) -> Step:
@@ -272,10 +262,7 @@ class SourcePartition:
         return total
 
     def step_slices(self, run: Run) -> Slices[Step]:
-        """``step`` in slices; in one some records are counted, or a unit's pane is closed.
-
-        No slice ends while records are being counted: another partition may empty the table that they share.
-        """
+        """``step`` in slices; in one some records are taken in, an arm's are summed, or a unit's pane is closed."""
         if run.lost == self.next:
             self.lose(run.begin)
         skip = max(self.next - run.first, 0)
@@ -303,7 +290,7 @@ class SourcePartition:
         state, table = self._state, self._table
         known = len(table)
         columns = decode(values, timestamps, table)
-        dear = max(len(table) - known, len(np.unique(columns.code)))
+        dear = len(table) - known
         self._most = min(max(len(values) * DEAR_STEP // max(dear, 1), DEAR_STEP), STEP)
         result = Step(dead=[(first + row, error) for row, error in columns.dead], records=len(values))
         largest = np.maximum.accumulate(np.maximum(columns.ts, state.largest_ts))
@@ -333,9 +320,12 @@ class SourcePartition:
             result.accepted, result.duplicates = len(fresh), len(counted) - len(fresh)
             if len(fresh):
                 self._count_read(largest[fresh])
-                self._count(first, columns, fresh, pane[fresh], cell[fresh], self._of)
+                self._rows.hold(first, columns, fresh, pane[fresh], cell[fresh], self._of)
             state.largest_ts = int(largest[-1])
-            result.partials = yield from self._close(np.unique(closed[closed > state.closed]).tolist())
+            if closed[-1] > state.closed:
+                result.partials = yield from self._close(np.unique(closed[closed > state.closed]).tolist())
+            elif len(self._rows) >= HELD:
+                yield from self._rows.sum_slices(self._of)
         state.next = first + len(values)
         yield result
 
@@ -359,6 +349,9 @@ class SourcePartition:
     def _count_read(self, largest: Ints) -> None:
         """Count accepted events, which no repeat changes, in the panes in which they came."""
         came = largest // self._state.pane_ms
+        if came[0] == came[-1]:
+            self._pane(int(came[0])).records += len(came)
+            return
         for pane, count in zip(*(found.tolist() for found in np.unique(came, return_counts=True)), strict=True):
             self._pane(pane).records += count
 
@@ -417,7 +410,7 @@ class SourcePartition:
                 return onto.of(unit).behind.setdefault(index, PaneUnit())
 
             if len(kept):
-                self._count(first, columns, kept, pane[kept], cell[kept], behind)
+                self._rows.count(first, columns, kept, pane[kept], cell[kept], behind)
             for (_, its_cell), count in _tally(cell[dropped], cell[dropped]):
                 onto.of(self._table.cells[its_cell][0]).left_out += count
 
@@ -429,7 +422,7 @@ class SourcePartition:
         ids = (columns.event[counted] ^ self._table.salt[columns.code[counted]]).tolist()
         panes = pane[counted].tolist()
         if len(set(ids)) == len(ids) and all(seen.isdisjoint(ids) for seen in self._seen.values()):
-            if panes and min(panes) == max(panes):
+            if len(set(panes)) == 1:
                 self._seen.setdefault(panes[0], set()).update(ids)
             else:
                 for event, its_pane in zip(ids, panes, strict=True):
@@ -449,205 +442,6 @@ class SourcePartition:
             self._pane(its_pane).of(self._table.cells[its_cell][0]).duplicates += count
         return np.array(fresh, np.int64)
 
-    def _count(self, first: int, columns: Columns, fresh: Ints, pane: Ints, cell: Ints, of: Place) -> None:
-        """Add rows to their panes, one (pane, cell) after the other, each in offset order; ``of`` says where."""
-        table = self._table
-        heard = table.heard[columns.code[fresh]]
-        if heard.any():
-            self._note_labels(first, columns, fresh[heard], pane[heard], cell[heard], of)
-            if heard.all():
-                return
-            fresh, pane, cell = fresh[~heard], pane[~heard], cell[~heard]
-        order, starts, ends = _by_cell(pane, cell, len(table.cells))
-        rows, pane, cell = fresh[order], pane[order], cell[order]
-        code = columns.code[rows]
-        counters = np.add.reduceat(self._counters(columns, rows, code), starts, axis=0).tolist()
-        delta_s, latency = columns.delta_s[rows], columns.latency[rows]
-        offset, sticky, event = columns.row[rows] + first, columns.sticky[rows], columns.event[rows]
-        request, pins, measured = table.request[code], table.pins[code], table.measured[code]
-        exposed = table.exposure[code]
-        any_exposed = bool(exposed.any())
-        for start, end, row in zip(starts.tolist(), ends.tolist(), counters, strict=True):
-            its_pane = int(pane[start])
-            unit, arm, source = table.cells[int(cell[start])]
-            seen = of(its_pane, unit)
-            sums = seen.of(arm).of(source)
-            seen.saw(int(offset[start]), int(offset[end - 1]))
-            sums.count(row)
-            here = slice(start, end)
-            if source == CLIENT:
-                continue
-            sums.delta_s.add(_present(delta_s[here], measured[here]))
-            sums.latency.add(_present(latency[here], request[here]))
-            if source in REQUEST_SOURCES:
-                sums.requests.add(_those(event[here], request[here]))
-            if source == "traffic":
-                sums.sticky.add(sticky[here])
-                if any_exposed:
-                    sums.exposed.add(sticky[here][exposed[here]])
-                if table.weights[int(cell[start])] is not None:
-                    self._check_assignment(columns, rows[here], int(cell[start]), seen)
-            self._note_pins(sums, pins[here], offset[here], its_pane)
-            if arm == "canary":
-                self._note_worst(columns, rows[here], code[here], offset[here], sums)
-        if columns.query:
-            self._note_probes(columns, rows, pane, cell, code, of)
-        if not columns.lean:
-            self._note_details(columns, rows, pane, cell, code, offset, of)
-
-    def _note_labels(self, first: int, columns: Columns, labels: Ints, pane: Ints, cell: Ints, of: Place) -> None:
-        """List labels in their panes, each (pane, cell) in offset order: who they are of is known to the gate alone."""
-        table, pin_names = self._table, self._table.pin_names
-        order, starts, ends = _by_cell(pane, cell, len(table.cells))
-        at, pane, cell = labels[order], pane[order], cell[order]
-        code = columns.code[at]
-        rows = np.zeros(len(at), ROW)
-        rows["request"] = [hash_of(columns.events[i].labels_event_id) for i in at.tolist()]
-        rows["offset"] = columns.row[at] + first
-        rows["delta_s"], rows["coverage"] = columns.delta_s[at], columns.coverage[at]
-        rows["spoken"] = table.spoken[code]
-        tagged = np.isin(at, np.fromiter(columns.query, np.int64, len(columns.query)))
-        rows["run"] = np.where(tagged, table.run[code], -1)
-        rows["query"] = [columns.query.get(i, 0) for i in at.tolist()]
-        sets = table.pins[code]
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            unit, arm, place = table.cells[int(cell[start])]
-            here, seen = rows[start:end], of(int(pane[start]), unit)
-            seen.saw(int(here["offset"][0]), int(here["offset"][-1]))
-            into = seen.labels_of(arm, _LABELLED[place])
-            # In the order of offsets: the first sets are listed, however the log was cut into runs.
-            index = {name: into.set_of(pin_names[name]) for name in dict.fromkeys(sets[start:end].tolist())}
-            here["pins"] = [index[name] for name in sets[start:end].tolist()]
-            names = [columns.event_id(i) for i in at[start:end].tolist()] if arm == "canary" else []
-            into.add(here, names)
-
-    def _counters(self, columns: Columns, rows: Ints, code: Ints) -> Ints:
-        """One row of counters an event."""
-        table = self._table
-        counters = table.untagged[code]
-        if columns.query:
-            probes = np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))
-            counters[probes] = table.tagged[code[probes]]
-        request, measured = table.request[code], table.measured[code]
-        cost = columns.cost[rows]
-        has_cost = request & ~np.isnan(cost)
-        high, low = cost_parts(np.where(has_cost, cost, 0.0))
-        counters[:, _COST[0]] = has_cost & table.solved_known[code]
-        counters[:, _COST_KNOWN] = has_cost
-        counters[:, _COST[1]] = high
-        counters[:, _COST[2]] = low
-        solved = table.solved[code]
-        counters[:, _SOLVED_COST] = high * solved
-        counters[:, _SOLVED_COST + 1] = low * solved
-        for at, part in enumerate(square_parts(np.where(has_cost, cost, 0.0))):
-            counters[:, _SQUARE + at] = part
-        coverage = columns.coverage[rows]
-        has_coverage = measured & ~np.isnan(coverage)
-        counters[:, _COVERAGE[0]] = has_coverage
-        counters[:, _COVERAGE[1]] = np.rint(np.where(has_coverage, coverage, 0.0) * float(1 << COVERAGE_BITS))
-        return counters
-
-    def _note_worst(self, columns: Columns, rows: Ints, code: Ints, offset: Ints, sums: Sums) -> None:
-        """Keep the worst events of each metric, so that a failed gate can name them."""
-        table = self._table
-        request, measured = table.request[code], table.measured[code]
-        for metric, badness, sign in (
-            ("delta_s", _only(columns.delta_s[rows], measured), 1.0),
-            ("coverage", _only(-columns.coverage[rows], measured), -1.0),
-            ("latency", _only(columns.latency[rows], request), 1.0),
-            ("cost", _only(columns.cost[rows], request), 1.0),
-            ("error", table.errors[code], 1.0),
-            ("tool", table.tool_failures[code], 1.0),
-            ("lambda", table.flips[code], 1.0),
-            ("reason", table.reason_failures[code], 1.0),
-            ("reason_in_full", table.reasons_in_full[code], 1.0),
-        ):
-            known = sums.worst.get(metric, [])
-            # Of equal ones the first is kept, and these come later.
-            least = known[-1].badness if len(known) == WORST else -math.inf
-            # fmax passes NaN over; with nothing but NaN there is nothing to keep.
-            if np.fmax.reduce(badness) > least:
-                found = [
-                    Worst(
-                        float(badness[i]),
-                        float(badness[i]) * sign,
-                        self._state.partition,
-                        int(offset[i]),
-                        columns.event_id(int(rows[i])),
-                    )
-                    for i in worst_rows(badness)
-                ]
-                sums.note_worst(metric, found)
-
-    def _check_assignment(self, columns: Columns, rows: Ints, cell: int, seen: PaneUnit) -> None:
-        """Count traffic that the hash of its sticky id would have sent to the other arm, at each stage's weight."""
-        unit, arm, _ = self._table.cells[cell]
-        weights = np.array(self._table.weights[cell])
-        flag = unit.split("|", 1)[0]
-        buckets = np.array([bucket(flag, columns.events.sticky_id(i)) for i in rows.tolist()])
-        wrong = (buckets[:, None] >= weights) if arm == "canary" else (buckets[:, None] < weights)
-        seen.details().misplace(arm, wrong.sum(axis=0).tolist())
-
-    def _note_details(
-        self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints, offset: Ints, of: Place
-    ) -> None:
-        """Note findings of single rows: manifest hashes, cache namespaces, tools."""
-        table = self._table
-        hashes = table.hash[code]
-        known = np.flatnonzero(hashes >= 0)
-        if len(known):
-            facts = np.stack([pane[known], cell[known], hashes[known]])
-            _, first, counts = np.unique(facts, axis=1, return_index=True, return_counts=True)
-            by_offset = sorted(zip(offset[known[first]].tolist(), known[first].tolist(), counts.tolist(), strict=True))
-            for _, at, count in by_offset:
-                unit = table.cells[int(cell[at])][0]
-                of(int(pane[at]), unit).details().see_hash(table.hash_names[int(hashes[at])], count)
-        in_order = np.argsort(offset, kind="stable")
-        told = table.request[code] & columns.detailed[rows]
-        for at in in_order[told[in_order]].tolist():
-            event = columns.events[int(rows[at])]
-            unit, _, source = table.cells[int(cell[at])]
-            if source == CLIENT or (event.cache_namespace is None and not event.tools):
-                continue
-            detail = of(int(pane[at]), unit).details()
-            if event.cache_namespace is not None:
-                detail.see_namespace(event.cache_namespace, [table.pin_names[int(table.pins[code[at]])]])
-            if event.tools:
-                self._note_tools(detail, event, int(offset[at]))
-
-    def _note_tools(self, detail: Detail, event: Any, offset: int) -> None:
-        calls: Counter[tuple[str, str]] = Counter()
-        partition = self._state.partition
-        for tool in event.tools:
-            if tool.args_hash is not None:
-                calls[tool.name, tool.args_hash] += 1
-            if tool.idempotency_key is not None and tool.effect_id is not None:
-                detail.effects.add(hash_of(tool.idempotency_key), hash_of(tool.effect_id))
-            if tool.write and tool.idempotency_key is None:
-                detail.unfenced.add(partition, offset, shortened(tool.name))
-        for (name, _), count in calls.items():
-            if count >= TOOL_LOOP:
-                detail.tool_loops.add(partition, offset, shortened(name))
-
-    def _note_pins(self, sums: Sums, pins: Ints, offset: Ints, pane: int) -> None:
-        if (pins == pins[0]).all():
-            found, first, counts = pins[:1], np.zeros(1, np.int64), np.array([len(pins)])
-        else:
-            found, first, counts = np.unique(pins, return_index=True, return_counts=True)
-        for name, at, count in sorted(zip(found.tolist(), first.tolist(), counts.tolist(), strict=True), key=_by_first):
-            if name >= 0:
-                where = (pane, self._state.partition, int(offset[at]))
-                sums.see_pins(self._table.pin_names[name], count, where)
-
-    def _note_probes(self, columns: Columns, rows: Ints, pane: Ints, cell: Ints, code: Ints, of: Place) -> None:
-        table = self._table
-        for at in np.flatnonzero(np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))).tolist():
-            state = int(table.state[code[at]])
-            if state:
-                unit, arm, source = table.cells[int(cell[at])]
-                sums = of(int(pane[at]), unit).of(arm).of(source)
-                sums.probe(columns.query[int(rows[at])], int(table.run[code[at]]), state)
-
     def _pane(self, index: int) -> Pane:
         return self._state.open.setdefault(index, Pane())
 
@@ -655,6 +449,7 @@ class SourcePartition:
         """Close panes below each of the rising ``steps``: one partial a pane with content, and one at each end."""
         state = self._state
         partials = []
+        yield from self._rows.sum_slices(self._of)
         for closed in steps:
             last = closed - 1
             for index in sorted({i for i in state.open if i < closed} | {last}):
@@ -676,14 +471,20 @@ class SourcePartition:
                     )
                 )
                 state.closed = index + 1
-        if steps:
-            partials[0].losses, state.losses = state.losses, []
-            self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}
+        partials[0].losses, state.losses = state.losses, []
+        self._seen = {pane: seen for pane, seen in self._seen.items() if pane >= state.closed}
+        self._rows.forget(state.closed)
         return partials
 
 
 def _portions(values: Sequence[bytes | None], start: int, most: Callable[[], int]) -> Iterator[tuple[int, int]]:
     """Yield the portions of a run from ``start`` on: none takes much or has more than ``most`` records."""
+    if sum(map(len, filter(None, values))) <= STEP_BYTES:
+        at = start
+        while at < len(values):
+            begin, at = at, min(at + most(), len(values))
+            yield begin, at
+        return
     upto = np.cumsum([len(value) if value else 0 for value in values[start:]])
     at = 0
     while at < len(upto):
@@ -694,38 +495,8 @@ def _portions(values: Sequence[bytes | None], start: int, most: Callable[[], int
         at = end
 
 
-def shortened(text: str) -> str:
-    """A name as findings show it."""
-    return text[:100]
-
-
 def _tally(one: Ints, other: Ints) -> list[tuple[tuple[int, int], int]]:
     if not len(one):
         return []
     pairs, counts = np.unique(np.stack([one, other]), axis=1, return_counts=True)
     return [((int(a), int(b)), int(n)) for (a, b), n in zip(pairs.T, counts, strict=True)]
-
-
-def _by_cell(pane: Ints, cell: Ints, cells: int) -> tuple[Ints, Ints, Ints]:
-    """The order of rows by (pane, cell), and where each pair's rows begin and end in it."""
-    order = np.argsort((pane - pane.min()) * cells + cell, kind="stable")
-    pane, cell = pane[order], cell[order]
-    starts = np.flatnonzero((np.diff(pane, prepend=pane[0] - 1) != 0) | (np.diff(cell, prepend=cell[0]) != 0))
-    return order, starts, np.append(starts[1:], len(order))
-
-
-def _those(ids: Ids, keep: NDArray[np.bool_]) -> Ids:
-    return ids if keep.all() else ids[keep]
-
-
-def _present(values: NDArray[np.float64], request: NDArray[np.bool_]) -> NDArray[np.float64]:
-    keep = request & ~np.isnan(values)
-    return values if keep.all() else values[keep]
-
-
-def _only(values: NDArray[np.float64], keep: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return values if keep.all() else np.where(keep, values, np.nan)
-
-
-def _by_first(found: tuple[int, int, int]) -> int:
-    return found[1]

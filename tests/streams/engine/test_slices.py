@@ -17,6 +17,7 @@ from tests.streams.events import CLOCKWORK, LATENESS, NOON, PANE, RAMP, flags, f
 from tidegate.gates.codec import StateCodec
 from tidegate.gates.machine import Machine
 from tidegate.gates.ramp import Ramp
+from tidegate.gates.sums import Sums
 from tidegate.gates.window import PaneUnit
 from tidegate.schemas.decision import OperationBy
 from tidegate.schemas.timeline import Revision, Timeline
@@ -45,13 +46,17 @@ class Work:
     """Counts what is done for single units; ``most``: in one slice."""
 
     def __init__(self) -> None:
-        self.done = self.most = 0
+        self.done = self.most = self.summed = 0
 
     def one(self, *_: object) -> None:
         self.done += 1
 
     def begin(self) -> None:
-        self.done = self.most = 0
+        self.done = self.most = self.summed = 0
+
+    def sum(self, *_: object) -> None:
+        self.one()
+        self.summed += 1
 
     def stop(self) -> None:
         self.most, self.done = max(self.most, self.done), 0
@@ -95,6 +100,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         (windows, "machine"),
     ):
         counted(owner, name)
+    count = Sums.count
+
+    def summed(sums: Sums, row: list[int]) -> None:
+        work.sum()
+        count(sums, row)
+
+    monkeypatch.setattr(Sums, "count", summed)
     # The codecs of whole states, whose units are bytes by then, do nothing for a single one.
     units = (gate_log.unit_codec, windows._unit_codec)
     for name in ("dump", "load"):
@@ -265,24 +277,40 @@ def test_records_that_are_all_of_other_units_are_taken_a_few_at_a_time(monkeypat
     assert len(sizes) - len(dear) < 12
 
 
-@pytest.mark.parametrize("regions", [1, 100, 300, 1000])
-def test_a_step_has_so_many_combinations_of_fields_however_many_units_there_are(
-    monkeypatch: pytest.MonkeyPatch, regions: int
-) -> None:
-    """What a slice does grows with them; records of few units are still taken in as many at a time as ever."""
-    met: list[tuple[int, int]] = []
+def test_records_of_many_units_are_taken_in_as_many_at_a_time_as_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once their combinations of fields are known."""
+    met: list[int] = []
 
     def decode(values: list[bytes | None], *rest: Any) -> columns.Columns:
-        decoded = columns.decode(values, *rest)
-        met.append((len(values), len(set(decoded.code.tolist()))))
-        return decoded
+        met.append(len(values))
+        return columns.decode(values, *rest)
 
     monkeypatch.setattr(panes, "decode", decode)
-    values = [record(event_id=f"{n}", region=f"r{n % regions}") for n in range(16 * panes.STEP)]
+    values = [record(event_id=f"{n}", region=f"r{n % 1000}") for n in range(8 * panes.STEP)]
     fresh().step(Run(0, values))
-    settled = met[len(met) // 2 : -1]
-    assert max(combinations for _, combinations in settled) <= panes.DEAR_STEP
-    assert regions > panes.DEAR_STEP or {size for size, _ in settled} == {panes.STEP}
+    assert set(met[-4:-1]) == {panes.STEP}
+
+
+def test_each_unit_is_summed_once_however_many_steps_its_rows_came_in(work: Work) -> None:
+    """What a unit costs in a pane does not grow with the rows, nor with how they are fetched."""
+    units, rounds = 50, 6
+    values = [record(event_id=f"{n}/{unit}", region=f"r{unit}") for n in range(rounds) for unit in range(units)]
+    state = fresh()
+    for at in range(0, len(values), units):
+        state.step(Run(at, values[at : at + units]))
+    work.begin()
+    state.step(Run(len(values), [LAST]))
+    assert work.summed == units
+
+
+@pytest.mark.parametrize("many", [40, 400])
+def test_rows_that_are_held_are_no_more_than_so_many(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    monkeypatch.setattr(panes, "HELD", 100)
+    state, held = fresh(), set[int]()
+    for n in range(many):
+        state.step(Run(n, [record(event_id=f"{n}")]))
+        held.add(len(state._rows))
+    assert max(held) == min(many - 1, 99)
 
 
 class Name(str):
