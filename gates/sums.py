@@ -6,6 +6,7 @@ are merged in a fixed order, so the sums of a window depend on its events alone.
 
 from collections.abc import Iterable
 from fractions import Fraction
+from operator import attrgetter
 
 import msgspec
 import numpy as np
@@ -116,6 +117,9 @@ class Worst(msgspec.Struct, array_like=True):
         return -self.badness, self.partition, self.offset
 
 
+_rank = attrgetter("rank")
+
+
 class PinSet(msgspec.Struct, array_like=True):
     """The count of one set of pins, and its first place: (pane, partition, offset)."""
 
@@ -205,7 +209,10 @@ class Sums(msgspec.Struct, array_like=True):
 
     def note_worst(self, metric: str, found: list[Worst]) -> None:
         """Keep the worst of these and of those known."""
-        self.worst[metric] = sorted([*self.worst.get(metric, ()), *found], key=lambda w: w.rank)[:WORST]
+        known = [*self.worst.get(metric, ()), *found]
+        if len(known) > 1:
+            known.sort(key=_rank)
+        self.worst[metric] = known[:WORST]
 
     @property
     def cost(self) -> float:

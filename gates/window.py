@@ -37,7 +37,10 @@ class Arm(msgspec.Struct, array_like=True):
 
     def of(self, source: str) -> Sums:
         """Return the sums of one source, made on first use."""
-        return self.sources.setdefault(source, Sums())
+        known = self.sources.get(source)
+        if known is None:  # setdefault would make one that is thrown away, each time
+            known = self.sources[source] = Sums()
+        return known
 
     def merge(self, other: "Arm") -> None:
         """Add another span's sums."""
@@ -197,7 +200,10 @@ class PaneUnit(msgspec.Struct, array_like=True):
 
     def of(self, arm: str) -> Arm:
         """Return one arm, made on first use."""
-        return self.arms.setdefault(arm, Arm())
+        known = self.arms.get(arm)
+        if known is None:
+            known = self.arms[arm] = Arm()
+        return known
 
     def labels_of(self, arm: str, source: str) -> Labels:
         """Return the labels of one arm and source, made on first use."""

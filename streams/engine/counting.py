@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tidegate.gates.arrays import Floats, Ids, Ints
 from tidegate.gates.labels import ROW
-from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, WORST, Worst, cost_parts, square_parts, worst_rows
+from tidegate.gates.sums import COUNTERS, COVERAGE_BITS, WORST, Sums, Worst, cost_parts, square_parts, worst_rows
 from tidegate.gates.window import CLIENT, LABELS, REQUEST_SOURCES, Detail, PaneUnit
 from tidegate.schemas.assignment import bucket
 from tidegate.streams.engine.columns import Columns
@@ -231,6 +231,7 @@ class Rows:
         code, panes, cells = numbers.code[at], numbers.pane[at[starts]], numbers.cell[at[starts]]
         bars = np.full((METRICS, len(panes)), -math.inf) if least is None else least.of(panes, cells)
         request, measured = table.request[code], table.measured[code]
+        found_sums: dict[int, Sums] = {}
         for place, (metric, badness, sign) in enumerate(
             (
                 ("delta_s", _only(numbers.delta_s[at], measured), 1.0),
@@ -249,8 +250,10 @@ class Rows:
             most = np.fmax.reduceat(badness, starts)
             for group in np.flatnonzero(most > bars[place]).tolist():
                 pane, cell = int(panes[group]), int(cells[group])
-                unit, arm, source = table.cells[cell]
-                sums = of(pane, unit).of(arm).of(source)
+                sums = found_sums.get(group)
+                if sums is None:
+                    unit, arm, source = table.cells[cell]
+                    sums = found_sums[group] = of(pane, unit).of(arm).of(source)
                 here = slice(int(starts[group]), int(ends[group]))
                 known = sums.worst.get(metric, [])
                 if len(known) < WORST or most[group] > known[-1].badness:
@@ -262,7 +265,7 @@ class Rows:
                             int(numbers.offset[at[i]]),
                             columns.event_id(int(rows[at[i]])),
                         )
-                        for i in (here.start + one for one in worst_rows(badness[here]))
+                        for i in _worst_of(badness, here)
                     ]
                     sums.note_worst(metric, found)
                     known = sums.worst[metric]
@@ -543,6 +546,13 @@ def by_cell(pane: Ints, cell: Ints) -> tuple[Ints, Ints, Ints]:
 def shortened(text: str) -> str:
     """A name as findings show it."""
     return text[:100]
+
+
+def _worst_of(badness: Floats, here: slice) -> list[int]:
+    """Return which rows of a group are its worst."""
+    if here.stop - here.start == 1:
+        return [here.start]  # it was found to be bad
+    return [here.start + one for one in worst_rows(badness[here])]
 
 
 def _only(values: Floats, keep: Flags) -> Floats:

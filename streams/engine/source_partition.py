@@ -62,7 +62,10 @@ class Pane(msgspec.Struct, array_like=True):
 
     def of(self, unit: str) -> PaneUnit:
         """One unit, made on first use."""
-        return self.units.setdefault(unit, PaneUnit())
+        known = self.units.get(unit)
+        if known is None:
+            known = self.units[unit] = PaneUnit()
+        return known
 
     def bury(self, unit: str | None) -> None:
         """Count a dead letter; of very many names the later ones are nobody's, and count for no unit."""
@@ -443,7 +446,10 @@ class SourcePartition:
         return np.array(fresh, np.int64)
 
     def _pane(self, index: int) -> Pane:
-        return self._state.open.setdefault(index, Pane())
+        known = self._state.open.get(index)
+        if known is None:
+            known = self._state.open[index] = Pane()
+        return known
 
     def _close(self, steps: list[int]) -> Generator[None, None, list[Partial]]:
         """Close panes below each of the rising ``steps``: one partial a pane with content, and one at each end."""
