@@ -15,7 +15,7 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 CONVENTIONAL = {"command", "log"}
 """Names that a module may have for itself: a subcommand, which is found by its module's name, and a logger."""
 LINES_MAX = 400
-LONG_CLASSES = {"SourcePartition", "GatePartition", "Machine", "Worker"}
+LONG_CLASSES = {"GatePartition", "Machine", "Worker"}
 PRONOUNS = re.compile(r"(What|Whether|Where|How|Those|Which|Who|Whose|That|As)\b")
 BANNED = re.compile(
     r"(?<!there )\bis no (?!longer\b|more\b|evidence\b)|\banew\b|cannot be had|taken up|in haste|since ever"

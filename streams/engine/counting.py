@@ -23,7 +23,7 @@ from tidegate.streams.engine.columns import Columns
 from tidegate.streams.engine.event_classes import EventClasses, hash_of
 from tidegate.streams.engine.slices import Slices
 
-HELD = 1 << 15
+ROWS_HELD = 1 << 15
 """Rows of one partition that are held, 74 bytes each, before they are summed."""
 METRICS = 9
 """Metrics that the worst events are kept of."""
@@ -39,7 +39,7 @@ Place = Callable[[int, str], PaneUnit]
 
 
 @dataclass(frozen=True)
-class Known:
+class Meanings:
     """Meanings that combinations of fields had when rows were taken in, whatever becomes of the table since.
 
     Lists and arrays of one table that was not emptied in between are those of the last one, or begin them.
@@ -58,7 +58,7 @@ class Known:
 
     @classmethod
     def of(cls, table: EventClasses) -> Self:
-        """Those that the table has now."""
+        """Take what the table says now."""
         return cls(*(getattr(table, field.name) for field in fields(cls)))
 
 
@@ -117,7 +117,7 @@ class Rows:
 
     def __init__(self, partition: int, table: EventClasses) -> None:
         self._partition, self._table = partition, table
-        self._held: list[tuple[Known, list[Numbers]]] = []
+        self._held: list[tuple[Meanings, list[Numbers]]] = []
         self._len = 0
         self._cells = _Cells(table)
         self._least = _Least()
@@ -130,7 +130,7 @@ class Rows:
         numbers = self._note(first, columns, rows, pane, cell, of, self._least)
         if numbers is None:
             return
-        known = Known.of(self._table)
+        known = Meanings.of(self._table)
         if self._held and self._held[-1][0].cells is known.cells:
             self._held[-1] = known, [*self._held[-1][1], numbers]
         else:
@@ -141,7 +141,7 @@ class Rows:
         """Count rows at once, where ``of`` says."""
         numbers = self._note(first, columns, rows, pane, cell, of, None)
         if numbers is not None:
-            for _ in _summed(numbers, Known.of(self._table), self._partition, of):
+            for _ in _summed(numbers, Meanings.of(self._table), self._partition, of):
                 pass
 
     def sum_slices(self, of: Place) -> Slices[None]:
@@ -392,7 +392,7 @@ class _Least:
         return known
 
 
-def _summed(numbers: Numbers, known: Known, partition: int, of: Place) -> Slices[None]:
+def _summed(numbers: Numbers, known: Meanings, partition: int, of: Place) -> Slices[None]:
     """Add rows to their panes, one (pane, cell) after the other, each in offset order."""
     order, starts, ends = by_cell(numbers.pane, numbers.cell)
     numbers = numbers.at(order)
@@ -458,7 +458,7 @@ class _Classes:
     uniform: list[bool]
 
     @classmethod
-    def of(cls, numbers: Numbers, known: Known, starts: Ints, ends: Ints) -> "_Classes":
+    def of(cls, numbers: Numbers, known: Meanings, starts: Ints, ends: Ints) -> "_Classes":
         """The combinations of rows that stand in groups."""
         codes = 2 * len(known.request)
         group = np.repeat(np.arange(len(starts)), ends - starts)
@@ -489,7 +489,7 @@ class _Classes:
                 yield pins, count, first
 
 
-def _counters(numbers: Numbers, known: Known, classes: _Classes, starts: Ints) -> Ints:
+def _counters(numbers: Numbers, known: Meanings, classes: _Classes, starts: Ints) -> Ints:
     """One row of counters a group: what its combinations of fields count for, and what is in its columns."""
     counted = np.where(classes.probe[:, None], known.tagged[classes.code], known.untagged[classes.code])
     counters: Ints = np.add.reduceat(counted * classes.count[:, None], classes.starts, axis=0)
@@ -505,12 +505,12 @@ def row_counters(columns: Columns, rows: Ints, table: EventClasses) -> Ints:
     if columns.query:
         probes = np.isin(rows, np.fromiter(columns.query, np.int64, len(columns.query)))
         counters[probes] = table.tagged[code[probes]]
-    for place, values in _counted_columns(Known.of(table), code, columns.cost[rows], columns.coverage[rows]):
+    for place, values in _counted_columns(Meanings.of(table), code, columns.cost[rows], columns.coverage[rows]):
         counters[:, place] = values
     return counters
 
 
-def _counted_columns(known: Known, code: Ints, cost: Floats, coverage: Floats) -> Iterator[tuple[int, Ints | Flags]]:
+def _counted_columns(known: Meanings, code: Ints, cost: Floats, coverage: Floats) -> Iterator[tuple[int, Ints | Flags]]:
     """Yield what rows count for by their columns: which counter, and its values."""
     has_cost = known.request[code] & ~np.isnan(cost)
     if has_cost.any():

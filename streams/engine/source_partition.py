@@ -16,7 +16,7 @@ from tidegate.gates.window import LostRange, PaneUnit
 from tidegate.schemas.clockwork import Clockwork
 from tidegate.schemas.errors import HoleError, StateError
 from tidegate.streams.engine.columns import Columns, decode, whose
-from tidegate.streams.engine.counting import HELD, Rows, Taker
+from tidegate.streams.engine.counting import ROWS_HELD, Rows, Taker
 from tidegate.streams.engine.event_classes import EventClasses, LeftOut
 from tidegate.streams.engine.gate_log import UNTOLD, Loss, Partial, unit_codec
 from tidegate.streams.engine.runs import NEVER, Position, Run
@@ -327,7 +327,7 @@ class SourcePartition:
             state.largest_ts = int(largest[-1])
             if closed[-1] > state.closed:
                 result.partials = yield from self._close(np.unique(closed[closed > state.closed]).tolist())
-            elif len(self._rows) >= HELD:
+            elif len(self._rows) >= ROWS_HELD:
                 yield from self._rows.sum_slices(self._of)
         state.next = first + len(values)
         yield result

@@ -305,7 +305,7 @@ def test_each_unit_is_summed_once_however_many_steps_its_rows_came_in(work: Work
 
 @pytest.mark.parametrize("many", [40, 400])
 def test_rows_that_are_held_are_no_more_than_so_many(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
-    monkeypatch.setattr(panes, "HELD", 100)
+    monkeypatch.setattr(panes, "ROWS_HELD", 100)
     state, held = fresh(), set[int]()
     for n in range(many):
         state.step(Run(n, [record(event_id=f"{n}")]))
