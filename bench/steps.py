@@ -84,7 +84,7 @@ def measure(count: int) -> dict[str, float]:
         (tidegate.streams.engine.source_partition, "decode", "decode to columns"),
         (SourcePartition, "_drop_duplicates", "duplicates"),
         (Rows, "hold", "count into panes"),
-        (Rows, "sum_slices", "sum panes"),
+        (Rows, "sum_slices", "of which sums"),
         (SourcePartition, "_close", "close panes"),
         (Digest, "add", "of which digests"),
     ]
