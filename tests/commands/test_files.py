@@ -56,12 +56,27 @@ READS: dict[tuple[str, str], Read] = {
         EVENTS,
         lambda path: tidegate("backtest", "--manifest", MANIFEST, "--aa", 2, "--events", "none", path),
     ),
+    ("backtest", "--operations"): (
+        OPERATIONS,
+        given("backtest", "--manifest", MANIFEST, "--manifest", MANIFEST, "--events", "events", "--operations"),
+    ),
     ("lint", "--events"): (EVENTS, given("lint", MANIFEST, "--events")),
     ("verify", "decisions"): (DECISIONS.read_bytes().splitlines(), given("verify", "--commands", COMMANDS)),
     ("verify", "--commands"): (COMMANDS.read_bytes().splitlines(), given("verify", DECISIONS, "--commands")),
     ("explain", "--decisions"): (
         DECISIONS.read_bytes().splitlines(),
         given("explain", FIRST["decision_id"], "--decisions"),
+    ),
+    ("history", "--decisions"): (DECISIONS.read_bytes().splitlines(), given("history", "--decisions")),
+    ("report", "source"): (DECISIONS.read_bytes().splitlines(), given("report", "--out", "page")),
+    ("report", "--commands"): (
+        COMMANDS.read_bytes().splitlines(),
+        given("report", DECISIONS, "--out", "page", "--commands"),
+    ),
+    ("report", "--operations"): (OPERATIONS, given("report", DECISIONS, "--out", "page", "--operations")),
+    ("report", "--events"): (
+        EVENTS,
+        given("report", DECISIONS, "--manifest", MANIFEST, "--out", "page", "--events"),
     ),
     ("explain", "decision"): (DECISIONS.read_bytes().splitlines()[:1], given("explain")),
 }
@@ -128,7 +143,7 @@ def test_every_command_reads_every_form_from_a_file_and_from_standard_input(
     reads: tuple[str, str], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines, call = READS[reads]
-    if reads == ("replay", "--operations"):
+    if reads[1] == "--operations":
         # An order in a dump has to fit the time of its record.
         lines = [line.replace(b'"ts": 1', b'"ts": %d' % LATE) for line in lines]
         monkeypatch.setenv("TIDEGATE_UNSIGNED_MANIFEST", "true")
