@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-TREES = {path.relative_to(ROOT): parsed(path) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """Read all modules, once and not before a test asks: so many objects slow down whatever runs meanwhile."""
+    return {path.relative_to(ROOT): parsed(path) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
 
 
 def defined(tree: ast.Module) -> Iterator[str]:
@@ -62,14 +66,14 @@ def documented(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def test_no_name_stands_unused() -> None:
-    known = Counter(name for tree in [*TREES.values(), *map(parsed, OUTSIDE)] for name in used(tree))
-    unused = [f"{path}: {name}" for path, tree in TREES.items() for name in defined(tree) if not known[name]]
+    known = Counter(name for tree in [*trees().values(), *map(parsed, OUTSIDE)] for name in used(tree))
+    unused = [f"{path}: {name}" for path, tree in trees().items() for name in defined(tree) if not known[name]]
     assert [name for name in unused if not name.endswith((": command", "__"))] == []
 
 
 def test_a_public_name_means_one_thing() -> None:
     places: dict[str, set[str]] = defaultdict(set)
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for name in defined(tree):
             if not name.startswith("_") and name not in CONVENTIONAL:
                 places[name].add(str(path))
@@ -77,19 +81,19 @@ def test_a_public_name_means_one_thing() -> None:
 
 
 def test_no_class_is_longer_than_a_reader_can_hold() -> None:
-    classes = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     assert {node.name for node in classes if (node.end_lineno or 0) - node.lineno >= LINES_MAX} == LONG_CLASSES
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_docstrings_begin_with_a_verb_or_a_noun(room: str) -> None:
-    texts = [(f"{path}:{line}", text) for path, tree in TREES.items() for line, text in documented(tree)]
+    texts = [(f"{path}:{line}", text) for path, tree in trees().items() for line, text in documented(tree)]
     assert [(where, text[:60]) for where, text in texts if where.startswith(room) and PRONOUNS.match(text)] == []
 
 
 def test_messages_are_plain_english() -> None:
     banned = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         comments = {text for _, text in documented(tree)}
         for node in ast.walk(tree):
             match node:
