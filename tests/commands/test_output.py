@@ -82,6 +82,10 @@ def calls(broker: str) -> dict[str, list[list[str]]]:
         "report": [[decisions, "--out", "отчёт.html"], ["нет"]],
         "history": [["--decisions", decisions], ["größe", "--decisions", decisions]],
         "verify": [[decisions, "--commands", commands], ["нет"], at],
+        "probe": [["--gold", "größe.yml", "--ask", "модуль:ask", *at], ["--gold", "нет", "--ask", "½"]],
+        "bridge": [["otel", "--mapping", "нет", *at], ["otel", "--mapping", "größe.yml", *at]],
+        "notify": [["größe.yml", "--check", *at], ["нет", *at]],
+        "serve": [["--port", "½"], ["--trusted-keys", "нет", *at]],
         "watch": [[*at, "--once"], [*at, "--once", "--flag", "größe"]],
     }
     return {name: [[name, "--help"], *([name, *more] for more in used[name])] for name in SUBCOMMANDS}

@@ -19,6 +19,7 @@ from tidegate.streams.audit import recorded as past
 from tidegate.streams.audit.conductor import kept_for, resume_point, resumed
 from tidegate.streams.audit.recorded import Recorded
 from tidegate.streams.audit.topic_replay import ReplayRequest
+from tidegate.streams.engine.event_classes import EventClasses
 from tidegate.streams.engine.gate_partition import GatePartition
 from tidegate.streams.engine.runs import Position
 from tidegate.streams.engine.source_partition import SourcePartition
@@ -69,7 +70,7 @@ def test_a_replay_of_everything_reads_no_checkpoint() -> None:
 def test_states_are_taken_up() -> None:
     history: Any = Topics(first=5)
     shape = 0, 1, 1, CLOCK, Timeline()
-    table: Any = None
+    table = EventClasses(Timeline())
     history.retain(gate(0, 1), GatePartition.fresh(*shape).dump())
     history.retain(window(7, 1), SourcePartition.fresh(0, CLOCK, table, 7).dump())
     cut = kept_for(history, SETTINGS, 1_000, print).earliest()

@@ -35,8 +35,8 @@ def test_every_option_that_is_called_like_a_moment_takes_one() -> None:
 
 
 def test_every_option_that_is_called_like_a_length_of_time_takes_one() -> None:
-    called = {(name, one.opts[0]) for name, one in options() if one.opts[0] in ("--wait", "--pane", "--lateness")}
-    assert called == set(DURATIONS)
+    lengths = ("--wait", "--pane", "--lateness", "--every")
+    assert {(name, one.opts[0]) for name, one in options() if one.opts[0] in lengths} == set(DURATIONS)
 
 
 @pytest.mark.parametrize(("command", "option"), TIMES)
