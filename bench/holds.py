@@ -197,7 +197,8 @@ class Harness:
         """Take in all partials that were sent."""
         taken, self.partials = self.partials, []
         for key, value in taken:
-            message = SimpleNamespace(tp=self.gate, offset=self.worker.keepers[self.gate].state.next, key=key)
+            offset = self.worker.keepers[self.gate].state.next
+            message = SimpleNamespace(tp=self.gate, offset=offset, key=key, timestamp=START / 1000)
             await self.worker._guarded(self.worker._gate, SimpleNamespace(value=value, message=message))
 
     async def save(self) -> None:

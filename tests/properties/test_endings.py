@@ -373,7 +373,8 @@ def test_each_row_says_whether_it_ends_by_itself_and_else_by_which_command(name:
         assert "rearm" not in cause.until
     if cause.ends in ("versions", "count", "operator"):
         assert not alone
-        assert "`tidegate rearm {flag}`" in cause.until
+        command = "`tidegate resume {flag} --reason …`" if name == "paused" else "`tidegate rearm {flag}`"
+        assert command in cause.until
     if cause.ends == "manifest":
         assert "a rearm does not end it" in cause.until
         assert "`tidegate publish`" in cause.until
