@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import hashlib
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,8 @@ TURN_SECONDS = 0.05
 """Time that all work together may hold the event loop between two of its turns, but for a slice each."""
 COLLECTION_SECONDS = 0.02
 """A full garbage collection that takes longer is not repeated on what has survived it."""
+COLLECT_SECONDS = 0.5
+"""Work after which the collector is called: where as much is let go of as made, it does not come by itself."""
 HASHED_BYTES = 8 << 20
 YOUNG, MIDDLE, OLD = 2_500, 4, 1
 """When the collector looks at new objects, at those that survived once, and at all: few enough each time, as nobody has
@@ -20,10 +23,12 @@ a turn before it is through, and each object takes it a microsecond."""
 
 
 class _Turns:
-    """Work in this process: how many are at it, and the time of the last turn for the others."""
+    """Work in this process: how many are at it, and the times of the last turn for the others and collection, never
+    where no ``Collector`` is at work."""
 
     at_work = 0
     since = 0.0
+    collected = math.inf
 
 
 async def paced(slices: Slices[T]) -> AsyncIterator[T]:
@@ -38,6 +43,9 @@ async def paced(slices: Slices[T]) -> AsyncIterator[T]:
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 _Turns.since = time.monotonic()
+                if _Turns.since - _Turns.collected >= COLLECT_SECONDS:
+                    gc.collect()
+                    _Turns.collected = time.monotonic()
     finally:
         _Turns.at_work -= 1
 
@@ -81,6 +89,7 @@ class Collector:
         gc.collect()
         gc.set_threshold(YOUNG, MIDDLE, OLD)
         gc.callbacks.append(self.watch)
+        _Turns.collected = time.monotonic()
 
     def watch(self, phase: str, info: dict[str, Any]) -> None:
         """Look at the time that a collection takes; called by it."""

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import gc
+import math
 from collections.abc import Callable, Iterator
 from itertools import count
 from types import SimpleNamespace
@@ -669,6 +670,26 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     gc.callbacks.remove(installed.watch)
     gc.set_threshold(*thresholds)
     gc.unfreeze()
+    turns._Turns.collected = math.inf
+
+
+@pytest.mark.usefixtures("collector")
+def test_where_as_much_is_let_go_of_as_made_the_collector_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python counts what is made less what is freed, so it would wait, and then go through all of it at once."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0)
+    monkeypatch.setattr(turns, "COLLECT_SECONDS", 0)
+    kept = [[n] for n in range(50_000)]
+
+    def replaced() -> Slices[int]:
+        for n in range(len(kept)):
+            kept[n] = [n + 1]
+            if n % 1_000 == 0:
+                yield None
+        yield len(kept)
+
+    gc.collect()
+    assert asyncio.run(result_of(replaced())) == len(kept)
+    assert sum(len(gc.get_objects(younger)) for younger in range(3)) < len(kept) / 10
 
 
 @pytest.mark.usefixtures("collector")
